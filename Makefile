@@ -1,0 +1,37 @@
+# make demo: train, evaluate and report on the embedded digits.  make test: the tests.  Needs Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/.installed
+	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=train
+	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=eval
+
+test: $(VENV)/.installed-dev lint
+	$(RUN) -m pytest
+
+test-all: $(VENV)/.installed-dev lint
+	$(RUN) -m pytest -m ""
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+
+bench: $(VENV)/.installed-dev
+	$(RUN) -m benchmarks.all
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "score_flow needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -1,0 +1,94 @@
+"""Every field of a run, its default and what it means. A recipe starts from here and may add nothing.
+
+A section with a `name` is a component: the name is a file of its folder, the other entries are arguments of that file's
+`build`, and `--help` is not the limit: any argument that `build` takes may be given.
+"""
+
+from ml_collections import ConfigDict
+
+
+def component(name: str, **fields) -> ConfigDict:
+    """A section that names a plug-in file and the arguments of its `build`."""
+    return ConfigDict({"name": name, **fields})
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # every random number of the run is folded from it
+
+    config.path = component("linear")  # the process, score_flow/paths: linear, gvp, vp, subvp, ve, ddpm
+    config.network = component("ncsnpp")  # the network, score_flow/networks: ncsnpp, sit, mlp
+
+    config.model = model = ConfigDict()
+    model.prediction = "velocity"  # the network's output: noise, data, score, scaled_score, velocity, v, edm
+    model.time = "t"  # what the network is told of the time: t, 1-t, log_sigma, sigma, log_snr
+    model.time_scale = 999.0  # ... times this
+    model.input = "none"  # scaling of the network's input: none, 2x-1, unit_variance
+    model.data_std = 0.5  # standard deviation of the data, for unit_variance and edm
+    model.class_conditional = False  # give the labels of the data to the network
+    model.ema_rate = (0.9999,)  # one average of the weights for each rate; evaluation uses the first
+    model.ema_warmup = True  # min(rate, (1 + n)/(10 + n)): short runs are not averaged with their start
+
+    config.data = data = ConfigDict()
+    data.source = component("digits")  # the data set, score_flow/data: digits, arrays, folder, tfds
+    data.centered = True  # pixels in [-1, 1] instead of [0, 1]
+    data.random_flip = False  # mirror images left to right at random
+    data.uniform_dequantization = True  # train on pixels with uniform noise added inside their level
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128  # global: it is divided among all devices of all processes
+    training.n_iters = 100_000  # optimiser steps in all
+    training.n_jitted_steps = 1  # steps in one compiled program; changes speed, not results
+    training.log_freq = 50  # steps between logged losses
+    training.eval_freq = 1000  # steps between losses on a test batch; 0 = never
+    training.snapshot_freq = 50_000  # steps between milestone checkpoints (checkpoints/), all kept; 0 = only at the end
+    training.snapshot_freq_for_preemption = 5000  # steps between resumable checkpoints (checkpoints-meta/), newest two kept
+    training.snapshot_sampling = True  # draw a sheet of samples at each milestone
+    training.weighting = "simple"  # of the squared error: simple (noise), velocity, data, likelihood
+    training.likelihood_weighting = False  # same as weighting = likelihood
+    training.time_sampler = component("uniform")  # law of t: uniform, stratified, grid, log_snr, lognormal
+    training.importance_weighting = False  # same as time_sampler = log_snr: unbiased, less noise with likelihood weighting
+    training.smallest_time = 1e-5  # t is drawn from [smallest_time, largest_time]
+    training.largest_time = 1.0
+    training.reduce_mean = True  # mean of the squared error over pixels instead of half its sum
+    training.label_dropout = 0.0  # probability of hiding a label, for classifier-free guidance
+    training.fsdp = False  # shard parameters, EMA and optimiser state over the devices too
+
+    config.optim = optim = ConfigDict()
+    optim.optimizer = "Adam"  # Adam or AdamW
+    optim.lr = 2e-4  # learning rate after warm-up
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.eps = 1e-8
+    optim.warmup = 5000  # steps over which lr grows linearly from 0
+    optim.grad_clip = 1.0  # largest global norm of the gradient; 0 or less = no limit
+    optim.weight_decay = 0.0
+
+    # the sampler, a file of sampling/: ode, sde, predictor_corrector, ancestral, ddim
+    config.sampling = component("ode", t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4)
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.enable_loss = True  # the loss on the data set, by time
+    evaluation.enable_sampling = True  # draw num_samples samples and compare them with the data
+    evaluation.enable_bpd = True  # bits per dimension by the probability-flow ODE
+    evaluation.jobs = ()  # further jobs, by the name of their file in evaluation/
+    evaluation.batch_size = 128  # global; changes speed, not results
+    evaluation.num_samples = 256
+    evaluation.num_repeats = 1  # passes over the data with new dequantisation noise and probes, for the loss and bpd
+    evaluation.bpd_dataset = "test"  # split that the loss and bpd are computed on: train or test
+    evaluation.begin_ckpt = 0  # first and last milestone to evaluate, counted from 1;
+    evaluation.end_ckpt = 0  # 0 = the newest
+    evaluation.ema = 0  # which EMA rate to evaluate; -1 = the raw weights
+    evaluation.smallest_time = 1e-5  # the likelihood integrates from here to largest_time
+    evaluation.largest_time = 1.0
+    evaluation.probe = "rademacher"  # of the divergence: rademacher, gaussian, exact
+    evaluation.n_probes = 1
+    evaluation.solver = ConfigDict()
+    evaluation.solver.method = "tsit5"  # tsit5, dopri5, dopri8, bosh3, heun, midpoint, ralston, euler
+    evaluation.solver.rtol = 1e-5
+    evaluation.solver.atol = 1e-5
+    evaluation.solver.n_steps = 0  # 0 = adaptive steps; else this many steps on `grid`
+    evaluation.solver.grid = "uniform"  # uniform, quadratic, karras, log_snr
+    evaluation.solver.per_example = True  # adapt the steps of each image alone: results do not depend on the batch
+    evaluation.solver.max_steps = 4096
+    return config

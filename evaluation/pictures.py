@@ -1,0 +1,27 @@
+"""Sheets of images as PNG files."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+def grid(images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0, border: int = 1) -> UInt8[np.ndarray, "H W c"]:
+    """Images side by side, row by row, their levels stretched to 0..255; as square as it gets unless columns is given."""
+    n, h, w, c = images.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    stretched = (images.astype(np.float32) * (255.0 / (levels - 1))).round().astype(np.uint8)
+    sheet = np.full((rows, h + border, columns, w + border, c), 96, np.uint8)
+    for i, image in enumerate(stretched):
+        sheet[i // columns, :h, i % columns, :w] = image
+    return sheet.reshape(rows * (h + border), columns * (w + border), c)[: -border or None, : -border or None]
+
+
+def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0) -> None:
+    """Write a sheet; small images are enlarged by whole factors, so that pixels stay square."""
+    sheet = grid(images, levels, columns)
+    zoom = max(1, 32 // images.shape[1])
+    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(file)

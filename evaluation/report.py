@@ -1,0 +1,225 @@
+"""One run on one page: a self-contained HTML file of its figures, samples and settings."""
+
+import itertools
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from evaluation import figures, page
+from evaluation.page import Images
+from score_flow.record import read_lines
+
+N_TRAJECTORIES, N_EXTREMES = 8, 16
+
+
+class Record(NamedTuple):
+    """What there is of a run; what is missing is empty."""
+
+    name: str
+    config: dict[str, Any]  # flat: {"path.name": "vp", ...}
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    parameters: str
+    results: dict[str, dict[str, Any]]  # by job
+    split: str | None  # that `real` is from
+    evaluation: Path
+    real: Images
+    levels: int
+    facts: dict[str, str]
+
+    def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
+        """The arrays of a job, {} without them."""
+        path = self.evaluation / job / file
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dict[str, str]) -> Path:
+    """Write workdir/report.html, whole or not at all: training in workdir, results in evaluation, some test images.
+
+    Every input may be missing: the page then does without it. Returns the file.
+    """
+    record = Record(
+        name=workdir.resolve().name,
+        config=flatten(_json(workdir / "config.json")),
+        rows=read_lines(workdir / "metrics.jsonl"),
+        parameters=_text_of(workdir / "parameters.txt"),
+        results={file.parent.name: _json(file) for file in sorted(evaluation.glob("*/result.json"))},
+        split=_json(evaluation / "results.json").get("data"),
+        evaluation=evaluation, real=real, levels=levels, facts=facts,
+    )  # fmt: skip
+    sections = (samples(record), trajectory(record), training(record), likelihood(record), tables(record))
+    html = page.document(record.name, _subtitle(record), cards(record), "".join(sections))
+    file, temporary = workdir / "report.html", workdir / "report.html.tmp"
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, file)
+    return file
+
+
+def cards(record: Record) -> list[str]:
+    """The headline figures."""
+    bits, drawn = record.results.get("likelihood", {}), record.results.get("samples", {})
+    found = []
+    if "bits_per_dim" in bits:
+        found.append(page.card("bits / dim", f"{bits['bits_per_dim']:.3f}", _error(bits), _images_of(bits)))
+    for key, name, real, split, digits in (
+        ("frechet_distance", "Fréchet distance", "frechet_distance_train", "training", ".3g"),
+        ("classifier_confidence", "classifier confidence", "classifier_confidence_test", "test", ".1%"),
+    ):
+        if key in drawn:
+            reference = f"{split} images: {drawn[real]:{digits}}" if real in drawn else ""
+            found.append(page.card(name, f"{drawn[key]:{digits}}", "", reference))
+    if "network_calls_per_batch" in drawn:
+        found.append(page.card("network calls", f"{drawn['network_calls_per_batch']:.0f}", "", "per batch of samples"))
+    if seconds := training_seconds(record.rows):
+        found.append(
+            page.card("training", page.duration(seconds), "", f"{max(row['step'] for row in record.rows):,} steps")
+        )
+    if total := re.search(r"Total: ([\d,]+)", record.parameters):
+        found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), "", total[1]))
+    return found
+
+
+def samples(record: Record) -> str:
+    """As many samples as real images, side by side."""
+    image, real = record.arrays("samples", "samples.npz").get("image", record.real[:0]), record.real
+    if not len(image):
+        return ""
+    most = int(np.clip(page.SHEET // image.shape[2], 2, 10)) ** 2
+    n = min(most, len(image), len(real) or most)
+    sheets = [
+        page.sheet(image[:n], record.levels, f"{n} samples of the model", f"Samples: the first {n} of {len(image):,}")
+    ]
+    if len(real):
+        spread = np.linspace(0, len(real) - 1, n).astype(int)  # a split may be in order of class
+        sheets.append(page.sheet(real[spread], record.levels, f"{n} images of the test set", "Test images"))
+    features = record.results.get("samples", {}).get("features")
+    return page.section(
+        "Samples", page.pair(*sheets), note=f"Features of the Fréchet distance: {features}." if features else ""
+    )
+
+
+def trajectory(record: Record) -> str:
+    """x(t) and E[x(0) | x(t)] of some samples at some times."""
+    arrays = record.arrays("trajectory", "trajectory.npz")
+    sheets = []
+    for name, what in (("image", "State x(t)"), ("x0", "Denoised estimate E[x(0) | x(t)]")):
+        if name in arrays and "t" in arrays:
+            rows = np.swapaxes(arrays[name][:, :N_TRAJECTORIES], 0, 1)  # one row a sample
+            images = rows.reshape(-1, *rows.shape[2:])
+            alt = f"{what} of {len(rows)} samples, one a row, at {len(arrays['t'])} times from noise to data"
+            sheets.append(page.sheet(images, record.levels, alt, what, heads=[f"{t:.2f}" for t in arrays["t"]]))
+    return page.section(
+        "From noise to data", page.pair(*sheets), note="The time t is above each column: 1 is noise, 0 data."
+    )
+
+
+def training(record: Record) -> str:
+    """Losses over steps and over time."""
+    (step, loss), (test_step, test_loss) = _series(record.rows, "loss"), _series(record.rows, "test_loss")
+    plots = []
+    if len(step) or len(test_step):
+        curves = figures.loss_curves(step, loss, test_step, test_loss)
+        plots.append(page.picture(curves, "Curves of training and test loss over steps", "Loss over training"))
+    result = record.results.get("loss", {})
+    if any(value is not None for value in result.get("by_time", [])):
+        mean = f": mean {result['loss']:.4g} {_error(result)} over {_images_of(result)}" if "loss" in result else ""
+        bars = figures.loss_by_time(result["by_time"])
+        plots.append(page.picture(bars, "Bars of the mean loss in bins of time", f"Loss by time{mean}"))
+    return page.section("Training", page.pair(*plots))
+
+
+def likelihood(record: Record) -> str:
+    """How bits per dimension are distributed; which images are the most and the least likely."""
+    bits = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
+    if not bits.size or not np.isfinite(bits).all():
+        return ""
+    bits = bits.mean(axis=0)
+    caption = f"Bits per dimension of {len(bits):,} images"
+    plot = page.picture(figures.histogram(bits, "bits / dim"), "Histogram of bits per dimension over images", caption)
+    split = record.results.get("likelihood", {}).get("split")
+    # Bits of another split say nothing about the images that we have.
+    return page.section(
+        "Likelihood", page.pair(plot, extremes(record, bits) if split == (record.split or split) else "")
+    )
+
+
+def extremes(record: Record, bits: Float[np.ndarray, "n"]) -> str:
+    """The most and the least likely of the first images of the split."""
+    n = min(len(bits), len(record.real))
+    order, k = np.argsort(bits[:n]), min(N_EXTREMES, n // 2)
+    sheets = []
+    for which, chosen in (("most", order[:k]), ("least", order[::-1][:k])):
+        if k:
+            low, high = sorted((bits[chosen[0]], bits[chosen[-1]]))
+            caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
+            sheets.append(
+                page.sheet(record.real[chosen], record.levels, f"The {which} likely images", caption, columns=8)
+            )
+    return "".join(sheets)
+
+
+def tables(record: Record) -> str:
+    """Every figure of every job, the facts, the configuration and the parameters."""
+    jobs = page.two_columns(
+        *(page.table(flatten(result), caption=name) for name, result in record.results.items() if result)
+    )
+    setup = [
+        page.table(record.facts) if record.facts else "",
+        page.details("Configuration", page.table(record.config)) if record.config else "",
+        page.details("Parameters", page.preformatted(record.parameters)) if record.parameters else "",
+    ]
+    return page.section("Figures", jobs) + page.section("Setup", *setup)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def training_seconds(rows: list[dict[str, Any]]) -> float:
+    """Seconds of training; the clock starts anew when a run is resumed, so its falls are where segments end."""
+    clock = [row["seconds"] for row in rows if "seconds" in row]
+    return sum((now for now, later in itertools.pairwise([*clock, -1.0]) if later < now), 0.0)
+
+
+def _subtitle(record: Record) -> str:
+    what = {"data.source.name": "", "path.name": " path", "network.name": " network", "model.prediction": " prediction"}
+    parts = [f"{record.config[key]}{noun}" for key, noun in what.items() if key in record.config]
+    parts += [f"step {value}" for key, value in record.facts.items() if key == "step"]
+    return " · ".join(parts)
+
+
+def _images_of(result: dict[str, Any]) -> str:
+    """297 images of digits/test."""
+    return f"{result.get('n_images', 0):,} images of {result.get('split', 'the data')}"
+
+
+def _error(result: dict[str, Any]) -> str:
+    """± the standard error of a result, where it has one."""
+    error = result.get("standard_error", math.nan)
+    return f"± {error:.2g}" if math.isfinite(error) else ""
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the rows that have a finite value of this name."""
+    found = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    return np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], np.float64)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""

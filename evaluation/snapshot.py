@@ -1,0 +1,35 @@
+"""A sheet of samples while a run trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluation.pictures import save_grid
+from sampling.base import Sampler, example_keys
+from score_flow.build import Experiment
+from score_flow.sharding import is_main, place, to_host
+from score_flow.types import Params
+
+STREAM = 4  # of example keys
+
+
+def sheet(run: Experiment, sampler: Sampler, directory: Path, n: int = 36) -> Callable[[int, Params], None]:
+    """(step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows."""
+    n = -(-n // run.mesh.size) * run.mesh.size
+
+    @jax.jit
+    def draw(params, seeds):
+        labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)} if run.labelled else None
+        samples = sampler(example_keys(run.seed, seeds, STREAM), run.model.bind(params, labels), run.image_shape)
+        return run.scaling.quantise(samples.x, run.dequantised)
+
+    def save(step: int, params: Params) -> None:
+        images = to_host(draw(params, place(run.mesh, np.arange(n, dtype=np.uint32))))
+        if is_main():
+            directory.mkdir(parents=True, exist_ok=True)
+            save_grid(directory / f"{step:08d}.png", images, run.scaling.levels)
+
+    return save

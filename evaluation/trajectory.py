@@ -1,0 +1,40 @@
+"""How a few samples come into being: the probability flow and its denoised estimates at some times."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluation.context import Context
+from evaluation.fold import Fold, write_arrays
+from sampling.base import example_keys
+from sampling.ode import Solver, flow
+from score_flow.sharding import place, to_host
+
+STREAM = 3  # the first samples of the sampling job, when its sampler is the flow
+N_TIMES = 10
+
+
+def build(context: Context) -> Fold:
+    """One round: x_t and E[x0 | x_t] of one sample a device (eight at least) at ten times from noise to data."""
+    run = context.run
+    n = -(-8 // run.mesh.size) * run.mesh.size
+    t_min, t_max = context.options.smallest_time, context.options.largest_time
+    times = np.linspace(t_max, t_min, N_TIMES)
+
+    def draw(params, seeds):
+        labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)}
+        denoiser = context.denoiser(params, labels)
+        x = run.model.path.prior_sample(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
+        states, estimates = [x], []
+        for start, end in zip(times[:-1], times[1:], strict=True):
+            estimates.append(denoiser.x0(states[-1], jnp.asarray(start, x.dtype)))
+            states.append(flow(denoiser, states[-1], float(start), float(end), Solver(rtol=1e-3, atol=1e-3))[0])
+        estimates.append(denoiser.x0(states[-1], jnp.asarray(t_min, x.dtype)))
+        return [jnp.stack([run.scaling.quantise(x, run.dequantised) for x in rows]) for rows in (states, estimates)]
+
+    def step(state, round_number):
+        image, x0 = to_host(jax.jit(draw)(context.params, place(run.mesh, np.arange(n, dtype=np.uint32))))
+        write_arrays(context.directory / "trajectory.npz", image=image, x0=x0, t=times)
+        return state
+
+    return Fold(1, lambda: {"done": np.zeros(1)}, step, lambda state: {"n_samples": n, "n_times": N_TIMES})

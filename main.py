@@ -1,0 +1,84 @@
+"""Train, sample and evaluate: python main.py --config=configs/digits.py --workdir=runs/digits --mode=train"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
+EPILOG = """exit codes: 0 done; 2 a mistake in flags, config, data or files (one line says which); 3 the loss or a result was not finite;
+75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on.
+
+several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
+
+"""
+
+
+def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the --config.key=value overrides."""
+    from score_flow.config import explain
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG + explain(), allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="recipe: a Python file with get_config(), e.g. configs/digits.py")
+    parser.add_argument("--workdir", required=True, help="folder of the run; the same folder goes on where it stopped")
+    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="train; eval: loss, samples, bits/dim, report; sample: samples only")
+    parser.add_argument("--eval_folder", default="eval", help="sub-folder of workdir for results (default: eval)")
+    known, rest = parser.parse_known_args(argv)
+    return known, rest
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Build what the config says and do what the mode says."""
+    from score_flow.config import load
+
+    config = load(options.config, overrides)  # before jax starts: mistakes are answered at once
+    from score_flow import sharding
+
+    sharding.initialise()
+    from score_flow.build import build_sampler, experiment
+    from score_flow.workdir import Workdir
+
+    with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
+        built = experiment(config)
+        if options.mode == "train":
+            from evaluation.snapshot import sheet
+            from score_flow.train import train
+
+            train(built, config, workdir, sheet(built, build_sampler(config), workdir / "samples"))
+        else:
+            from evaluation.run import SAMPLES_FOLDER, evaluate, jobs
+
+            names, folder = (jobs(config), options.eval_folder) if options.mode == "eval" else (["samples"], SAMPLES_FOLDER)
+            evaluate(built, config, workdir, folder, names)
+
+
+def main(argv: list[str]) -> int:
+    """The exit code of a run; mistakes are one line, not a traceback."""
+    options, overrides = flags(argv)
+    from score_flow.types import NonFinite, Preempted, UserError
+
+    try:
+        run(options, overrides)
+    except UserError as error:
+        return report(error, EXIT_USER_ERROR)
+    except OSError as error:
+        return report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", EXIT_USER_ERROR)
+    except NonFinite as error:
+        return report(error, EXIT_NON_FINITE)
+    except Preempted as error:
+        return report(error, EXIT_PREEMPTED)
+    return 0
+
+
+def report(what: object, code: int) -> int:
+    """Say in one line why the run ends, and return its exit code."""
+    print(f"\n{'stopped' if code == EXIT_PREEMPTED else 'error'}: {what}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

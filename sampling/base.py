@@ -1,0 +1,82 @@
+"""Samplers, kernels, and the one loop that repeats kernels over a time grid."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from score_flow.grid import Intervals
+from score_flow.model import Denoiser
+from score_flow.transition import Gaussian
+from score_flow.types import Images, Key, Keys, Times
+
+
+class Samples(NamedTuple):
+    """A batch of samples, the batched network calls that it took, and which examples a solver finished."""
+
+    x: Images
+    n_evaluations: Int[Array, ""]
+    ok: Bool[Array, "b"]
+
+
+# (keys (b,), denoiser, shape of one example) -> samples. Every key is folded from a global sample index, so neither the
+# batch nor the devices nor an interruption can change a sample.
+Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
+
+# (denoiser, x, s, t) -> the law of x_s given x_t = x, s < t; one network call. A corrector keeps x at t.
+Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian]
+
+
+def example_keys(seed: int, indices: Int[Array, "b"], stream: int = 0) -> Keys:
+    """One key for each global example index; `stream` keeps different uses of the same index apart."""
+    base: Key = jax.random.fold_in(jax.random.key(seed), stream)
+    return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)
+
+
+def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Images:
+    """Standard normal noise of one example's shape for each key, folded with a step number."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
+
+
+def chain(
+    keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals
+) -> Images:
+    """Apply every kernel on each interval (s, t) in turn and return the last mean: the last step adds no noise."""
+
+    def visit(carry, row):
+        x, _ = carry
+        index, (s, t) = row
+        for j, kernel in enumerate(kernels):
+            mean, std = kernel(denoiser, x, s, t)
+            x = mean + std * normal(keys, x.shape[1:], index * len(kernels) + j)
+        return (x, mean), None
+
+    intervals = jnp.asarray(intervals, x.dtype)
+    (_, mean), _ = jax.lax.scan(visit, (x, x), (jnp.arange(len(intervals)), intervals))
+    return mean
+
+
+def chain_sampler(kernels: Sequence[Kernel], times: Callable, t_max: float) -> Sampler:
+    """Draw from the prior at t_max, then `chain` over the intervals that times(path) gives."""
+
+    def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
+        intervals = times(denoiser.path)
+        prior_keys, noise_keys = split(keys)
+        x = denoiser.path.prior_sample(prior_keys, shape, t_max)
+        x = chain(noise_keys, kernels, denoiser, x, intervals)
+        return Samples(x, jnp.asarray(len(intervals) * len(kernels)), finite(x))
+
+    return sample
+
+
+def split(keys: Keys) -> tuple[Keys, Keys]:
+    """Two independent keys for each key: the prior's and the steps'."""
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def finite(x: Images) -> Bool[Array, "b"]:
+    """Which examples hold only finite numbers."""
+    return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)

@@ -1,0 +1,178 @@
+"""From a configuration to the objects of a run: with main.py and train.py the only readers of configs.
+
+The directory is the registry: a component's name is a file of its package that exports `build`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from score_flow.config import ROOT, convert
+from score_flow.data.base import Source
+from score_flow.data.scaling import Scaling, random_flip
+from score_flow.model import Model, Preconditioning
+from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.prediction import PREDICTIONS, edm
+from score_flow.sharding import make_mesh
+from score_flow.times import TIME_SAMPLERS
+from score_flow.training import Preprocess, make_optimiser
+from score_flow.types import Batch, Condition, Images, Key, UserError, check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config decides, built: shared by training, sampling and evaluation."""
+
+    model: Model
+    objective: Objective
+    optimiser: optax.GradientTransformation
+    train_source: Source
+    test_source: Source
+    scaling: Scaling
+    preprocess: Preprocess
+    dequantised: bool  # whether the model's data have noise inside their level
+    mesh: Mesh
+    seed: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.train_source.image_shape
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network is given labels."""
+        return self.model.network.num_classes > 0
+
+
+def available(package: str) -> list[str]:
+    """The plug-ins of a package: the files that export `build`."""
+    files = (ROOT / package.replace(".", "/")).glob("*.py")
+    return sorted(f.stem for f in files if re.search(r"^(build\s*=|def build\b)", f.read_text(), re.MULTILINE))
+
+
+def resolve(package: str, section: ConfigDict, where: str, **context: Any) -> Any:
+    """The `build` of the file that the section names, called with its other entries.
+
+    `context` offers values that the program knows; a build takes those that it has a parameter for and the section is
+    silent about. Raises UserError for an unknown name, argument or type.
+    """
+    kind = package.rpartition(".")[2]
+    check_choice(f"{where}.name ({kind})", section.name, available(package))
+    build = importlib.import_module(f"{package}.{section.name}").build
+    return call(build, section, where, **context)
+
+
+def call(build: Callable, section: ConfigDict, where: str, **context: Any) -> Any:
+    """build(**entries of the section), its arguments checked by name and by the type of their defaults."""
+    parameters = {n: p for n, p in inspect.signature(build).parameters.items() if n not in ("parent", "name")}
+    arguments = {k: v for k, v in context.items() if k in parameters}
+    for field, value in section.items():
+        if field == "name":
+            continue
+        if field not in parameters:
+            check_choice(f"an argument of {where} (name = {section.name})", field, parameters)
+        default = parameters[field].default
+        known = default is not inspect.Parameter.empty and default is not None
+        arguments[field] = convert(f"{where}.{field}".removeprefix("config."), value, default) if known else value
+    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    if needed:
+        raise UserError(f"{where} (name = {section.name}) needs {', '.join(needed)}: give --{where}.{needed[0]}=...")
+    return build(**arguments)
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """Everything that training, sampling and evaluation share."""
+    data, training, optim = config.data, config.training, config.optim
+    sources = {s: resolve("score_flow.data", data.source, "config.data.source", split=s) for s in ("train", "test")}
+    train_source = sources["train"]
+    model = build_model(config, train_source)
+    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, train_source.levels)
+    optimiser = make_optimiser(
+        optim.optimizer, optim.lr, optim.beta1, optim.beta2, optim.eps, optim.warmup, optim.grad_clip, optim.weight_decay
+    )
+    return Experiment(
+        model=model,
+        objective=build_objective(config, model),
+        optimiser=optimiser,
+        train_source=train_source,
+        test_source=sources["test"],
+        scaling=scaling,
+        preprocess=make_preprocess(scaling, data.uniform_dequantization, data.random_flip, model.network.num_classes > 0),
+        dequantised=data.uniform_dequantization,
+        mesh=make_mesh(training.fsdp),
+        seed=config.seed,
+    )
+
+
+def build_model(config: ConfigDict, source: Source) -> Model:
+    """The static half: network, path, prediction and preconditioning."""
+    options = config.model
+    check_choice("config.model.prediction", options.prediction, PREDICTIONS)
+    if options.class_conditional and not source.num_classes:
+        raise UserError(f"config.model.class_conditional is True, but {source.name} has no labels.")
+    prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
+    classes = source.num_classes if options.class_conditional else 0
+    return Model(
+        network=resolve("score_flow.networks", config.network, "config.network", num_classes=classes),
+        path=resolve("score_flow.paths", config.path, "config.path"),
+        prediction=prediction,
+        preconditioning=Preconditioning(options.time, options.time_scale, options.input, options.data_std),
+    )
+
+
+def build_objective(config: ConfigDict, model: Model) -> Objective:
+    """The training loss."""
+    training = config.training
+    name = "log_snr" if training.importance_weighting else training.time_sampler.name
+    check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
+    section = ConfigDict({"name": name}) if training.importance_weighting else training.time_sampler
+    times = call(
+        TIME_SAMPLERS[name], section, "config.training.time_sampler",
+        path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
+    )  # fmt: skip
+    weighting = "likelihood" if training.likelihood_weighting else training.weighting
+    classes = model.network.num_classes
+    return Objective(
+        model, times, WEIGHTINGS[weighting], "mean" if training.reduce_mean else "sum", training.label_dropout if classes else 0.0, classes
+    )
+
+
+def build_sampler(config: ConfigDict) -> Callable:
+    """The sampler that config.sampling names."""
+    return resolve("sampling", config.sampling, "config.sampling")
+
+
+def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, labelled: bool) -> Preprocess:
+    """(key, uint8 batch) -> (x0, condition), inside the compiled step."""
+
+    def preprocess(key: Key, batch: Batch) -> tuple[Images, Condition]:
+        noise_key, flip_key = jax.random.split(key)
+        levels = batch["image"]
+        if flip:
+            levels = random_flip(jax.random.split(flip_key, levels.shape[0]), levels)
+        if dequantise:
+            x0 = scaling.dequantise(levels, jax.random.uniform(noise_key, levels.shape))
+        else:
+            x0 = scaling.normalise(levels)
+        return x0, condition_of(batch, labelled)
+
+    return preprocess
+
+
+def condition_of(batch: Batch, labelled: bool) -> Condition:
+    """What the network is told about the examples of a batch."""
+    return {"label": batch["label"]} if labelled else None
+
+
+def example_condition(n: int, labelled: bool) -> Condition:
+    """A condition of the right shapes, to initialise a network with."""
+    return {"label": jnp.zeros(n, jnp.int32)} if labelled else None

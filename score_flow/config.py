@@ -1,0 +1,153 @@
+"""Reading a run's configuration: a recipe file, `--config.any.key=value` overrides, and checks before time is spent."""
+
+import ast
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_flow.types import UserError, check_choice
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MINIMUM = {
+    "training.batch_size": 1, "training.n_iters": 1, "training.n_jitted_steps": 1, "training.log_freq": 1, "training.eval_freq": 0,
+    "training.snapshot_freq": 0, "training.snapshot_freq_for_preemption": 0, "training.smallest_time": 0, "optim.lr": 0,
+    "optim.eps": 0, "optim.warmup": 0, "optim.weight_decay": 0, "eval.batch_size": 1, "eval.num_samples": 1, "eval.num_repeats": 1,
+    "eval.begin_ckpt": 0, "eval.end_ckpt": 0, "eval.ema": -1, "eval.n_probes": 1, "eval.smallest_time": 0, "seed": 0,
+    "model.data_std": 0,
+}  # fmt: skip
+UNIT = ("training.label_dropout", "training.smallest_time", "training.largest_time", "eval.smallest_time", "eval.largest_time",
+        "optim.beta1", "optim.beta2")  # fmt: skip
+CHOICES = {
+    "optim.optimizer": ("Adam", "AdamW"),
+    "eval.bpd_dataset": ("train", "test"),
+    "eval.probe": ("rademacher", "gaussian", "exact"),
+    "training.weighting": ("simple", "velocity", "data", "likelihood"),
+}
+
+
+def load(file: str, overrides: list[str]) -> ConfigDict:
+    """The config of a recipe with `--config.a.b=value` overrides applied and checked; raises UserError in one line."""
+    path = Path(file)
+    if not path.is_file():
+        recipes = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if p.stem not in ("__init__", "base"))
+        check_choice("--config", file, recipes)
+        path = ROOT / file
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.lock()
+    # Names of components first: naming another one drops the arguments of the old.
+    for override in sorted(overrides, key=lambda text: not re.match(r"--config\.[\w.]*name=", text)):
+        apply(config, override)
+    check(config)
+    return config
+
+
+def apply(config: ConfigDict, override: str) -> None:
+    """Set one `--config.a.b=value`; the value must be of the type of the default."""
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
+    if not match:
+        raise UserError(f"cannot read {override!r}; write --config.section.key=value.")
+    key, text = match.groups()
+    *sections, last = key.split(".")
+    section = config
+    for depth, name in enumerate(sections):
+        _check_key(section, name, sections[:depth])
+        section = section[name]
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"config.{'.'.join(sections[: depth + 1])} is a value, not a section.")
+    if last == "name" and "name" in section:
+        with section.unlocked():
+            for field in [f for f in section if f != "name" and text != section.name]:
+                del section[field]
+    elif "name" in section and last not in section:  # an argument of a component's build, checked when it is built
+        with section.unlocked():
+            section[last] = parse(text)
+        return
+    _check_key(section, last, sections)
+    section[last] = convert(key, parse(text), section[last])
+
+
+def _check_key(section: ConfigDict, name: str, above: list[str]) -> None:
+    if name not in section:
+        near = difflib.get_close_matches(name, list(section), 1, 0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown key {name!r} in {'.'.join(['config', *above])}; keys: {', '.join(sorted(section))}.{hint}")
+
+
+def parse(text: str) -> Any:
+    """A Python literal, true/false, or else the text itself."""
+    try:
+        return {"true": True, "false": False}.get(text, None) if text in ("true", "false") else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def convert(key: str, value: Any, default: Any) -> Any:
+    """The value as the type of the default, where nothing is lost by it; raises UserError otherwise."""
+    kind = type(default)
+    if kind is tuple:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and not isinstance(value, str):
+        value = str(value)
+    if default is not None and type(value) is not kind:
+        raise UserError(f"config.{key} must be of type {kind.__name__}, got {value!r}.")
+    return value
+
+
+def check(config: ConfigDict) -> None:
+    """Ranges and choices of the plain fields; components check their own arguments when they are built."""
+
+    def value(key: str) -> Any:
+        section, name = key.split(".") if "." in key else ("", key)
+        return config[section][name] if section else config[name]
+
+    for key, least in MINIMUM.items():
+        if value(key) < least:
+            raise UserError(f"config.{key} is {value(key)}; it must be at least {least}.")
+    for key in UNIT:
+        if not 0 <= value(key) <= 1:
+            raise UserError(f"config.{key} is {value(key)}; it must lie in [0, 1].")
+    for key, allowed in CHOICES.items():
+        check_choice(f"config.{key}", value(key), allowed)
+    for section in ("training", "eval"):
+        if config[section].smallest_time >= config[section].largest_time:
+            raise UserError(f"config.{section}.smallest_time must be below config.{section}.largest_time.")
+    if not config.model.ema_rate or not all(isinstance(rate, float | int) and 0 <= rate < 1 for rate in config.model.ema_rate):
+        raise UserError(f"config.model.ema_rate is {config.model.ema_rate}; give one or more rates in [0, 1).")
+
+
+def explain() -> str:
+    """One line a field for --help, read from the comments of configs/base.py."""
+    lines = ["config fields (configs/base.py), each set by --config.KEY=VALUE:"]
+    alias = {}
+    for line in (ROOT / "configs" / "base.py").read_text().splitlines():
+        if match := re.match(r"\s+config\.(\w+) = (\w+) = ConfigDict", line):
+            alias[match[2]] = match[1]
+        elif match := re.match(r"\s+(\w+)\.([\w.]+) = (.*?)(?:\s+# (.*))?$", line):
+            section, key, default, comment = match.groups()
+            if default != "ConfigDict()" and (section == "config" or section in alias):
+                name = key if section == "config" else f"{alias[section]}.{key}"
+                lines.append(f"  {name:42} {comment or ''}  [{default}]")
+    return "\n".join(lines)
+
+
+def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
+    """'key: saved value -> current value' for every difference within the named sections (dotted names allowed)."""
+
+    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(tree, dict):
+            return {k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+
+    old, new = flatten(saved, ""), flatten(current, "")
+    keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
+    return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]

@@ -1,0 +1,64 @@
+"""The one affine map between pixel levels 0 .. levels - 1 and the range that a model sees; random mirroring."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
+
+from score_flow.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Level v of `levels` <-> [low, high]; the likelihood derives its offset in bits from it.
+
+    Bits per dimension of the levels, from the density p of dequantised data x in the model range, d dimensions:
+    bpd = -log p(x) / (d ln 2) + log2(levels / (high - low)).
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+    levels: int = 256
+
+    def __post_init__(self):
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UserError(f"scaling: got low = {self.low}, high = {self.high}; allowed: low < high, both finite")
+        if not 2 <= self.levels <= 256:
+            raise UserError(f"scaling.levels: got {self.levels}; allowed: 2 to 256")
+
+    @property
+    def bits_offset(self) -> float:
+        """log2(levels / (high - low)): bits a dimension from the change of variables; 7 for 256 levels on [-1, 1]."""
+        return math.log2(self.levels / (self.high - self.low))
+
+    def normalise(self, v: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """low + (high - low) v / (levels - 1): the end levels meet the ends of the range."""
+        return self.low + (self.high - self.low) * (v.astype(jnp.float32) / (self.levels - 1))
+
+    def dequantise(self, v: Integer[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844)."""
+        return self.low + (self.high - self.low) * ((v.astype(jnp.float32) + u) / self.levels)
+
+    def to_unit(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """(x - low) / (high - low): model range -> [0, 1]; not clipped."""
+        return (x - self.low) / (self.high - self.low)
+
+    def quantise(self, x: Float[Array, "*shape"], dequantised: bool = False) -> UInt8[Array, "*shape"]:
+        """The level of x; values outside the range go to the nearest end.
+
+        floor((levels - 1) unit), score_sde's rule, undoes `normalise`; floor(levels unit) undoes `dequantise`.
+        """
+        if dequantised:
+            level = self.levels * self.to_unit(x)
+        else:
+            # in float32 normalise(v) falls up to 3e-5 levels short of v; floor would make that v - 1: guard of 2^-12
+            level = (self.levels - 1) * self.to_unit(x) + 2.0**-12
+        return jnp.clip(jnp.floor(level), 0, self.levels - 1).astype(jnp.uint8)
+
+
+def random_flip(keys: Key[Array, "b"], images: Shaped[Array, "b h w c"]) -> Shaped[Array, "b h w c"]:
+    """Mirror each image left to right with probability 1/2 by its own key: (b,) keys, (b, h, w, c) images."""
+    flip = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -1,0 +1,144 @@
+"""Where networks meet paths: the static half of a trained thing, and the posterior means it defines."""
+
+import abc
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_flow.numerics import expand
+from score_flow.paths.base import Coefficients, Path
+from score_flow.prediction import Estimate, Prediction
+from score_flow.types import Condition, Images, Key, Params, Times, UserError
+
+TimeFeature = Literal["t", "1-t", "log_sigma", "sigma", "log_snr"]
+InputScale = Literal["none", "unit_variance", "2x-1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preconditioning:
+    """What the network sees of (x, t): `time_scale` x a time feature, and a scaled input.
+
+    Time: t; 1 - t (SiT); log sigma, sigma (NCSN++ with Fourier, NCSNv2 features); log_snr. score_sde scales t by 999,
+    improved-diffusion by 1000: kept per recipe, so that weights transfer. Input: none, 2x - 1 (score_sde's
+    `centered=False`), or unit_variance = x / sqrt(alpha^2 data_std^2 + sigma^2) (EDM, arXiv:2206.00364, table 1).
+    """
+
+    time: TimeFeature = "t"
+    time_scale: float = 999.0
+    input: InputScale = "none"
+    data_std: float = 0.5
+
+    def __post_init__(self):
+        for field, kind in (("time", TimeFeature), ("input", InputScale)):
+            if getattr(self, field) not in get_args(kind):
+                raise UserError(f"preconditioning.{field} is {getattr(self, field)!r}; allowed: {', '.join(get_args(kind))}.")
+
+    def time_feature(self, t: Times, c: Coefficients) -> Times:
+        match self.time:
+            case "t":
+                feature = t
+            case "1-t":
+                feature = 1.0 - t
+            case "sigma":
+                feature = c.sigma
+            case "log_sigma":
+                feature = jnp.log(c.sigma)
+            case "log_snr":
+                feature = c.log_snr
+        return self.time_scale * feature
+
+    def scale_input(self, x: Images, c: Coefficients) -> Images:
+        match self.input:
+            case "none":
+                return x
+            case "2x-1":
+                return 2.0 * x - 1.0
+            case "unit_variance":
+                return x / expand(jnp.sqrt((c.alpha * self.data_std) ** 2 + c.sigma**2), x)
+
+
+class Denoiser(abc.ABC):
+    """A path and the posterior means along it; samplers, likelihoods and guidance see only this."""
+
+    path: Path
+    condition: Condition = None
+
+    @abc.abstractmethod
+    def given(self, condition: Condition) -> "Denoiser":
+        """The same denoiser under a condition of another batch (solvers that step each example alone slice theirs)."""
+
+    @abc.abstractmethod
+    def estimate(self, x: Images, t: Times) -> Estimate:
+        """E[x0 | x_t] and E[noise | x_t]; one network call."""
+
+    def x0(self, x: Images, t: Times) -> Images:
+        return self.estimate(x, t).x0
+
+    def score(self, x: Images, t: Times) -> Images:
+        """grad log p_t(x) = -E[noise | x_t] / sigma."""
+        return score_of(self.estimate(x, t), self.path.at(t).expand(x))
+
+    def velocity(self, x: Images, t: Times) -> Images:
+        """dx/dt of the probability-flow ODE, alpha' E[x0 | x_t] + sigma' E[noise | x_t]."""
+        return velocity_of(self.estimate(x, t), self.path.at(t).expand(x))
+
+
+def score_of(estimate: Estimate, c: Coefficients) -> Images:
+    """The score in a pair of posterior means; c broadcasts over one example."""
+    return -estimate.noise / c.sigma
+
+
+def velocity_of(estimate: Estimate, c: Coefficients) -> Images:
+    """The probability-flow velocity in a pair of posterior means; c broadcasts over one example."""
+    return c.dalpha * estimate.x0 + c.dsigma * estimate.noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The static half: everything that a config decides. Hashable; holds no arrays."""
+
+    network: nn.Module
+    path: Path
+    prediction: Prediction
+    preconditioning: Preconditioning = Preconditioning()
+
+    def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
+        """Parameters for a batch of the given shape (b, *d)."""
+        t = jnp.full((shape[0],), 0.5)
+        return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
+
+    def apply(self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None) -> Images:
+        """The network's raw output; a key turns dropout on."""
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        c = self.path.at(t)
+        time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
+        rngs = None if key is None else {"dropout": key}
+        return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
+
+    def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
+        """The denoiser of some parameters; free to build inside jit."""
+        return NetworkDenoiser(self, params, condition)
+
+
+class NetworkDenoiser(Denoiser):
+    """A model with its parameters and a condition of the same batch."""
+
+    def __init__(self, model: Model, params: Params, condition: Condition = None):
+        self.model, self.params, self.condition = model, params, condition
+        self.path = model.path
+
+    def given(self, condition: Condition) -> "NetworkDenoiser":
+        return NetworkDenoiser(self.model, self.params, condition)
+
+    def estimate(self, x: Images, t: Times) -> Estimate:
+        output = self.model.apply(self.params, x, t, self.condition)
+        return self.model.prediction.decode(output, x, self.path.at(t).expand(x))
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers a tree of parameters holds (works on jax.eval_shape's trees too)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

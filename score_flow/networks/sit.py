@@ -1,0 +1,161 @@
+"""SiT: the DiT transformer as a scalable interpolant's network (arXiv:2212.09748; arXiv:2401.08740)."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from score_flow.networks import layers
+from score_flow.types import Condition, UserError
+
+TIME_FEATURES = 256
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros
+
+
+class SiT(nn.Module):
+    """Transformer over image patches, modulated by time and label through adaLN-zero (Peebles and Xie 2022, sec. 3.2).
+
+    Published at patch_size=2 on latents 32 x 32 x 4 with num_classes=1000, out_channels=8 (width, depth, num_heads):
+    S (384, 12, 6), B (768, 12, 12), L (1024, 24, 16), XL (1152, 28, 16).
+
+    Attributes:
+        mlp_ratio: hidden over outer width of each block's MLP.
+        remat: keep nothing of a block for the backward pass instead of its Dense layers' outputs.
+        out_channels: as the input if None.
+    Raises:
+        UserError: a width that the heads or the 2-D positions cannot split, or an image that the patches do not tile.
+    """
+
+    patch_size: int = 2
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    remat: bool = False
+    dropout: float = 0.0
+    num_classes: int = 0
+    out_channels: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.width % self.num_heads or self.width % 4:
+            raise UserError(f"SiT needs a width divisible by 4 and num_heads={self.num_heads}, got width={self.width}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, "b"],
+        condition: Condition = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "b h w c_out"]:
+        rows, columns = self._grid(x)
+        h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(_patchify(x, self.patch_size))
+        h += jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)
+        features = layers.transformer_features(time, TIME_FEATURES)
+        normal = nn.initializers.normal(0.02)
+        embed = layers.Embedding(self.width, self.num_classes, normal, self.dtype, name="embedding")
+        embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
+
+        h, _ = self._blocks(deterministic)(h, embedding)
+        shift, scale = _modulation(embedding, 2, self.dtype, "modulation_out")
+        out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
+        return _unpatchify(out(_modulated_norm(h, shift, scale)), rows, columns, self.patch_size).astype(jnp.float32)
+
+    def _blocks(self, deterministic: bool) -> nn.Module:
+        """`depth` blocks in a row, compiled once: parameters stacked along a leading axis."""
+        # Keep what Dense layers return and recompute the rest (norms, softmax, GELU): a quarter of the memory, and
+        # faster too, as a scan writes whatever the backward pass will need to a stacked array.
+        keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        stack = nn.scan(
+            nn.remat(Block, prevent_cse=False, policy=keep),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        return stack(self.width, self.num_heads, self.mlp_ratio, self.dropout, deterministic, self.dtype, name="blocks")
+
+    def _grid(self, x: Float[Array, "..."]) -> tuple[int, int]:
+        """Patches along (h, w)."""
+        if x.ndim != 4 or x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
+            raise UserError(
+                f"SiT with patch_size={self.patch_size} needs images (b, h, w, c) with h and w multiples of it, "
+                f"got shape {x.shape}."
+            )
+        return x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
+
+
+class Block(nn.Module):
+    """h + gate attention(norm(h) (1 + scale) + shift), then the same with an MLP; gates start at 0 (adaLN-zero)."""
+
+    width: int
+    num_heads: int
+    mlp_ratio: float
+    dropout: float
+    deterministic: bool  # a field, as remat would trace an argument
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "b n width"], embedding: Float[Array, "b width"]
+    ) -> tuple[Float[Array, "b n width"], None]:
+        modulation = _modulation(embedding, 6, self.dtype, "modulation")
+        dropout = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        h += modulation[2] * dropout(self._attention(_modulated_norm(h, *modulation[:2])))
+        h += modulation[5] * dropout(self._mlp(_modulated_norm(h, *modulation[3:5])))
+        return h, None  # a scan's carry and (no) output
+
+    def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+        b, n, width = h.shape
+        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
+        mixed = layers.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return dense(width, name="attention_out")(mixed.reshape(h.shape))
+
+    def _mlp(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        hidden = nn.gelu(dense(int(self.width * self.mlp_ratio), name="mlp_0")(h), approximate=True)
+        return dense(self.width, name="mlp_1")(hidden)
+
+
+def _modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str) -> list[Float[Array, "b 1 width"]]:
+    width = embedding.shape[-1]
+    dense = nn.Dense(n * width, kernel_init=zeros, dtype=dtype, name=name)
+    return jnp.split(dense(embedding)[:, None], n, axis=-1)
+
+
+def _modulated_norm(
+    h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"]
+) -> Float[Array, "b n width"]:
+    """norm(h) (1 + scale) + shift, the norm without parameters and in float32."""
+    norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
+    return (norm(h) * (1 + scale) + shift).astype(h.dtype)
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """Fixed positions (rows * columns, width): [sin(w x), cos(w x), sin(w y), cos(w y)], w_i = 10000^(-4 i / width)."""
+    frequencies = layers.MAX_PERIOD ** (-np.arange(width // 4) / (width // 4))
+    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
+    return np.concatenate([wave(a) for a in angles for wave in (np.sin, np.cos)], axis=-1, dtype=np.float32)
+
+
+def _patchify(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b n d"]:
+    b, h, w, c = x.shape
+    return x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, h * w // p**2, p * p * c)
+
+
+def _unpatchify(patches: Float[Array, "b n d"], rows: int, columns: int, p: int) -> Float[Array, "b h w c"]:
+    b = patches.shape[0]
+    return patches.reshape(b, rows, columns, p, p, -1).swapaxes(2, 3).reshape(b, rows * p, columns * p, -1)
+
+
+build = SiT

@@ -1,0 +1,66 @@
+"""Small numerical helpers that hold their precision in float32."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from score_flow.types import Images, Times
+
+
+def expand(t: Times, x: Images) -> Float[Array, "..."]:
+    """A time-like () or (b,) array with trailing axes added, so that it broadcasts over the axes of one example."""
+    t = jnp.asarray(t)
+    return t.reshape(t.shape + (1,) * (x.ndim - 1)) if t.ndim else t
+
+
+def sum_flat(x: Images) -> Float[Array, "b"]:
+    """Sum over every axis but the first."""
+    return jnp.sum(x.reshape(x.shape[0], -1), axis=1)
+
+
+def mean_flat(x: Images) -> Float[Array, "b"]:
+    """Mean over every axis but the first."""
+    return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
+
+
+def standard_normal_log_prob(z: Images) -> Float[Array, "b"]:
+    """log N(z; 0, I) in nats, one number an example."""
+    return -0.5 * sum_flat(z**2) - 0.5 * math.log(2 * math.pi) * math.prod(z.shape[1:])
+
+
+def bisection(f: Callable[[Times], Times], target: Times, low: float, high: float, n_steps: int = 64) -> Times:
+    """The root t of f(t) = target for a strictly decreasing f on [low, high]; targets out of range give an end.
+
+    64 halvings reach neighbouring floats even for roots near low = 0.
+    """
+    target = jnp.asarray(target)
+
+    def halve(_, bounds):
+        lo, hi = bounds
+        middle = 0.5 * (lo + hi)
+        above = f(middle) > target  # f decreases: the root lies to the right
+        return jnp.where(above, middle, lo), jnp.where(above, hi, middle)
+
+    start = jnp.full_like(target, low), jnp.full_like(target, high)
+    lo, hi = jax.lax.fori_loop(0, n_steps, halve, start)
+    return 0.5 * (lo + hi)
+
+
+def value_and_divergence(
+    f: Callable[[Images], Images], x: Images, probes: Float[Array, "p b *d"]
+) -> tuple[Images, Float[Array, "b"]]:
+    """f(x) and the mean over probes of e . (df/dx) e, from one differentiation (Hutchinson 1990; Skilling 1989).
+
+    With E[e e^T] = I the mean estimates the divergence; with the d basis vectors, scaled by sqrt(d), it is exact.
+    Forward mode: XLA compiles transposed convolutions badly inside loops on a CPU, and a jvp needs no stored activations.
+    """
+    if probes.shape[0] == 1:
+        value, tangent = jax.jvp(f, (x,), (probes[0],))
+        return value, sum_flat(probes[0] * tangent)
+    value, jvp = jax.linearize(f, x)
+    # One probe at a time: memory stays that of one call however many there are.
+    products = jax.lax.map(lambda probe: sum_flat(probe * jvp(probe)), probes)
+    return value, jnp.mean(products, axis=0)

@@ -1,0 +1,107 @@
+"""What a network predicts: a linear readout of (x0, noise), decoded once to that pair."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from score_flow.paths.base import Coefficients
+from score_flow.types import Images
+
+
+class Estimate(NamedTuple):
+    """Posterior means given x_t: x_t = alpha x0 + sigma noise."""
+
+    x0: Images
+    noise: Images
+    variance: Images | None = None  # iDDPM's interpolation coefficient (arXiv:2102.09672, eq. 15), else None
+
+
+class Prediction(NamedTuple):
+    """What a network outputs; n decoders replace n^2 converters.
+
+    target(estimate, c) is the output of a perfect network, decode(output, x_t, c) both posterior means, and
+    gain(c) = d noise / d output, which carries weightings from one space to another. c broadcasts over one example.
+    """
+
+    target: Callable[[Estimate, Coefficients], Images]
+    decode: Callable[[Images, Images, Coefficients], Estimate]
+    gain: Callable[[Coefficients], Float[Array, "..."]]
+
+
+def _positive(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    # The one guard of this file: at t = 0 (t = 1) of an interpolant x_t holds nothing of the noise (of the data), and
+    # what is asked for is 0/0. The floor makes that the finite 0 instead of NaN and changes no value above 1e-12.
+    return jnp.maximum(value, 1e-12)
+
+
+def _from_noise(n: Images, x: Images, c: Coefficients) -> Estimate:
+    return Estimate((x - c.sigma * n) / _positive(c.alpha), n)
+
+
+noise = Prediction(target=lambda e, c: e.noise, decode=_from_noise, gain=lambda c: jnp.ones_like(c.alpha))
+
+data = Prediction(
+    target=lambda e, c: e.x0,
+    decode=lambda x0, x, c: Estimate(x0, (x - c.alpha * x0) / _positive(c.sigma)),
+    gain=lambda c: -c.alpha / _positive(c.sigma),
+)
+
+# score = grad log p_t(x) = -noise / sigma (Vincent 2011).
+score = Prediction(
+    target=lambda e, c: -e.noise / _positive(c.sigma),
+    decode=lambda s, x, c: _from_noise(-c.sigma * s, x, c),
+    gain=lambda c: -c.sigma,
+)
+
+# sigma * score, the readout of Song et al.'s score networks before they divide by sigma.
+scaled_score = Prediction(
+    target=lambda e, c: -e.noise,
+    decode=lambda s, x, c: _from_noise(-s, x, c),
+    gain=lambda c: -jnp.ones_like(c.alpha),
+)
+
+# dx/dt of the probability flow (Lipman et al. 2023, arXiv:2210.02747). Divides by det, never by alpha or sigma:
+# finite at both ends.
+velocity = Prediction(
+    target=lambda e, c: c.dalpha * e.x0 + c.dsigma * e.noise,
+    decode=lambda v, x, c: Estimate((c.dsigma * x - c.sigma * v) / c.det, (c.alpha * v - c.dalpha * x) / c.det),
+    gain=lambda c: c.alpha / c.det,
+)
+
+# alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512), for any alpha^2 + sigma^2.
+v = Prediction(
+    target=lambda e, c: c.alpha * e.noise - c.sigma * e.x0,
+    decode=lambda v, x, c: Estimate(
+        (c.alpha * x - c.sigma * v) / (c.alpha**2 + c.sigma**2), (c.sigma * x + c.alpha * v) / (c.alpha**2 + c.sigma**2)
+    ),
+    gain=lambda c: c.alpha / (c.alpha**2 + c.sigma**2),
+)
+
+
+@functools.cache
+def edm(sigma_data: float = 0.5) -> Prediction:
+    """EDM's F of unit variance: x0 = c_skip x/alpha + c_out F at noise level sigma/alpha (arXiv:2206.00364, table 1).
+
+    With q = sigma^2 + alpha^2 sigma_data^2 every form below is finite at both ends of every path.
+    """
+    d = sigma_data
+
+    def q(c):
+        return c.sigma**2 + (c.alpha * d) ** 2
+
+    return Prediction(
+        target=lambda e, c: (c.sigma * e.x0 - c.alpha * d**2 * e.noise) / (d * jnp.sqrt(q(c))),
+        decode=lambda f, x, c: Estimate(
+            c.alpha * d**2 / q(c) * x + c.sigma * d / jnp.sqrt(q(c)) * f,
+            c.sigma / q(c) * x - c.alpha * d / jnp.sqrt(q(c)) * f,
+        ),
+        gain=lambda c: -c.alpha * d / jnp.sqrt(q(c)),
+    )
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "noise": noise, "data": data, "score": score, "scaled_score": scaled_score, "velocity": velocity, "v": v, "edm": edm(),
+}  # fmt: skip

@@ -1,0 +1,99 @@
+"""Devices and processes: the mesh, the layouts, and what little differs when there is more than one process.
+
+This file and data/pipeline.py are the only ones that know that devices or processes exist.
+"""
+
+import math
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from score_flow.types import UserError
+
+BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
+
+
+def initialise() -> None:
+    """Join the other processes of this run, if there are any.
+
+    On a TPU pod or under Slurm/Open MPI jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    """
+    # Our own SIGTERM flag is agreed on once a loop (see training.Preemption): orbax's waits for an exact counter value.
+    jax.config.update("jax_enable_preemption_service", False)
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [name for name in names if os.environ.get(name)]
+    if len(given) == len(names):
+        address, count, index = (os.environ[name] for name in names)
+        jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=60)
+    elif given:
+        missing = ", ".join(name for name in names if name not in given)
+        raise UserError(f"a run of several processes needs {', '.join(names)}; missing: {missing}.")
+    elif "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
+        jax.distributed.initialize()
+
+
+def make_mesh(fsdp: bool = False) -> Mesh:
+    """All devices on one axis: "data" (state replicated) or "fsdp" (state sharded too)."""
+    n = jax.device_count()
+    return jax.make_mesh((1, n) if fsdp else (n, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The batch axis over all devices, after `leading` axes that are not split."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
+    """Each leaf's largest axis that divides evenly over "fsdp", else replicated (small leaves always are)."""
+    n = mesh.shape["fsdp"]
+
+    def layout(leaf):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % n == 0 and size > 1]
+        if n == 1 or not axes or math.prod(leaf.shape) < 1024:
+            return replicated(mesh)
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(layout, state)
+
+
+def place(mesh: Mesh, array: np.ndarray, *, split: bool = True) -> jax.Array:
+    """A host array, equal on every process, as a global one: split over the batch axis, or replicated."""
+    array = np.asarray(array)
+    sharding = batch_sharding(mesh) if split else replicated(mesh)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Global arrays as numpy arrays, whole on every process (a collective when there is more than one)."""
+
+    def fetch(x):
+        local = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return np.asarray(x) if local else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(fetch, tree)
+
+
+def agree(flag: bool) -> bool:
+    """True on every process when it is true on any."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes logs, pictures and results."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait for the other processes, if there are any."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,37 @@
+"""The types that every layer speaks in (shapes are jaxtyping's: b = batch, *d = the axes of one example)."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jaxtyping
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Key = PRNGKeyArray  # one typed key, jax.random.key(seed)
+Keys = jaxtyping.Key[Array, "b"]  # one key for each example
+Images = Float[Array, "b *d"]
+Times = Float[Array, "b"] | Float[Array, ""]
+Params = PyTree[Float[Array, "..."]]
+Condition = dict[str, Array] | None  # {"label": (b,)}, {"low_res": (b, h, w, c)}, ...
+Batch = dict[str, Any]  # {"image": uint8 (b, h, w, c), "label": int32 (b,)}
+
+
+class UserError(ValueError):
+    """Something that the person can mend (a flag, a file, a folder): main.py prints its one line and exits with code 2."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss, a gradient or a result was not finite; nothing later was saved. Exit code 3."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop; its state is saved and the same command goes on from there. Exit code 75."""
+
+
+def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:
+    """Raise a UserError that names the choices and the nearest one, unless `got` is one of `allowed`."""
+    names = sorted(allowed)
+    if got not in names:
+        near = difflib.get_close_matches(str(got), names, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{what} is {got!r}; allowed: {', '.join(names)}.{hint}")

@@ -1,0 +1,210 @@
+"""Image files decoded as the golden set decides, and odd or hostile ones refused by name in one line."""
+
+import json
+import resource
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from score_flow.data import folder
+from score_flow.types import UserError
+from tests.golden_data import golden_dir
+
+
+def write_image(file, size=(8, 8), red=100):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (red, 10, 20)).save(file)
+
+
+def refusal(build, *args, **fields) -> str:
+    with pytest.raises(UserError) as error:
+        build(*args, **fields)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- the golden images
+
+
+GOLDEN = golden_dir() / "images"
+CASES = json.loads((GOLDEN / "images.json").read_text())["cases"]
+VALUES = [case for case, row in CASES.items() if row["decision"] == "value"]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(GOLDEN / "expected.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """Puts one golden file into a folder of its own and returns the folder."""
+
+    def place(case):
+        file = GOLDEN / CASES[case]["file"]
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+        return str(tmp_path)
+
+    return place
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_folder_centre_crop_is_adms(case, expected):
+    crop = folder.centre_crop(Image.fromarray(expected[f"{case}.decoded"]), 16)
+    np.testing.assert_array_equal(np.array(crop), expected[f"{case}.uint8_16"])
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_folder_decodes_as_the_golden_set_decides(case, alone, expected):
+    image = folder.build("train", alone(case), image_size=16).read(np.array([0]))["image"][0]
+    tolerance = 2 if case.startswith("jpeg") else 0  # libraries differ by 1 or 2 in the inverse cosine transform
+    difference = np.abs(image.astype(int) - expected[f"{case}.uint8_16"])
+    assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in VALUES])
+def test_folder_refuses_what_the_golden_set_refuses(case, alone):
+    path = alone(case)
+    message = refusal(lambda: folder.build("train", path, image_size=16).read(np.array([0])))
+    assert case in message
+
+
+def test_folder_skips_and_counts_what_the_header_shows(capsys):
+    source = folder.build("train", str(GOLDEN / "files"), image_size=16, on_error="skip")
+    assert source.skipped == 2  # grey16, not_an_image; only decoding shows that truncated_png is broken
+    assert len(source) == len(CASES) - 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("data: skipped 2 of 20 files")
+    assert printed.count("\n") == 1
+    broken = next(i for i, file in enumerate(source.files) if file.stem == "truncated_png")
+    assert "truncated_png" in refusal(source.read, np.array([0, broken]))
+
+
+# ---- limits
+
+
+def png_claiming(width, height):
+    """A PNG with a sound header and next to no pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (8_001, 8_000), (60_000_000, 1), (1, 60_000_000)])
+def test_folder_refuses_bombs_before_decoding(size, tmp_path):
+    """Too many pixels in the file, or after the short side is brought to image_size."""
+    (tmp_path / "bomb.png").write_bytes(png_claiming(*size))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refusal(folder.build, "train", str(tmp_path))
+    assert "bomb.png" in message
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    )  # kB; one decoded image is 180 MB or more
+
+
+def test_folder_checks_the_size_without_decoding(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", size=(100, 100))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert "100x100" in refusal(folder.build, "train", str(tmp_path), image_size=8, max_pixels=9_999)
+    assert len(folder.build("train", str(tmp_path), image_size=8, max_pixels=10_000)) == 1
+
+
+def test_folder_knows_no_formats_but_its_own(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "TIFF")
+    (tmp_path / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "c.png").write_bytes(b"")
+    for file in "abc":
+        assert f"{file}.png" in folder.Decoder(8, 3, 10_000).check(tmp_path / f"{file}.png")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(channels=2), "data.channels: got 2; allowed: 1 or 3"),
+        (dict(on_error="ignore"), "data.on_error is 'ignore'; allowed: skip, stop"),
+        (dict(image_size=0), "data.image_size: got 0; allowed: 1 to 8000"),
+        (dict(image_size=9000), "data.image_size: got 9000; allowed: 1 to 8000"),
+        (dict(max_pixels=10**10), "data.max_pixels"),
+    ],
+)
+def test_folder_refuses_fields(fields, words, tmp_path):
+    assert words in refusal(folder.build, "train", str(tmp_path), **fields)
+
+
+# ---- files and classes
+
+
+def test_folder_formats_and_channels(tmp_path):
+    extensions = ["png", "jpg", "jpeg", "bmp", "gif", "PNG"] + ["webp"] * features.check("webp")
+    for extension in extensions:
+        write_image(tmp_path / f"{extension}-{extension.isupper()}.{extension}", size=(9, 7), red=200)
+    (tmp_path / "notes.txt").write_text("not an image")
+    write_image(tmp_path / ".hidden.png")
+    colour = folder.build("train", str(tmp_path), image_size=4)
+    grey = folder.build("train", str(tmp_path), image_size=4, channels=1)
+    assert len(colour) == len(extensions)
+    assert colour.num_classes == 0
+    every = np.arange(len(colour))
+    # ITU-R 601 luma of (200, 10, 20) is 67.95; lossy formats move a flat colour by a few levels
+    assert grey.read(every)["image"].shape == (len(every), 4, 4, 1)
+    assert np.abs(grey.read(every)["image"].astype(int) - 68).max() <= 3
+    assert np.abs(colour.read(every)["image"].astype(int) - np.array([200, 10, 20])).max() <= 5
+
+
+def test_folder_classes_are_sub_folders(tmp_path):
+    for name in ("b/x_1.png", "a/deep/x_2.png", "b/x_0.png"):
+        write_image(tmp_path / name)
+    source = folder.build("train", str(tmp_path), image_size=8)
+    assert source.classes == ("a", "b")
+    assert [file.relative_to(tmp_path).as_posix() for file in source.files] == [
+        "a/deep/x_2.png",
+        "b/x_0.png",
+        "b/x_1.png",
+    ]
+    assert source.read(np.arange(3))["label"].tolist() == [0, 1, 1]
+
+
+def test_folder_classes_are_prefixes_outside_sub_folders(tmp_path):
+    for name in ("dog_1.png", "cat_1.png", "sub/eel_1.png"):
+        write_image(tmp_path / name)
+    source = folder.build("train", str(tmp_path), image_size=8)
+    assert source.classes == ("cat", "dog", "eel")
+    assert source.label.tolist() == [0, 1, 2]
+
+
+def test_folder_without_classes_is_unlabelled(tmp_path):
+    for name in ("1.png", "2.png"):
+        write_image(tmp_path / name)
+    assert set(folder.build("train", str(tmp_path), image_size=8).read(np.array([0]))) == {"image"}
+
+
+def test_folder_train_names_the_classes_of_every_split(tmp_path):
+    for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png"):
+        write_image(tmp_path / name)
+    test = folder.build("test", str(tmp_path), image_size=8)
+    assert test.num_classes == 3
+    assert test.label.tolist() == [2]
+    write_image(tmp_path / "test/d/1.png")
+    assert "got class d" in refusal(folder.build, "test", str(tmp_path), image_size=8)
+
+
+def test_folder_never_evaluates_on_the_training_images(tmp_path):
+    write_image(tmp_path / "train/1.png")
+    assert "has no sub-folder 'test'; it has: train" in refusal(folder.build, "test", str(tmp_path))
+
+
+def test_folder_refuses_where_there_is_nothing_to_read(tmp_path):
+    assert "no images" in refusal(folder.build, "train", str(tmp_path))
+    assert "no such file" in refusal(folder.build, "train", str(tmp_path / "nowhere"))
+    (tmp_path / "a.png").write_text("text")
+    assert "a.png is not a folder" in refusal(folder.build, "train", str(tmp_path / "a.png"))
+    assert "none of 1 files" in refusal(folder.build, "train", str(tmp_path), on_error="skip")
+    assert "a.png" in refusal(folder.build, "train", str(tmp_path))

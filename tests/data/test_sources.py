@@ -1,0 +1,142 @@
+"""Every data source keeps the promises of `Source`."""
+
+import functools
+import importlib
+import io
+import pkgutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import score_flow.data
+from score_flow.data import digits
+from score_flow.data.base import ArraySource, Source, checksum
+from score_flow.types import UserError
+
+
+def noise(n, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
+
+
+# ---- every source in the directory
+
+
+@functools.cache  # tfds registers a builder once
+def tfds_builder():
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            fields = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, image in enumerate(noise(10, 4, 6, 3)):
+                png = io.BytesIO()  # an array would need TensorFlow to encode it
+                Image.fromarray(image).save(png, "PNG")
+                png.seek(0)
+                yield i, {"image": png, "label": i % 3}
+
+    tfds.disable_progress_bar()
+    return Tiny
+
+
+def digits_sample(path):
+    return {}
+
+
+def arrays_sample(path):
+    for split, n in (("train", 11), ("test", 5)):
+        np.savez(path / f"{split}.npz", image=noise(n, 4, 6, 3), label=np.arange(n) % 4)
+    return {"path": str(path)}
+
+
+def folder_sample(path):
+    for split in ("train", "test"):
+        for i, image in enumerate(noise(7, 9, 12, 3)):
+            (path / split / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path / split / f"class{i % 2}" / f"{i}.png")
+    return {"path": str(path), "image_size": 8}
+
+
+def tfds_sample(path):
+    tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
+    return {"dataset": "tiny", "data_dir": str(path)}
+
+
+SOURCES = [
+    name
+    for _, name, _ in pkgutil.iter_modules(score_flow.data.__path__)
+    if hasattr(importlib.import_module(f"score_flow.data.{name}"), "build")
+]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_source_reads_what_it_declares(name, split, tmp_path):
+    fields = globals()[f"{name}_sample"](tmp_path)  # a new source needs a function that writes a small data set
+    source = importlib.import_module(f"score_flow.data.{name}").build(split=split, **fields)
+    assert isinstance(source, Source)
+    indices = np.array([len(source) - 1, 0, 2, 2])
+    examples = source.read(indices)
+    assert examples["image"].dtype == np.uint8
+    assert examples["image"].shape == (4, *source.image_shape)
+    assert examples["image"].max() < source.levels
+    assert ("label" in examples) == (source.num_classes > 0)
+    if source.num_classes:
+        assert examples["label"].dtype == np.int32
+        assert examples["label"].shape == (4,)
+        assert 0 <= examples["label"].min() <= examples["label"].max() < source.num_classes
+    for key, rows in source.read(indices[::-1].copy()).items():  # any order, any number of times
+        np.testing.assert_array_equal(rows[::-1], examples[key])
+
+
+def test_checksum_names_the_content_and_not_the_chunks():
+    image, label = noise(10, 2, 2, 1), np.arange(10, dtype=np.int32)
+    source = ArraySource("a", image, label, 256, 10)
+    sums = {checksum(source, chunk=chunk) for chunk in (1, 3, 10, 64)}
+    assert len(sums) == 1
+    pixel, other_label = image.copy(), label.copy()
+    pixel[9, 1, 1, 0] ^= 1
+    other_label[3] = 0
+    changed = [ArraySource("a", pixel, label, 256, 10), ArraySource("a", image, other_label, 256, 10)]
+    changed += [ArraySource("a", image, None), ArraySource("a", image.reshape(10, 4, 1, 1), label, 256, 10)]
+    assert len(sums | {checksum(other) for other in changed}) == 5
+    assert checksum(source, limit=9) == checksum(ArraySource("b", pixel, label, 256, 10), limit=9)
+
+
+# ---- digits
+
+
+def test_digits_splits_share_out_the_whole_set():
+    train, test = digits.build("train"), digits.build("test")
+    assert (len(train), len(test)) == (1500, 297)
+    rows = np.concatenate([train.image, test.image]).reshape(1797, 64)
+    whole = load_digits().data.astype(np.uint8)
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], whole[np.lexsort(whole.T)])
+    assert rows.max() == train.levels - 1
+    # reported numbers rest on this split: it must never move
+    assert (checksum(train), checksum(test)) == ("a22749978074494a", "81b2580730a2728b")
+
+
+def test_digits_has_two_splits():
+    with pytest.raises(UserError, match="'validation'; allowed: test, train"):
+        digits.build("validation")
+
+
+# ---- tfds
+
+
+def test_tfds_tells_how_to_prepare_what_is_missing(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from score_flow.data import tfds
+
+    with pytest.raises(UserError, match="^.*tfds build cifar10 --file_format=array_record.*$"):
+        tfds.build(data_dir=str(tmp_path))

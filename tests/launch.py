@@ -1,0 +1,60 @@
+"""Real runs of the program in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--config=configs/digits.py", "--config.network.name=mlp", "--config.network.width=32", "--config.network.depth=1",
+    "--config.training.batch_size=16", "--config.training.n_iters=40", "--config.training.log_freq=1", "--config.training.eval_freq=20",
+    "--config.training.snapshot_freq=0", "--config.training.snapshot_freq_for_preemption=10",
+    "--config.training.snapshot_sampling=False", "--config.optim.warmup=5", "--config.model.ema_rate=(0.9,0.99)",
+]  # fmt: skip
+
+
+def environment(devices: int = 1, **extra: str) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
+
+
+def launch(workdir: Path, *flags: str, moment: str = "none", mode: str = "train", cache: Path | None = None, **env) -> subprocess.Popen:
+    """Start main.py on the tiny recipe, with a signal at a moment (see driver.py)."""
+    if cache:
+        env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "tests/driver.py", moment, *TINY, f"--workdir={workdir}", f"--mode={mode}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, expected: int = 0) -> str:
+    """Wait for a run and check its exit code; returns what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, f"exit code {process.returncode}, expected {expected}:\n{output[-3000:]}"
+    return output
+
+
+def run(workdir: Path, *flags: str, expected: int = 0, **options) -> str:
+    return finish(launch(workdir, *flags, **options), expected)
+
+
+def losses(workdir: Path) -> dict[int, tuple[float, float]]:
+    """step -> (loss, gradient norm) as logged; every step once."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == sorted(set(steps)), "a step is logged twice or out of order"
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows if "loss" in row}
+
+
+def weights(workdir: Path, step: int) -> list[np.ndarray]:
+    """Every array of a milestone: parameters, EMA, optimiser, step."""
+    leaves = []
+    for item in ("params", "ema", "train"):
+        tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+        leaves += [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return leaves

@@ -1,0 +1,105 @@
+"""Time grids: exact ends, strictly descending, and uniform in the variable that names them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sampling.ode import Solver, flow
+from score_flow.grid import GRIDS, intervals, karras
+from score_flow.paths.linear import Linear
+from score_flow.types import UserError
+from tests.exact import GaussianDenoiser
+from tests.paths.variants import DEFAULTS, EPS, PATHS, coefficients
+
+T_MIN, T_MAX, N = 1e-3, 0.97, 127  # t = 1 has no finite log SNR on an interpolant
+
+every_path = pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS.keys())
+every_grid = pytest.mark.parametrize("name", GRIDS)
+
+# Each grid is uniform in this function of its times.
+VARIABLES = {
+    "uniform": lambda t, log_snr: t,
+    "quadratic": lambda t, log_snr: np.sqrt(t),
+    "karras": lambda t, log_snr: np.exp(-log_snr / (2 * 7.0)),
+    "log_snr": lambda t, log_snr: log_snr,
+}
+
+
+def test_every_grid_is_covered():
+    assert set(VARIABLES) == set(GRIDS)
+
+
+@every_path
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+def test_ends_order_and_uniformity(path, x64):
+    for name in GRIDS:
+        with jax.enable_x64(x64):
+            times = GRIDS[name](path, N, T_MIN, T_MAX)
+        assert isinstance(times, np.ndarray) and times.dtype == np.float64 and times.shape == (N + 1,)
+        assert times[0] == T_MAX and times[-1] == T_MIN
+        assert (np.diff(times) < 0).all()
+
+        c = coefficients(path, times)
+        logs = np.abs(np.log(c["alpha"])) + np.abs(np.log(c["sigma"]))
+        # Errors of log SNR as made by the dtype that solved for the times: its logarithms, and a rounding of t.
+        error = 8 * EPS[x64] * (1 + logs.max() + np.max(c["rate"] * times))
+        values = VARIABLES[name](times, c["log_snr"])
+        error = error * np.abs(values).max()  # no variable moves by more than itself x that of log SNR
+        steps = np.abs(np.diff(values))
+        assert np.ptp(steps) <= 2 * error, name
+        assert 2 * error < steps.mean(), name  # the comparison above means something
+
+
+def test_karras_rho():
+    times = karras(Linear(), 10, 0.1, 0.9, rho=3.0)
+    np.testing.assert_allclose(np.diff((times / (1 - times)) ** (1 / 3), 2), 0, atol=1e-5)
+
+
+@every_grid
+def test_one_step_is_both_ends(name):
+    np.testing.assert_array_equal(GRIDS[name](Linear(), 1, T_MIN, T_MAX), [T_MAX, T_MIN])
+
+
+@every_grid
+def test_intervals_are_contiguous_and_descend(name):
+    times = GRIDS[name](Linear(), N, T_MIN, T_MAX)
+    rows = intervals(times)
+    assert rows.shape == (N, 2) and (rows[:, 0] < rows[:, 1]).all()
+    np.testing.assert_array_equal(rows[1:, 1], rows[:-1, 0])
+    assert rows[0, 1] == T_MAX and rows[-1, 0] == T_MIN
+
+
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+@pytest.mark.parametrize("path_name", ["linear", "gvp"])
+@pytest.mark.parametrize("ends", [(1e-3, 1.0), (0.0, 0.9)], ids=["t_max", "t_min"])
+def test_an_infinite_log_snr_is_refused_in_one_line(name, path_name, ends):
+    with pytest.raises(UserError) as caught:
+        GRIDS[name](PATHS[path_name], N, *ends)
+    end = ends[1] if ends[1] == 1.0 else ends[0]
+    assert f"t = {end}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [PATHS["vp"], PATHS["ddpm"]], ids=["vp", "ddpm"])
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+def test_a_grid_is_made_on_the_host_while_a_jit_traces(path, name):
+    def traced(x):
+        times = GRIDS[name](path, N, T_MIN, T_MAX)
+        assert isinstance(times, np.ndarray)
+        return x * jnp.asarray(times, x.dtype)
+
+    np.testing.assert_allclose(jax.jit(traced)(jnp.asarray(1.0)), GRIDS[name](path, N, T_MIN, T_MAX), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+def test_a_solver_with_a_grid_of_log_snr_works_inside_jit(name):
+    denoiser, x = GaussianDenoiser(Linear()), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+    solver = Solver(method="heun", n_steps=16, grid=name)
+
+    def solve(x):
+        return flow(denoiser, x, 0.9, 0.01, solver)[0]
+
+    y = jax.jit(solve)(x)
+    (mean, std), (end_mean, end_std) = denoiser.marginal(0.9), denoiser.marginal(0.01)
+    np.testing.assert_allclose(y, end_mean + end_std * (x - mean) / std, atol=2e-2)  # second order, 16 steps
+    np.testing.assert_allclose(y, solve(x), atol=1e-5)

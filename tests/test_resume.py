@@ -1,0 +1,108 @@
+"""Interruptions and other machines change nothing: real processes, real signals, real checkpoints."""
+
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from tests.launch import finish, launch, losses, run, weights
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """40 steps without a break."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert str(workdir) in run(workdir, cache=cache).splitlines()[0]  # the run directory comes first
+    return workdir
+
+
+@pytest.mark.parametrize("moments", [["step:20:SIGKILL"], ["step:17:SIGTERM"], ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"]], ids=str)
+def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moments):
+    for moment in moments:
+        kill = moment.endswith("SIGKILL")
+        output = run(tmp_path, moment=moment, cache=cache, expected=-9 if kill else 75)
+        assert kill or "run the same command to go on" in output
+    run(tmp_path, cache=cache)
+    assert losses(tmp_path) == losses(whole)
+    for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
+    """n_jitted_steps = 5 gives the losses and weights of 1 to 1e-6: the same operations, fused otherwise."""
+    run(tmp_path, "--config.training.n_jitted_steps=5", cache=cache)
+    np.testing.assert_allclose(list(losses(tmp_path).values()), list(losses(whole).values()), rtol=1e-5, atol=1e-6)
+    for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
+        # Adam divides by sqrt(v): an entry whose gradient is rounding noise may move by that share of lr.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
+    """1 device -> 8 -> 8 with fsdp -> 2 processes of 4 -> 1: each takes the checkpoint of the one before; same losses."""
+
+    def to(n, *flags, **options):
+        return launch(tmp_path, f"--config.training.n_iters={n}", *flags, cache=cache, **options)
+
+    finish(to(8))
+    finish(to(16, devices=8))
+    finish(to(24, "--config.training.fsdp=True", devices=8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    pair = [to(32, devices=4, **dict(zip(names, (address, "2", str(i)), strict=True))) for i in range(2)]
+    for process in pair:
+        finish(process)
+    finish(to(40))
+    found, expected = losses(tmp_path), losses(whole)
+    assert list(found) == list(expected)
+    # float32 sums in another order, carried through 40 steps of Adam
+    np.testing.assert_allclose([found[s][0] for s in found], [expected[s][0] for s in expected], rtol=1e-6 * 10)
+
+
+def test_damaged_checkpoint_is_found_and_the_one_before_used(whole, tmp_path, cache):
+    """One flipped bit in the newest checkpoint: said, refused, and training goes on from the one before."""
+    run(tmp_path, moment="step:19:SIGTERM", cache=cache, expected=75)
+    newest = tmp_path / "checkpoints-meta" / "20"
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=os.path.getsize)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    output = run(tmp_path, cache=cache)
+    assert "is damaged" in output and "from step 10 " in output
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_a_checkpoint_of_another_config_is_refused(whole, cache):
+    output = run(whole, "--config.network.width=64", "--config.path.name=vp", cache=cache, expected=2)
+    line = output.strip().splitlines()[-1]
+    assert line.startswith("error:") and "network.width: 32 -> 64" in line and "linear -> vp" in line
+    assert "Traceback" not in output
+
+
+def test_two_runs_on_one_workdir(whole, tmp_path, cache):
+    """The second is refused while the first lives; a killed holder leaves no stale lock."""
+    import fcntl
+
+    run(tmp_path, "--config.training.n_iters=1", cache=cache)
+    with open(tmp_path / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "in use by another run" in run(tmp_path, cache=cache, expected=2)
+    run(tmp_path, "--config.training.n_iters=2", cache=cache)
+
+
+def test_non_finite_loss_stops_names_the_step_and_spares_the_checkpoints(tmp_path, cache):
+    """A learning rate of 1e30 overflows: exit code 3, the step named, nothing saved after the last finite step."""
+    flags = ("--config.optim.lr=1e30", "--config.optim.grad_clip=0.", "--config.training.snapshot_freq_for_preemption=1")
+    output = run(tmp_path, *flags, cache=cache, expected=3)
+    line = [row for row in output.splitlines() if row.startswith("error: step")][-1]
+    bad = int(line.split()[2].rstrip(":"))
+    saved = sorted(int(p.name.split(".")[0]) for p in (tmp_path / "checkpoints-meta").glob("*.manifest.json"))
+    assert saved and saved[-1] < bad
+    assert max(losses(tmp_path)) < bad
