@@ -1,3 +1,12 @@
+"""The embedded default: scikit-learn's 1 797 handwritten digits, 8x8, 17 grey levels; 1 500 train, 297 test.
+
+Model      SiT of patch 2, width 96, depth 4 (0.72 M parameters), velocity prediction on the linear path.
+Hardware   2 CPU cores, minutes.
+Expected   below 2.95 bits/dim, a full-covariance Gaussian fitted to the training digits; a U-Net prototype (VP, noise prediction,
+           0.35 M parameters, 2 500 steps of 128) reached 2.15 +- .01 in 250 s.
+Reached    (to be filled)
+"""
+
 from configs.base import component
 from configs.base import get_config as base
 
@@ -5,8 +14,26 @@ from configs.base import get_config as base
 def get_config():
     config = base()
     config.path = component("linear")
-    config.network = component("sit", patch_size=1, width=64, depth=4, num_heads=4)
-    config.training.n_iters = 200
+    config.network = component("sit", patch_size=2, width=96, depth=4, num_heads=4)
+    config.data.source = component("digits")
+
+    config.model.prediction = "velocity"
+    config.model.ema_rate = (0.995,)
+
+    config.training.weighting = "velocity"
+    config.training.time_sampler = component("stratified")
+    config.training.batch_size = 128
+    config.training.n_iters = 1500
+    config.training.log_freq = 10
+    config.training.eval_freq = 100
+    config.training.snapshot_freq = 500
+    config.training.snapshot_freq_for_preemption = 100
+
+    config.optim.lr = 2e-3
     config.optim.warmup = 100
-    config.optim.lr = 1e-3
+
+    config.eval.batch_size = 99  # 297 = 3 x 99 test images
+    config.eval.solver.rtol = 1e-4  # 1e-5 takes 2.5 times the calls and moves the figure by 0.0002
+    config.eval.solver.atol = 1e-4
+    config.eval.num_samples = 256
     return config

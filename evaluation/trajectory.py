@@ -19,22 +19,25 @@ def build(context: Context) -> Fold:
     run = context.run
     n = -(-8 // run.mesh.size) * run.mesh.size
     t_min, t_max = context.options.smallest_time, context.options.largest_time
-    times = np.linspace(t_max, t_min, N_TIMES)
+    times = jnp.linspace(t_max, t_min, N_TIMES)
 
     def draw(params, seeds):
         labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)}
         denoiser = context.denoiser(params, labels)
         x = run.model.path.prior_sample(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
-        states, estimates = [x], []
-        for start, end in zip(times[:-1], times[1:], strict=True):
-            estimates.append(denoiser.x0(states[-1], jnp.asarray(start, x.dtype)))
-            states.append(flow(denoiser, states[-1], float(start), float(end), Solver(rtol=1e-3, atol=1e-3))[0])
-        estimates.append(denoiser.x0(states[-1], jnp.asarray(t_min, x.dtype)))
-        return [jnp.stack([run.scaling.quantise(x, run.dequantised) for x in rows]) for rows in (states, estimates)]
+
+        def onwards(x, ends):
+            estimate = denoiser.x0(x, ends[0])
+            return flow(denoiser, x, ends[0], ends[1], Solver(rtol=1e-3, atol=1e-3))[0], (x, estimate)
+
+        last, (states, estimates) = jax.lax.scan(onwards, x, jnp.stack([times[:-1], times[1:]], axis=1))
+        states = jnp.concatenate([states, last[None]])
+        estimates = jnp.concatenate([estimates, denoiser.x0(last, times[-1])[None]])
+        return run.scaling.quantise(states, run.dequantised), run.scaling.quantise(estimates, run.dequantised)
 
     def step(state, round_number):
         image, x0 = to_host(jax.jit(draw)(context.params, place(run.mesh, np.arange(n, dtype=np.uint32))))
-        write_arrays(context.directory / "trajectory.npz", image=image, x0=x0, t=times)
+        write_arrays(context.directory / "trajectory.npz", image=image, x0=x0, t=np.asarray(times))
         return state
 
     return Fold(1, lambda: {"done": np.zeros(1)}, step, lambda state: {"n_samples": n, "n_times": N_TIMES})

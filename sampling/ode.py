@@ -54,6 +54,9 @@ class Solver:
             raise UserError("solver euler has no error estimate: give n_steps.")
 
 
+Time = float | Float[Array, ""]  # traced ones only with adaptive steps
+
+
 class Stats(NamedTuple):
     """Batched right-hand sides evaluated, steps of each example, and which examples arrived with finite values."""
 
@@ -63,7 +66,7 @@ class Stats(NamedTuple):
 
 
 def solve_flow(
-    field: Callable[[Any, Any, Any], Any], path: Path, y: Any, t0: float, t1: float, solver: Solver, args: Any = None
+    field: Callable[[Any, Any, Any], Any], path: Path, y: Any, t0: Time, t1: Time, solver: Solver, args: Any = None
 ) -> tuple[Any, Stats]:
     """Integrate dy/dt = field(t, y, args) from t0 to t1, either way; y and args are trees whose leaves have axis 0 = b.
 
@@ -98,7 +101,7 @@ def solve_flow(
     return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok)
 
 
-def _steps(path: Path, t0: float, t1: float, solver: Solver) -> diffrax.AbstractStepSizeController:
+def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> diffrax.AbstractStepSizeController:
     if solver.n_steps == 0:
         # safety 0.8: steps 11 % shorter than diffrax's 0.9 would choose make half the error.
         return diffrax.PIDController(rtol=solver.rtol, atol=solver.atol, norm=_worst_part, safety=0.8)
@@ -116,7 +119,7 @@ def velocity_field(denoiser: Denoiser) -> Callable[[Any, Any, Any], Any]:
     return lambda t, x, condition: denoiser.given(condition).velocity(x, t)
 
 
-def flow(denoiser: Denoiser, x: Any, t0: float, t1: float, solver: Solver) -> tuple[Any, Stats]:
+def flow(denoiser: Denoiser, x: Any, t0: Time, t1: Time, solver: Solver) -> tuple[Any, Stats]:
     """Transport x from time t0 to t1 along the probability flow (Song et al. 2021, eq. 13, arXiv:2011.13456)."""
     return solve_flow(velocity_field(denoiser), denoiser.path, x, t0, t1, solver, denoiser.condition)
 

@@ -84,12 +84,19 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
-        """The named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings."""
+        """The named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
+
+        Raises UserError that names the item or the array in which the checkpoint and the targets differ.
+        """
+        where = self.directory / str(step)
+        for name, wanted in items.items():
+            if problem := _mismatch(where / name, wanted):
+                raise UserError(f"checkpoint {where} does not hold what this config needs: {problem}.")
         args = {name: ocp.args.StandardRestore(target) for name, target in items.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"checkpoint {self.directory / str(step)} does not hold what this config needs: {_line(error)}") from error
+            raise UserError(f"checkpoint {where} cannot be restored: {_line(error)}") from error
         return {name: restored[name] for name in items}
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -98,7 +105,10 @@ class Checkpoints:
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, or None: every byte is read and hashed."""
-        manifest = json.loads(self._manifest(step).read_text())
+        try:
+            manifest = json.loads(self._manifest(step).read_text())
+        except ValueError:
+            return f"{self._manifest(step).name} cannot be read"
         found = _hashes(self.directory / str(step))
         for name in sorted(manifest | found):
             if name not in found:
@@ -163,6 +173,25 @@ class _Always(ocp.checkpoint_managers.SaveDecisionPolicy):
 def target(tree: PyTree, shardings: PyTree) -> PyTree:
     """The shapes, dtypes and layouts that `restore` should produce."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+def _mismatch(directory: Path, wanted: PyTree) -> str | None:
+    """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
+    if not directory.is_dir():
+        return f"it has no {directory.name}"
+    with ocp.StandardCheckpointer() as reader:
+        saved, needed = _shapes(reader.metadata(directory).item_metadata.tree), _shapes(wanted)
+    for leaf in sorted(saved | needed):
+        there, here = saved.get(leaf, "absent"), needed.get(leaf, "absent")
+        if there != here:
+            return f"{directory.name}.{leaf} is {there} there and {here} here"
+    return None
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _hashes(directory: Path) -> dict[str, str]:

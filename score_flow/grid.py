@@ -50,7 +50,7 @@ def finite_log_snr(path: Path, t: float) -> float:
     with jax.ensure_compile_time_eval():
         value = float(path.log_snr(jnp.asarray(t, float)))
     if not math.isfinite(value):
-        raise UserError(f"log SNR must be finite at t_min and t_max, but {type(path).__name__}'s is {value} at t = {t}: stop short of it.")
+        raise UserError(f"log SNR of {type(path).__name__} is {value} at t = {t}: t_min or t_max must stop short.")
     return value
 
 

@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.prediction import Estimate, Prediction
-from score_flow.types import Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times, check_choice
 
 TimeFeature = Literal["t", "1-t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
@@ -33,9 +34,8 @@ class Preconditioning:
     data_std: float = 0.5
 
     def __post_init__(self):
-        for field, kind in (("time", TimeFeature), ("input", InputScale)):
-            if getattr(self, field) not in get_args(kind):
-                raise UserError(f"preconditioning.{field} is {getattr(self, field)!r}; allowed: {', '.join(get_args(kind))}.")
+        check_choice("model.time", self.time, get_args(TimeFeature))
+        check_choice("model.input", self.input, get_args(InputScale))
 
     def time_feature(self, t: Times, c: Coefficients) -> Times:
         match self.time:
@@ -139,6 +139,6 @@ class NetworkDenoiser(Denoiser):
         return self.model.prediction.decode(output, x, self.path.at(t).expand(x))
 
 
-def count_parameters(params: Params) -> int:
+def count_parameters(params: PyTree) -> int:
     """How many numbers a tree of parameters holds (works on jax.eval_shape's trees too)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -55,7 +55,7 @@ def value_and_divergence(
     """f(x) and the mean over probes of e . (df/dx) e, from one differentiation (Hutchinson 1990; Skilling 1989).
 
     With E[e e^T] = I the mean estimates the divergence; with the d basis vectors, scaled by sqrt(d), it is exact.
-    Forward mode: XLA compiles transposed convolutions badly inside loops on a CPU, and a jvp needs no stored activations.
+    Forward mode: XLA compiles transposed convolutions badly inside loops on a CPU, and a jvp stores no activations.
     """
     if probes.shape[0] == 1:
         value, tangent = jax.jvp(f, (x,), (probes[0],))

@@ -103,5 +103,6 @@ def edm(sigma_data: float = 0.5) -> Prediction:
 
 
 PREDICTIONS: dict[str, Prediction] = {
-    "noise": noise, "data": data, "score": score, "scaled_score": scaled_score, "velocity": velocity, "v": v, "edm": edm(),
+    "noise": noise, "data": data, "score": score, "scaled_score": scaled_score,
+    "velocity": velocity, "v": v, "edm": edm(),
 }  # fmt: skip

@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 def initialise() -> None:
     """Join the other processes of this run, if there are any.
 
-    On a TPU pod or under Slurm/Open MPI jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
+    On a TPU pod jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
     # Our own SIGTERM flag is agreed on once a loop (see training.Preemption): orbax's waits for an exact counter value.

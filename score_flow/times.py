@@ -17,7 +17,7 @@ from score_flow.types import Key
 class TimeSampler(NamedTuple):
     """Draws (t, weight), each (b,): the mean of weight x f(t) estimates the mean of f under the sampler's base law.
 
-    init() is a state carried by the training state, update(state, t, losses) its next value; the samplers below have none.
+    init() is a state carried by the training state, update(state, t, losses) its next value; those below have none.
     """
 
     init: Callable[[], PyTree]
@@ -26,7 +26,7 @@ class TimeSampler(NamedTuple):
 
 
 def _stateless(sample: Callable[[Key, int], tuple[Float[Array, "b"], Float[Array, "b"]]]) -> TimeSampler:
-    return TimeSampler(init=lambda: (), sample=lambda state, key, b: sample(key, b), update=lambda state, t, losses: state)
+    return TimeSampler(lambda: (), lambda state, key, b: sample(key, b), lambda state, t, losses: state)
 
 
 def uniform(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
@@ -39,7 +39,7 @@ def uniform(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
 
 
 def stratified(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
-    """One t in each of b equal cells, each uniform in its cell: the same mean, a smaller variance (arXiv:2107.00630, app. I)."""
+    """One t in each of b equal cells, uniform in its cell: the same mean, less variance (arXiv:2107.00630, app. I)."""
 
     def sample(key, b):
         # One shift for the batch (a lattice): every t is marginally uniform and the cells are equally filled.
@@ -65,7 +65,6 @@ def log_snr(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
 
     p(t) = |d log_snr/dt| / Z, weight = 1 / (p(t) (t_max - t_min)) (Song et al. 2021, sec. 5.2, arXiv:2101.09258).
     """
-
     high, low = finite_log_snr(path, t_min), finite_log_snr(path, t_max)
 
     def sample(key, b):
@@ -81,7 +80,6 @@ def log_snr(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
 def lognormal(path: Path, t_min: float, t_max: float = 1.0, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """log(sigma/alpha) ~ N(mean, std^2) cut to [t_min, t_max]; weight 1: here the law is part of the objective (EDM,
     Karras et al. 2022, table 1, arXiv:2206.00364)."""
-
     law = statistics.NormalDist(mean, std)
     low, high = (law.cdf(-finite_log_snr(path, t) / 2) for t in (t_min, t_max))
 

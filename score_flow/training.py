@@ -14,15 +14,18 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.objective import Objective
 from score_flow.sharding import agree, batch_sharding, replicated, to_host
-from score_flow.types import Batch, Condition, Images, Key, NonFinite, Params
+from score_flow.types import Batch, Condition, Images, Key, NonFinite
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes. No key is stored: randomness is folded from the step."""
+    """Everything that a step changes. No key is stored: randomness is folded from the step.
 
-    step: Int[Array, ""]
-    params: Params
-    ema: tuple[Params, ...]  # one for each rate
+    Its leaves are arrays, or what stands for them: jax.eval_shape's shapes, shardings, numpy arrays.
+    """
+
+    step: PyTree  # int32 ()
+    params: PyTree
+    ema: tuple[PyTree, ...]  # one for each rate
     opt_state: PyTree
     time_state: PyTree
 

@@ -22,7 +22,8 @@ def lost_fraction(path: Path, s: Times, t: Times) -> Times:
 
 
 def posterior_coefficients(path: Path, s: Times, t: Times) -> tuple[Times, Times, Times]:
-    """(on x_t, on x_0, std) of q(x_s | x_t, x_0), s < t (Ho et al. 2020, eq. 7, arXiv:2006.11239); std = 0 where sigma(s) = 0."""
+    """(on x_t, on x_0, std) of q(x_s | x_t, x_0), s < t; std = 0 where sigma(s) = 0 (Ho et al. 2020, eq. 7,
+    arXiv:2006.11239)."""
     lost = lost_fraction(path, s, t)
     alpha_s, sigma_s, alpha_t, sigma_t = path.alpha(s), path.sigma(s), path.alpha(t), path.sigma(t)
     return alpha_t * sigma_s**2 / (alpha_s * sigma_t**2), alpha_s * lost, sigma_s * jnp.sqrt(lost)

@@ -18,7 +18,6 @@ every_prediction = pytest.mark.parametrize("prediction", ALL.values(), ids=ALL.k
 both_dtypes = pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
 
 
-
 def pairs(seed=0):
     """x0 and noise for every time."""
     return Estimate(*jnp.asarray(np.random.default_rng(seed).normal(size=(2, len(TIMES), 6)), float))
@@ -36,8 +35,8 @@ def problem(path, x64):
 @both_dtypes
 def test_decode_inverts_target(problem, x64):
     pair, x, c = problem
-    # Dividing x_t by alpha (sigma) magnifies its rounding by sigma/alpha (alpha/sigma): no readout can do better where one
-    # of the two is a small part of x_t. The rest is a dozen roundings.
+    # Dividing x_t by alpha (sigma) magnifies its rounding by sigma/alpha (alpha/sigma): no readout can do better where
+    # one of the two is a small part of x_t. The rest is a dozen roundings.
     largest = max(float(jnp.abs(part).max()) for part in pair[:2])
     with np.errstate(divide="ignore"):
         ratio = np.asarray(c.sigma, np.float64) / np.asarray(c.alpha, np.float64)
@@ -86,7 +85,8 @@ def test_edm_is_table_1(path):
     s = c.sigma / c.alpha
     skip, out = d**2 / (s**2 + d**2), s * d / jnp.sqrt(s**2 + d**2)
     np.testing.assert_allclose(edm(d).decode(f, c.alpha * y, c).x0, skip * y + out * f, rtol=1e-5, atol=1e-5)
-    on_x0, on_noise = (edm(d).target(Estimate(*pair), c) for pair in ((jnp.ones_like(y), 0 * y), (0 * y, jnp.ones_like(y))))
+    one, none = jnp.ones_like(y), jnp.zeros_like(y)
+    on_x0, on_noise = edm(d).target(Estimate(one, none), c), edm(d).target(Estimate(none, one), c)
     np.testing.assert_allclose((d * on_x0) ** 2 + on_noise**2, 1.0, rtol=16 * EPS[False])
 
 

@@ -11,6 +11,7 @@ from score_flow.paths.ddpm import DDPM
 from score_flow.transition import Gaussian, forward_step, kl, lost_fraction, posterior, posterior_coefficients
 from tests.paths.variants import EPS, PATHS, TIMES, evaluate
 
+
 def increasing_triples():
     """s < u < t: any three of the 128 times, close neighbours, the end t = 0 and the end t = 1."""
     n = len(TIMES)
@@ -63,7 +64,9 @@ def test_forward_step_carries_the_marginal_on(path, times):
 @both_dtypes
 def test_two_forward_steps_are_one(path, times):
     s, u, t = times
-    (first, first_std), (second, second_std), (scale, std) = (forward_step(path, *ends) for ends in ((s, u), (u, t), (s, t)))
+    first, first_std = forward_step(path, s, u)
+    second, second_std = forward_step(path, u, t)
+    scale, std = forward_step(path, s, t)
     tolerance = rounding(path, s, u) + rounding(path, u, t) + rounding(path, s, t)
     assert_close(first * second, scale, tolerance * np.asarray(scale))
     assert_close((second * first_std) ** 2 + second_std**2, std**2, tolerance * np.asarray(path.sigma(t) ** 2))
@@ -90,7 +93,8 @@ def test_the_posterior_is_bayes_rule(path, times):
     tolerance = rounding(path, s, t)
     gain = std**2 / step_std**2  # variances multiplied out: a vanishing one stays a number
     assert_close(on_x_t, gain * scale, tolerance * np.asarray(gain * scale))
-    assert_close(std**2 * (step_std**2 + scale**2 * path.sigma(s) ** 2), path.sigma(s) ** 2 * step_std**2, tolerance * path.sigma(s) ** 2 * step_std**2)
+    product = path.sigma(s) ** 2 * step_std**2
+    assert_close(std**2 * (step_std**2 + scale**2 * path.sigma(s) ** 2), product, tolerance * product)
     assert_close(on_x0 * path.sigma(t) ** 2, path.alpha(s) * step_std**2, tolerance * path.alpha(s) * step_std**2)
 
 
@@ -147,7 +151,8 @@ def test_ddpm_tables(path):
 
 
 def test_kl_is_the_integral():
-    p, q = Gaussian(jnp.asarray([[0.3], [-1.0]]), jnp.asarray(0.7)), Gaussian(jnp.asarray([[1.1], [0.5]]), jnp.asarray([[1.9], [0.4]]))
+    p = Gaussian(jnp.asarray([[0.3], [-1.0]]), jnp.asarray(0.7))
+    q = Gaussian(jnp.asarray([[1.1], [0.5]]), jnp.asarray([[1.9], [0.4]]))
     expected = []
     for mean, q_mean, q_std in zip(p.mean[:, 0], q.mean[:, 0], q.std[:, 0], strict=True):
         ours, theirs = scipy.stats.norm(float(mean), 0.7), scipy.stats.norm(float(q_mean), float(q_std))

@@ -13,7 +13,7 @@ from score_flow.types import Images, Keys, Times
 
 
 class Coefficients(NamedTuple):
-    """alpha, sigma and their time derivatives at some times; each has the shape of t, with trailing ones after expand."""
+    """alpha, sigma and their time derivatives at some times; each has the shape of t (and trailing ones, expanded)."""
 
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
@@ -49,8 +49,8 @@ class Coefficients(NamedTuple):
 class Path(abc.ABC):
     """x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I) for t in [0, 1], data to noise.
 
-    A subclass writes alpha and sigma, elementwise and differentiable, each in the form that is exact at the end where it
-    vanishes. Fields are Python numbers: a path is hashable, compared by value, static under jit.
+    A subclass writes alpha and sigma, elementwise and differentiable, each in the form that is exact at the end where
+    it vanishes. Fields are Python numbers: a path is hashable, compared by value, static under jit.
     """
 
     @abc.abstractmethod

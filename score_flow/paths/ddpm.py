@@ -20,7 +20,8 @@ def linear_betas(n: int) -> Float[np.ndarray, "n"]:
 
 
 def cosine_betas(n: int, beta_cap: float = 0.999) -> Float[np.ndarray, "n"]:
-    """beta_i = min(1 - abar((i+1)/n)/abar(i/n), cap), abar(u) = cos^2(pi/2 (u + .008)/1.008) (arXiv:2102.09672, eq. 17)."""
+    """beta_i = min(1 - abar((i+1)/n)/abar(i/n), cap) with abar(u) = cos^2(pi/2 (u + .008)/1.008) (Nichol & Dhariwal
+    2021, eq. 17, arXiv:2102.09672)."""
     grid = np.arange(n + 1) / n
     abar = np.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - abar[1:] / abar[:-1], beta_cap)
@@ -30,10 +31,11 @@ def cosine_betas(n: int, beta_cap: float = 0.999) -> Float[np.ndarray, "n"]:
 class DDPM(Path):
     """A DDPM chain as a VP-SDE that passes through it: at t_i = (i+1)/n its marginals are the chain's.
 
-    alpha(t_i)^2 = prod_{j<=i} (1 - beta_j) (Ho et al. 2020, eq. 4, arXiv:2006.11239). Between the knots log alpha is the
-    monotone cubic (PCHIP), so that the rate is continuous: with a rate that jumps n times adaptive solvers take three
-    times the calls and still miss their tolerance a hundredfold. `betas` gives a table of one's own and overrides `schedule` and `n`. The cosine table's last
-    beta is clipped to 0.999, a huge rate: continuous solvers should start at t_max = (n-1)/n.
+    alpha(t_i)^2 = prod_{j<=i} (1 - beta_j) (Ho et al. 2020, eq. 4, arXiv:2006.11239). Between the knots log alpha is
+    the monotone cubic (PCHIP), so that the rate is continuous: with a rate that jumps n times adaptive solvers take
+    three times the calls and still miss their tolerance a hundredfold. `betas` gives a table of one's own and
+    overrides `schedule` and `n`. The cosine table's last beta is clipped to 0.999, a huge rate: continuous solvers
+    should start at t_max = (n-1)/n.
     """
 
     schedule: Literal["linear", "cosine"] = "linear"
@@ -47,7 +49,8 @@ class DDPM(Path):
             raise UserError(f"path ddpm: n is {self.n}; it must be at least 1.")
         betas = self.table()
         if not ((betas > 0) & (betas < 1)).all():
-            raise UserError(f"path ddpm: every beta must lie in (0, 1), got {betas.min():.4g} to {betas.max():.4g} (n = {len(betas)}).")
+            ends = f"{betas.min():.4g} to {betas.max():.4g}"
+            raise UserError(f"path ddpm: every beta must lie in (0, 1), got {ends} (n = {len(betas)}).")
 
     def table(self) -> Float[np.ndarray, "n"]:
         """The float64 betas of the chain."""

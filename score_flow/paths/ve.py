@@ -14,8 +14,8 @@ from score_flow.types import Times, UserError
 class VE(Path):
     """alpha = 1 and sigma from sigma_min to sigma_max (Song et al. 2021, eq. 9 and 30, arXiv:2011.13456).
 
-    geometric: sigma_min (sigma_max/sigma_min)^t; linear: sigma_min + t (sigma_max - sigma_min), where sigma_min may be 0
-    (score_flow's linear VE is sigma = t sigma_max).
+    geometric: sigma_min (sigma_max/sigma_min)^t; linear: sigma_min + t (sigma_max - sigma_min), where sigma_min may
+    be 0 (score_flow's linear VE is sigma = t sigma_max).
     """
 
     sigma_min: float = 0.01

@@ -37,7 +37,7 @@ def test_finite_and_from_data_to_noise(path, x64):
 
 @every_path
 def test_float32_agrees_with_float64(path):
-    # A rounded t costs eps x the relative slope, a rounded logarithm eps x itself, each elementary function one eps more.
+    # A rounded t costs eps x the relative slope, a rounded logarithm eps x itself, an elementary function one eps.
     exact, single = coefficients(path, INSIDE), coefficients(path, INSIDE, x64=False)
     for name in ("alpha", "sigma"):
         condition = 1 + np.abs(np.log(exact[name])) + np.abs(INSIDE * exact["d" + name] / exact[name])
@@ -71,7 +71,8 @@ def test_log_snr_decreases_and_is_inverted(path, x64):
 
 
 def test_inverse_log_snr_out_of_range_gives_an_end():
-    np.testing.assert_allclose(VP().inverse_log_snr(jnp.asarray([np.inf, -np.inf]), 0.125, 0.75), [0.125, 0.75], rtol=EPS[False])
+    ends = VP().inverse_log_snr(jnp.asarray([np.inf, -np.inf]), 0.125, 0.75)
+    np.testing.assert_allclose(ends, [0.125, 0.75], rtol=EPS[False])
 
 
 @every_path
@@ -89,7 +90,8 @@ def test_moments_obey_the_sde(path):
     for name, derivative in derivatives.items():
         difference = (after[name] - before[name]) / (2 * h)
         # A step of 2h has four times the truncation error of h; rounding is eps |f| / h.
-        error = np.abs(difference - (long_after[name] - long_before[name]) / (4 * h)) + 4 * EPS[True] * np.abs(after[name]) / h
+        truncation = np.abs(difference - (long_after[name] - long_before[name]) / (4 * h))
+        error = truncation + 4 * EPS[True] * np.abs(after[name]) / h
         assert (np.abs(difference - derivative) <= error).all(), name
         assert (error <= 1e-6 * (1 + np.abs(derivative))).all(), name  # the comparison above means something
 
@@ -132,8 +134,9 @@ def test_perturb_is_the_marginal(path):
     t = jnp.asarray(TIMES)
     alpha, sigma = expand(path.alpha(t), x0), expand(path.sigma(t), x0)
     x = path.perturb(x0, noise, t)
-    np.testing.assert_allclose(x, alpha * x0 + sigma * noise, rtol=4 * EPS[False], atol=4 * EPS[False] * float(jnp.abs(x).max()))
-    np.testing.assert_allclose(path.perturb(x0, noise, t[64])[64], x[64], rtol=1e-5, atol=1e-5)  # one time for the batch
+    atol = 4 * EPS[False] * float(jnp.abs(x).max())
+    np.testing.assert_allclose(x, alpha * x0 + sigma * noise, atol=atol)
+    np.testing.assert_allclose(path.perturb(x0, noise, t[64])[64], x[64], atol=atol)  # one time for the batch
 
 
 @every_path
@@ -149,7 +152,8 @@ def test_prior_log_prob_and_sample(path, t_max):
     assert draws.shape == (500, 4, 5)
     assert abs(draws.mean() / sigma) <= 4 / math.sqrt(draws.size)
     assert abs(draws.std() / sigma - 1) <= 4 / math.sqrt(2 * draws.size)
-    np.testing.assert_array_equal(path.prior_sample(keys[3:4], (4, 5), t_max)[0], draws[3])  # a draw depends on its key only
+    # A draw depends on its key only.
+    np.testing.assert_array_equal(path.prior_sample(keys[3:4], (4, 5), t_max)[0], draws[3])
 
 
 # The published forms.
@@ -173,7 +177,8 @@ def test_vp(low, high):
 @pytest.mark.parametrize("low, high", BETAS)
 def test_subvp(low, high):
     beta, integral = low + T * (high - low), low * T + (high - low) * T**2 / 2
-    assert_forms(SubVP(low, high), np.exp(-integral / 2), 1 - np.exp(-integral), -beta / 2, beta * (1 - np.exp(-2 * integral)))
+    g2 = beta * (1 - np.exp(-2 * integral))
+    assert_forms(SubVP(low, high), np.exp(-integral / 2), 1 - np.exp(-integral), -beta / 2, g2)
 
 
 @pytest.mark.parametrize("low, high", [(0.01, 50.0), (0.02, 7.0)])

@@ -29,10 +29,11 @@ EPS = {False: float(np.finfo(np.float32).eps), True: float(np.finfo(np.float64).
 
 
 def evaluate(function, *times, x64=True):
-    """function(*times) as float64 arrays, computed in float64 or in float32, 128 times at once."""
+    """function(*times) as float64 arrays, computed in float64 or in float32, in pieces of one of two lengths."""
     length = len(times[0])
-    pieces = -(-length // len(TIMES))
-    padded = [np.resize(np.asarray(t, np.float64), pieces * len(TIMES)).reshape(pieces, -1) for t in times]
+    piece = len(TIMES) if length <= len(TIMES) else 1024
+    pieces = -(-length // piece)
+    padded = [np.resize(np.asarray(t, np.float64), pieces * piece).reshape(pieces, -1) for t in times]
     with jax.enable_x64(x64):
         values = [function(*(jnp.asarray(t[i], float) for t in padded)) for i in range(pieces)]
         return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p, np.float64) for p in parts])[:length], *values)
@@ -43,7 +44,7 @@ def coefficients(path, t, x64=True):
 
     def derive(t):
         c = path.at(t)
-        derived = {"det": c.det, "drift": c.drift, "g2": c.g2, "log_snr": c.log_snr, "rate": 2 * c.det / (c.alpha * c.sigma)}
-        return c._asdict() | derived
+        derived = {name: getattr(c, name) for name in ("det", "drift", "g2", "log_snr")}
+        return c._asdict() | derived | {"rate": 2 * c.det / (c.alpha * c.sigma)}
 
     return evaluate(derive, t, x64=x64)

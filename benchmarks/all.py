@@ -1,0 +1,11 @@
+"""Every row: python -m benchmarks.all [--out FILE.json] [--seconds S], and --config flags as in main.py."""
+
+import sys
+
+from benchmarks import likelihood, sampler, train_step
+from benchmarks.measure import main
+
+MEASUREMENTS = (train_step.measure, likelihood.measure, sampler.measure)
+
+if __name__ == "__main__":
+    sys.exit(main(*MEASUREMENTS))

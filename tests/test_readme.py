@@ -1,0 +1,48 @@
+"""The README's code runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch import ROOT, environment
+
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_python_blocks():
+    code = [text for kind, text in BLOCKS if kind == "python"]
+    assert code
+    for text in code:
+        exec(compile(text, "README.md", "exec"), {})
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([\w-]+)", "\n".join(text for kind, text in BLOCKS if kind == "bash"))
+    assert named and set(named) <= set(targets)
+
+
+def test_commands(tmp_path):
+    """The three modes, as written, in order, but for the folder of the run and a small network."""
+    lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("python main.py")]
+    runs = [line for line in lines if "PATH" not in line]
+    assert len(runs) == 3
+    for line in runs:
+        words = [sys.executable, *shlex.split(line)[1:], f"--workdir={tmp_path}", *SMALL]
+        done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "report.html").exists() and list(tmp_path.glob("samples/20/samples/samples.npz"))
+
+
+SMALL = ("--config.network.name=mlp", "--config.network.width=16", "--config.training.batch_size=16", "--config.training.eval_freq=0",
+         "--config.eval.solver.rtol=1e-2", "--config.eval.solver.atol=1e-2", "--config.eval.batch_size=99")  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [line for _, text in BLOCKS for line in text.splitlines() if "PATH" in line])
+def test_the_data_command_names_what_is_missing(line, tmp_path):
+    words = [sys.executable, *shlex.split(line)[1:], f"--workdir={tmp_path}"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "PATH" in done.stderr
