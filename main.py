@@ -3,13 +3,12 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
-EPILOG = """exit codes: 0 done; 2 a mistake in flags, config, data or files (one line says which); 3 the loss or a result was not finite;
-75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on.
+EPILOG = """exit codes: 0 done; 2 a mistake in flags, config, data or files (one line says which); 3 the loss or a
+result was not finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on.
 
 several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
 
@@ -21,11 +20,21 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from score_flow.config import explain
 
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG + explain(), allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG + explain(),
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="recipe: a Python file with get_config(), e.g. configs/digits.py")
+    parser.add_argument(
+        "--config", required=True, help="recipe: a Python file with get_config(), e.g. configs/digits.py"
+    )
     parser.add_argument("--workdir", required=True, help="folder of the run; the same folder goes on where it stopped")
-    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="train; eval: loss, samples, bits/dim, report; sample: samples only")
+    parser.add_argument(
+        "--mode",
+        required=True,
+        choices=("train", "eval", "sample"),
+        help="train; eval: loss, samples, bits/dim, report; sample: samples only",
+    )
     parser.add_argument("--eval_folder", default="eval", help="sub-folder of workdir for results (default: eval)")
     known, rest = parser.parse_known_args(argv)
     return known, rest
@@ -52,7 +61,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
         else:
             from evaluation.run import SAMPLES_FOLDER, evaluate, jobs
 
-            names, folder = (jobs(config), options.eval_folder) if options.mode == "eval" else (["samples"], SAMPLES_FOLDER)
+            names, folder = (
+                (jobs(config), options.eval_folder) if options.mode == "eval" else (["samples"], SAMPLES_FOLDER)
+            )
             evaluate(built, config, workdir, folder, names)
 
 

@@ -15,8 +15,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 def flops(f: Callable[..., Any], *args: Any) -> int:
     """FLOPs of f(*args), which may be jax.ShapeDtypeStructs; recomputation under remat counts like any other work.
 
-    A convolution counts the taps on padding, as the papers do, but not those on the holes of a dilated input, so that
-    each gradient of a convolution costs what the convolution does. Of the branches of a cond the largest counts. Raises
+    A convolution counts the taps on padding, as papers do, but not those on the holes of a dilated input: so each
+    gradient of a "SAME" convolution costs what the convolution does. The largest branch of a cond counts. Raises
     ValueError for a loop whose number of rounds only the device knows, and for kernels that cannot be looked into.
     """
     return _of_jaxpr(jax.make_jaxpr(f)(*args).jaxpr)
@@ -42,7 +42,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         case "dot_product_attention_bwd_wrapper":  # q k^T again, and the gradients of q, k, v and the weights
             return _of_attention(equation, products=5)
         case "while" if any(inner):
-            raise ValueError("cannot count the FLOPs of a while loop: its number of rounds is not known before it runs.")
+            raise ValueError("cannot count the FLOPs of a while loop: only the device knows its number of rounds.")
         case "pallas_call" | "ffi_call" as name:
             raise ValueError(f"cannot count the FLOPs of {name}: add its formula to benchmarks/flops.py.")
     return sum(inner)

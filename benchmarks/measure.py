@@ -19,12 +19,22 @@ from ml_collections import ConfigDict
 
 from score_flow.build import Experiment, example_condition
 from score_flow.config import load
-from score_flow.types import Condition, Params, UserError
+from score_flow.types import Params, UserError
 
 MIN_TRIALS = 3
+WAKE = 0.5  # random flows then take about as many solver steps as trained ones
+
+
+class Options(NamedTuple):
+    """How long to measure each row, and the images in a batch where the config does not say."""
+
+    seconds: float
+    batch: int
+
+
 Row = dict[str, Any]
-Measurement = Callable[[ConfigDict, float], Iterable[Row]]  # (config, seconds for each row) -> rows
-Contender = Callable[[], Any]  # does its work once and returns arrays that are ready when it is done
+Measurement = Callable[[ConfigDict, Options], Iterable[Row]]
+Contender = Callable[[], Any]  # does its work once; it is done when the arrays that it returns are ready
 
 
 class Timing(NamedTuple):
@@ -40,7 +50,8 @@ class Timing(NamedTuple):
 
 def interleave(ours: Contender, other: Contender, seconds: float) -> Timing:
     """Both in turn, A B A B ..., for about `seconds` and at least MIN_TRIALS times, after one warm-up of each."""
-    trials, _, end = [], [clock(f) for f in (ours, other)], time.perf_counter() + seconds
+    clock(ours), clock(other)
+    trials, end = [], time.perf_counter() + seconds
     while len(trials) < MIN_TRIALS or time.perf_counter() < end:
         trials.append((clock(ours), clock(other)))
     return Timing(*np.array(trials).T)
@@ -54,67 +65,72 @@ def clock(f: Contender) -> float:
 
 
 def row(
-    name: str, values: Float[np.ndarray, "n"], unit: str, ratios: Float[np.ndarray, "n"], against: str, goal: float | None, **more: Any
+    name: str,
+    values: Float[np.ndarray, "n"],
+    unit: str,
+    ratios: Float[np.ndarray, "n"],
+    against: str,
+    goal: float | None,
+    n_devices: int = 1,
+    **more: Any,
 ) -> Row:
-    """One line: the median value with its 10th and 90th percentiles over n trials, and the median ratio of a trial."""
-    percentiles = {f"p{q}": _round(np.percentile(values, q)) for q in (10, 90)}
-    spread = {f"ratio_p{q}": _round(np.percentile(ratios, q)) for q in (10, 90)}
-    device = {"device": jax.devices()[0].device_kind, "n_devices": jax.device_count()}
+    """One line: medians over n trials with their 10th and 90th percentiles; the ratio is taken within each trial."""
+    value, p10, p90 = significant(np.percentile(values, (50, 10, 90)), 4)
+    ratio, ratio_p10, ratio_p90 = significant(np.percentile(ratios, (50, 10, 90)), 4)
     versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "diffrax")}
     return {
-        "name": name, "value": _round(np.median(values)), "unit": unit, "ratio": _round(np.median(ratios)), "against": against,
-        **device, "n": len(values), **percentiles, **spread, "goal": goal, **more,
+        "name": name, "value": value, "unit": unit, "ratio": ratio, "against": against, "goal": goal,
+        "device": jax.devices()[0].device_kind, "n_devices": n_devices, "n": len(values), "p10": p10, "p90": p90,
+        "ratio_p10": ratio_p10, "ratio_p90": ratio_p90, **more,
         "versions": versions, "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }  # fmt: skip
 
 
-def _round(number: float) -> float:
-    return float(f"{number:.4g}")
+def significant(numbers: Float[np.ndarray, "n"], digits: int) -> list[float]:
+    """Plain floats that print with so many digits."""
+    return [float(f"{number:.{digits}g}") for number in np.atleast_1d(numbers)]
 
 
 def random_params(run: Experiment) -> Params:
-    """Fresh parameters of which no kernel is zero.
+    """Fresh parameters with random kernels where a network starts with zeros.
 
-    A new network answers 0 everywhere: the flow would be a straight line that any solver crosses in a step.
+    A fresh network answers 0 everywhere: its flow would be a straight line, which any solver crosses in a step.
     """
+    shape, condition = (1, *run.image_shape), example_condition(1, run.labelled)
+    rng = np.random.default_rng(run.seed)
 
-    def wake(path, leaf, key):
-        awake = path[-1].key != "kernel" or jnp.max(jnp.abs(leaf)) > 1e-3
-        std = 0.2 / math.sqrt(math.prod(leaf.shape[:-1]))
-        return jnp.where(awake, leaf, std * jax.random.normal(key, leaf.shape))
+    def wake(path: Any, leaf: jax.Array) -> jax.Array:
+        if path[-1].key != "kernel" or jnp.max(jnp.abs(leaf)) > 1e-3:
+            return leaf
+        std = WAKE / math.sqrt(math.prod(leaf.shape[:-1]))
+        return jnp.asarray(std * rng.standard_normal(leaf.shape, np.float32))
 
-    @jax.jit
-    def init(key):
-        params = run.model.init(key, (1, *run.image_shape), example_condition(1, run.labelled))
-        leaves, tree = jax.tree.flatten_with_path(params)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        return tree.unflatten([wake(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)])
-
-    return init(jax.random.key(run.seed))
-
-
-def forward(run: Experiment) -> Callable[..., Any]:
-    """The bare network under jit: (params, x, t, condition) -> raw output."""
-    return jax.jit(lambda params, x, t, condition: run.model.apply(params, x, t, condition))
+    init = jax.jit(lambda key: run.model.init(key, shape, condition))
+    return jax.tree.map_with_path(wake, init(jax.random.key(run.seed)))
 
 
 def main(*measurements: Measurement, argv: list[str] | None = None) -> int:
     """Run measurements with the flags of the command line, print their rows and return the exit code."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="One JSON line a row; see the file's first lines.")
-    parser.add_argument("--config", default="configs/digits.py", help="recipe, with --config.key=value as in main.py")
-    parser.add_argument("--seconds", type=float, default=8.0, help=f"for each row (default: 8); {MIN_TRIALS} trials at least")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Time ours against a yardstick, by turns.")
+    parser.add_argument("--config", default="configs/digits.py", help="recipe; --config.key=value as in main.py")
+    parser.add_argument("--seconds", type=float, default=5.0, help=f"for each row (5), {MIN_TRIALS} trials at least")
+    parser.add_argument("--batch", type=int, default=16, help="images that a sampler or a likelihood takes (16)")
     parser.add_argument("--out", type=Path, help="a JSON file for the rows, besides printing them")
-    options, overrides = parser.parse_known_args(argv)
+    flags, overrides = parser.parse_known_args(argv)
     rows = []
     try:
-        config = load(options.config, overrides)
+        if flags.batch < 1:
+            raise UserError(f"--batch is {flags.batch}; it must be at least 1.")
+        if flags.out and not flags.out.parent.is_dir():
+            raise UserError(f"--out: there is no folder {flags.out.parent}.")
+        config = load(flags.config, overrides)
         for measurement in measurements:
-            for row in measurement(config, options.seconds):
-                rows.append(row | {"config": " ".join([options.config, *overrides])})
+            for measured in measurement(config, Options(flags.seconds, flags.batch)):
+                rows.append(measured | {"config": " ".join([flags.config, *overrides])})
                 print(json.dumps(rows[-1]), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.out:
-        options.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    if flags.out:
+        flags.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     return 0

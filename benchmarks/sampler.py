@@ -2,10 +2,10 @@
 
 Ours is a whole sampler under one jit: Heun's method for the probability-flow ODE, DDIM, Euler for the reverse SDE. The
 other is as many calls of the jitted network, each dispatched from Python on the output of the last, with no wait in
-between. Prior draw, noise, decoding and the solver's arithmetic are what the ratio exceeds 1 by. Goals: <= 1.05 on a CPU,
-<= 1.02 on an accelerator. The batch is config.eval.batch_size, at most MAX_BATCH on a CPU.
+between. What the ratio exceeds 1 by are the prior draw, noise, decoding and the solver's arithmetic; it falls below 1
+where dispatching costs more than they do. Goals: <= 1.05 on a CPU, <= 1.02 on a GPU.
 
-    python -m benchmarks.sampler --config=configs/digits.py --config.eval.batch_size=16
+    python -m benchmarks.sampler --config=configs/digits.py --batch=64
 """
 
 import sys
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarks.measure import Row, forward, interleave, main, random_params, row
+from benchmarks.measure import Options, Row, interleave, main, random_params, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment, example_condition, experiment
@@ -26,31 +26,32 @@ SAMPLERS = {
     "sampler_ddim": ddim.build(n_steps=50),
     "sampler_sde_euler": sde.build(method="euler", n_steps=50),
 }
-MAX_BATCH = 32
 
 
-def measure(config: ConfigDict, seconds: float) -> Iterable[Row]:
+def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
     """A row for each sampler: ms per network call, and its ratio to a bare forward's."""
     run = experiment(config)
     params = random_params(run)
     for name, sampler in SAMPLERS.items():
-        yield against_forwards(name, run, params, sampler, min(config.eval.batch_size, MAX_BATCH), seconds)
+        yield against_forwards(name, sampler, run, params, options)
 
 
-def against_forwards(name: str, run: Experiment, params: Params, sampler: Sampler, size: int, seconds: float) -> Row:
-    condition = example_condition(size, run.labelled)
-    keys = example_keys(run.seed, jnp.arange(size))
+def against_forwards(name: str, sampler: Sampler, run: Experiment, params: Params, options: Options) -> Row:
+    """The row of one sampler."""
+    size = options.batch
+    condition, t = example_condition(size, run.labelled), jnp.full(size, 0.5)
+    keys, start = example_keys(run.seed, jnp.arange(size)), jnp.ones((size, *run.image_shape))
     sample = jax.jit(lambda keys, params, condition: sampler(keys, run.model.bind(params, condition), run.image_shape))
-    bare, t, start = forward(run), jnp.full(size, 0.5), jax.random.normal(jax.random.key(0), (size, *run.image_shape))
+    forward = jax.jit(lambda params, x, t, condition: run.model.apply(params, x, t, condition))
     calls = int(sample(keys, params, condition).n_evaluations)
 
-    def forwards():
+    def forwards() -> jax.Array:
         x = start
         for _ in range(calls):
-            x = bare(params, x, t, condition)
+            x = forward(params, x, t, condition)
         return x
 
-    timing = interleave(lambda: sample(keys, params, condition), forwards, seconds)
+    timing = interleave(lambda: sample(keys, params, condition), forwards, options.seconds)
     goal = 1.05 if jax.default_backend() == "cpu" else 1.02
     return row(
         name, 1e3 * timing.ours / calls, "ms/call", timing.ratios, "as many bare jitted forwards", goal,

@@ -1,13 +1,15 @@
 """The compiled train step against matrix products of the same FLOPs.
 
-Ours is the program that main.py trains with: scaling, loss, gradient, optimiser and EMA of n_jitted_steps steps, the state
-donated, one batch of the data set kept on the device, no wait for the loss between steps. The other is a chain of square
+Ours is the program that main.py trains with: scaling, loss, gradient, optimiser and EMA of n_jitted_steps steps, the
+state donated, one batch of the data set kept on the device, no wait between steps. The other is a chain of square
 matrix products in the network's compute dtype on the same devices: what the hardware does when nothing is in its way.
-FLOPs are the useful ones, three forward passes of the loss; what remat computes again is not useful. A remat that costs
-time therefore shows. mfu is the share of the chip's published dense bf16 peak; goals for it: 35 % SiT-XL/2, 18 % NCSN++.
+
+FLOPs are the useful ones, three forward passes of the loss; recomputation is not useful, so a remat that costs time
+shows. mfu is their share of the published dense bf16 peak of the chip, where it is known: its goals are 0.35 for
+SiT-XL/2 and 0.18 for NCSN++ on one H100 in bfloat16. On a CPU only the ratio means something, and has no goal.
 
     python -m benchmarks.train_step --config=configs/digits.py --config.training.batch_size=256
-    taskset -c 0 python -m benchmarks.train_step       one thread, the steadier number on a busy CPU
+    taskset -c 0 python -m benchmarks.train_step       one thread: the steadier number on a busy CPU
 """
 
 import sys
@@ -19,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.flops import flops
-from benchmarks.measure import Contender, Row, clock, interleave, main, row
+from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
 from score_flow.build import Experiment, example_condition, experiment
 from score_flow.data.pipeline import Batches
 from score_flow.sharding import batch_sharding, state_shardings
@@ -27,47 +29,46 @@ from score_flow.training import TrainState, init_state, make_train_steps
 from score_flow.types import Batch
 
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16 FLOP/s, by device_kind
-TRIAL = 0.25  # seconds: many steps a trial where steps are short, so that dispatching overlaps them as in training
-MAX_SIDE, MAX_LINKS = 8192, 64  # of the matrices, and of their chain
+TRIALS = 25  # about; short steps share a trial, so that their dispatch overlaps as it does in training
+MAX_SIDE, MAX_LINKS = 8192, 64  # of the square matrices, and of their chain
 
 
-def measure(config: ConfigDict, seconds: float) -> Iterable[Row]:
+def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
     """One row: steps/s, and the time of a step over that of as many FLOPs of matrix products."""
     run, size, k = experiment(config), config.training.batch_size, config.training.n_jitted_steps
     steps, state, batch = train_steps(run, config)
-    one = jax.tree.map(lambda x: x[0], batch)
-    useful = 3 * flops(lambda state, batch: loss(run, state, batch), state, one)
-    executed = flops(steps, state, batch) / k
+    useful = 3 * flops(lambda state, batch: loss(run, state, batch), state, jax.tree.map(lambda x: x[0], batch))
+    executed = flops(steps, state, batch) // k
     dtype = getattr(run.model.network, "dtype", "float32")
     product, product_flops = products(run, k * useful, dtype)
 
     step = carry(steps, state, batch)
-    step()
-    n = int(np.clip(TRIAL / clock(step), 1, 100))
-    timing = interleave(repeat(step, n), repeat(product, n), seconds)
+    jax.block_until_ready(step())
+    n = int(np.clip(options.seconds / (2 * TRIALS * clock(step)), 1, 100))
+    timing = interleave(repeat(step, n), repeat(product, n), options.seconds)
     per_step, per_flop = timing.ours / (n * k), timing.other / (n * product_flops)
-    rate = 1 / per_step
-    peak = PEAK.get(jax.devices()[0].device_kind)
+    rate, peak = np.median(1 / per_step), PEAK.get(jax.devices()[0].device_kind)
+    images_per_second, matmul = significant(np.array([rate * size, np.median(1 / per_flop)]), 4)
     yield row(
-        "train_step", rate, "steps/s", per_step / (useful * per_flop), f"{dtype} matrix products of the same FLOPs", None,
-        images_per_second=round(float(np.median(rate)) * size, 1), flops=useful, executed_flops=executed,
-        matmul_flops_per_second=float(f"{1 / np.median(per_flop):.4g}"), peak_flops_per_second=peak,
-        mfu=peak and round(float(np.median(rate)) * useful / (peak * jax.device_count()), 4),
-        network=type(run.model.network).__name__, batch_size=size, n_jitted_steps=k,
+        "train_step", 1 / per_step, "steps/s", per_step / (useful * per_flop), f"{dtype} matrix products", None,
+        run.mesh.size, images_per_second=images_per_second, flops=useful, executed_flops=executed,
+        matmul_flops_per_second=matmul, peak_flops_per_second=peak,
+        mfu=peak and float(round(rate * useful / (peak * run.mesh.size), 4)),
+        network=type(run.model.network).__name__, dtype=dtype, batch_size=size, n_jitted_steps=k,
     )  # fmt: skip
 
 
 def train_steps(run: Experiment, config: ConfigDict) -> tuple[Callable, TrainState, Batch]:
     """The program of score_flow.train, a fresh state, and a batch (k, b, ...) of the data set on the devices."""
-    n_ema, options = len(config.model.ema_rate), config.training
+    rates, options = config.model.ema_rate, config.training
 
-    def init():
-        condition = example_condition(1, run.labelled)
-        return init_state(run.objective, run.optimiser, n_ema, jax.random.key(run.seed), (1, *run.image_shape), condition)
+    def init() -> TrainState:
+        key, shape = jax.random.key(run.seed), (1, *run.image_shape)
+        return init_state(run.objective, run.optimiser, len(rates), key, shape, example_condition(1, run.labelled))
 
     shardings = state_shardings(run.mesh, jax.eval_shape(init))
     steps = make_train_steps(
-        run.objective, run.optimiser, config.model.ema_rate, config.model.ema_warmup, run.preprocess, run.seed, run.mesh, shardings
+        run.objective, run.optimiser, rates, config.model.ema_warmup, run.preprocess, run.seed, run.mesh, shardings
     )
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     batch = batches(0, options.n_jitted_steps)
@@ -82,7 +83,7 @@ def loss(run: Experiment, state: TrainState, batch: Batch) -> jax.Array:
 
 
 def carry(steps: Callable, state: TrainState, batch: Batch) -> Contender:
-    """Each call goes on from the state of the last."""
+    """A call for a program of steps; each goes on from the state of the last."""
 
     def step():
         nonlocal state
@@ -93,7 +94,7 @@ def carry(steps: Callable, state: TrainState, batch: Batch) -> Contender:
 
 
 def products(run: Experiment, total: int, dtype: str) -> tuple[Contender, int]:
-    """A chain of square matrix products of about `total` FLOPs, shared out among the devices, and its exact FLOPs."""
+    """A chain of square matrix products of about `total` FLOPs, shared among the devices, and its exact FLOPs."""
     share = total / run.mesh.size
     side = int(np.clip(2 ** np.floor(np.log2(share / 2) / 3), 128, MAX_SIDE))
     links = int(np.clip(round(share / (2 * side**3)), 1, MAX_LINKS))
@@ -116,12 +117,8 @@ def products(run: Experiment, total: int, dtype: str) -> tuple[Contender, int]:
 
 
 def repeat(f: Contender, n: int) -> Contender:
-    def repeated():
-        for _ in range(n):
-            out = f()
-        return out
-
-    return repeated
+    """n calls in a row, each of which goes on from the last."""
+    return lambda: [f() for _ in range(n)][-1]
 
 
 if __name__ == "__main__":

@@ -42,12 +42,16 @@ def get_config() -> ConfigDict:
     training.log_freq = 50  # steps between logged losses
     training.eval_freq = 1000  # steps between losses on a test batch; 0 = never
     training.snapshot_freq = 50_000  # steps between milestone checkpoints (checkpoints/), all kept; 0 = only at the end
-    training.snapshot_freq_for_preemption = 5000  # steps between resumable checkpoints (checkpoints-meta/), newest two kept
+    training.snapshot_freq_for_preemption = (
+        5000  # steps between resumable checkpoints (checkpoints-meta/), newest two kept
+    )
     training.snapshot_sampling = True  # draw a sheet of samples at each milestone
     training.weighting = "simple"  # of the squared error: simple (noise), velocity, data, likelihood
     training.likelihood_weighting = False  # same as weighting = likelihood
     training.time_sampler = component("uniform")  # law of t: uniform, stratified, grid, log_snr, lognormal
-    training.importance_weighting = False  # same as time_sampler = log_snr: unbiased, less noise with likelihood weighting
+    training.importance_weighting = (
+        False  # same as time_sampler = log_snr: unbiased, less noise with likelihood weighting
+    )
     training.smallest_time = 1e-5  # t is drawn from [smallest_time, largest_time]
     training.largest_time = 1.0
     training.reduce_mean = True  # mean of the squared error over pixels instead of half its sum

@@ -2,8 +2,8 @@
 
 Model      SiT of patch 2, width 96, depth 4 (0.72 M parameters), velocity prediction on the linear path.
 Hardware   2 CPU cores, minutes.
-Expected   below 2.95 bits/dim, a full-covariance Gaussian fitted to the training digits; a U-Net prototype (VP, noise prediction,
-           0.35 M parameters, 2 500 steps of 128) reached 2.15 +- .01 in 250 s.
+Expected   below 2.95 bits/dim, a full-covariance Gaussian fitted to the training digits; a U-Net prototype (VP, noise
+           prediction, 0.35 M parameters, 2 500 steps of 128) reached 2.15 +- .01 in 250 s.
 Reached    (to be filled)
 """
 

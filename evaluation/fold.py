@@ -50,7 +50,9 @@ def run(fold: Fold, directory: Path, what: str, save_every: int = 1) -> dict[str
             checkpoints.poll()
             if stop and done < fold.n_rounds:
                 checkpoints.close()
-                raise Preempted(f"{what} stopped and saved after {done} of {fold.n_rounds} rounds; run the same command to go on.")
+                raise Preempted(
+                    f"{what} stopped and saved after {done} of {fold.n_rounds} rounds; run the same command to go on."
+                )
     result = fold.finish(state)
     checkpoints.close()
     if is_main():

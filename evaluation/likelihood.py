@@ -39,7 +39,9 @@ def probes(keys: Keys, kind: Probe, n: int, shape: tuple[int, ...]) -> Float[Arr
         basis = math.sqrt(d) * jnp.eye(d).reshape(d, 1, *shape)
         return jnp.broadcast_to(basis, (d, keys.shape[0], *shape))
     draw = jax.random.rademacher if kind == "rademacher" else jax.random.normal
-    return jnp.stack([jax.vmap(lambda key: draw(jax.random.fold_in(key, i), shape, jnp.float32))(keys) for i in range(n)])  # noqa: B023
+    return jax.vmap(lambda i: jax.vmap(lambda key: draw(jax.random.fold_in(key, i), shape, jnp.float32))(keys))(
+        jnp.arange(n)
+    )
 
 
 def log_likelihood(
@@ -54,8 +56,8 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log p(x0) = log N(z; 0, sigma(t_max)^2 I) + int div velocity dt, z = x(t_max) (arXiv:2011.13456, eq. 39).
 
-    x0 is taken as the state at t_min. Probes are drawn once and kept for the whole solve, so that the right-hand side is
-    a function of (t, x) and the solver's error control means what it says.
+    x0 is taken as the state at t_min. Probes are drawn once and kept for the whole solve, so that the right-hand side
+    is a function of (t, x) and the solver's error control means what it says.
     """
     e = jnp.moveaxis(probes(keys, probe, n_probes, x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
 
@@ -89,16 +91,29 @@ def build(context: Context) -> Fold:
         x0 = run.scaling.dequantise(batch["image"], u)
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             result = log_likelihood(
-                probe_keys, context.denoiser(params, batch), x0, solver, options.smallest_time, options.largest_time,
-                options.probe, options.n_probes,
-            )  # fmt: skip
-        power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(options.largest_time)) ** 2
+                probe_keys,
+                context.denoiser(params, batch),
+                x0,
+                solver,
+                options.smallest_time,
+                options.largest_time,
+                options.probe,
+                options.n_probes,
+            )
+        power = (
+            jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1)
+            / run.model.path.sigma(jnp.asarray(options.largest_time)) ** 2
+        )
         return bits_per_dim(result.log_prob, d, run.scaling.bits_offset), power, result.n_evaluations, result.ok
 
     compiled = context.compile(bits)
 
     def init():
-        return {"bits": np.zeros((repeats, n)), "latent_power": np.zeros((repeats, n)), "calls": np.zeros(repeats * per_repeat, np.int64)}
+        return {
+            "bits": np.zeros((repeats, n)),
+            "latent_power": np.zeros((repeats, n)),
+            "calls": np.zeros(repeats * per_repeat, np.int64),
+        }
 
     def step(state, round_number):
         repeat, part = divmod(round_number, per_repeat)
@@ -107,7 +122,10 @@ def build(context: Context) -> Fold:
         values, power, calls, ok = to_host(compiled(batch, seeds))
         if not ok[mask].all():
             bad = indices[mask & ~ok]
-            raise NonFinite(f"the likelihood solver failed on images {bad[:8].tolist()}: raise eval.solver.max_steps or the tolerances.")
+            raise NonFinite(
+                f"the likelihood solver failed on images {bad[:8].tolist()}: "
+                "raise eval.solver.max_steps or the tolerances."
+            )
         state = {name: value.copy() for name, value in state.items()}
         state["bits"][repeat, indices[mask]], state["latent_power"][repeat, indices[mask]] = values[mask], power[mask]
         state["calls"][round_number] = calls
@@ -117,10 +135,18 @@ def build(context: Context) -> Fold:
         write_arrays(context.directory / "bits.npz", bits=state["bits"])
         mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
         return {
-            "bits_per_dim": mean, "standard_error": error, "n_images": n, "repeats": repeats, "split": source.name,
-            "probe": options.probe, "n_probes": options.n_probes, "dequantisation": "uniform",
-            "network_calls_per_batch": float(state["calls"].mean()), "solver": f"{solver.method} rtol {solver.rtol:g} atol {solver.atol:g}",
-            "smallest_time": options.smallest_time, "latent_mean_square": float(state["latent_power"].mean()),
-        }  # fmt: skip
+            "bits_per_dim": mean,
+            "standard_error": error,
+            "n_images": n,
+            "repeats": repeats,
+            "split": source.name,
+            "probe": options.probe,
+            "n_probes": options.n_probes,
+            "dequantisation": "uniform",
+            "network_calls_per_batch": float(state["calls"].mean()),
+            "solver": f"{solver.method} rtol {solver.rtol:g} atol {solver.atol:g}",
+            "smallest_time": options.smallest_time,
+            "latent_mean_square": float(state["latent_power"].mean()),
+        }
 
     return Fold(repeats * per_repeat, init, step, finish)

@@ -16,7 +16,7 @@ N_BINS = 10
 
 
 def build(context: Context) -> Fold:
-    """Mean loss with its standard error, and in ten bins of time; times and noise belong to the image, not to the batch."""
+    """Mean loss with its standard error, and in ten bins of time; times and noise belong to the image."""
     run, options, n = context.run, context.options, len(context.source)
     per_repeat, repeats = context.rounds_of(n), options.num_repeats
 
@@ -26,7 +26,9 @@ def build(context: Context) -> Fold:
         t, weight = jax.vmap(lambda key: objective.times.sample(objective.times.init(), key, 1))(keys[:, 0])
         noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(keys[:, 1])
         if run.dequantised:
-            x0 = run.scaling.dequantise(batch["image"], jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(keys[:, 2]))
+            x0 = run.scaling.dequantise(
+                batch["image"], jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(keys[:, 2])
+            )
         else:
             x0 = run.scaling.normalise(batch["image"])
         t = t[:, 0]
@@ -50,6 +52,13 @@ def build(context: Context) -> Fold:
         mean, error = mean_and_error(state["loss"].mean(axis=0))
         bins = np.clip((state["t"] * N_BINS).astype(int), 0, N_BINS - 1)
         by_time = [float(state["loss"][bins == i].mean()) if (bins == i).any() else None for i in range(N_BINS)]
-        return {"loss": mean, "standard_error": error, "n_images": n, "repeats": repeats, "split": context.source.name, "by_time": by_time}
+        return {
+            "loss": mean,
+            "standard_error": error,
+            "n_images": n,
+            "repeats": repeats,
+            "split": context.source.name,
+            "by_time": by_time,
+        }
 
     return Fold(repeats * per_repeat, init, step, finish)

@@ -7,8 +7,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def grid(images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0, border: int = 1) -> UInt8[np.ndarray, "H W c"]:
-    """Images side by side, row by row, their levels stretched to 0..255; as square as it gets unless columns is given."""
+def grid(
+    images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0, border: int = 1
+) -> UInt8[np.ndarray, "H W c"]:
+    """Images side by side, row by row, their levels stretched to 0..255; as square as it gets without `columns`."""
     n, h, w, c = images.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)

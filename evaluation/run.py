@@ -21,8 +21,17 @@ from score_flow.sharding import barrier, is_main, replicated
 from score_flow.train import refuse_other_config
 from score_flow.types import Params, UserError
 
-MODEL = ("path", "network", "model.prediction", "model.time", "model.time_scale", "model.input", "model.data_std", "model.class_conditional",
-         "data.centered")  # fmt: skip
+MODEL = (
+    "path",
+    "network",
+    "model.prediction",
+    "model.time",
+    "model.time_scale",
+    "model.input",
+    "model.data_std",
+    "model.class_conditional",
+    "data.centered",
+)
 
 
 SAMPLES_FOLDER = "samples"  # of --mode=sample
@@ -31,8 +40,12 @@ SAMPLES_FOLDER = "samples"  # of --mode=sample
 def jobs(config: ConfigDict) -> list[str]:
     """The files of evaluation/ that config.eval asks for."""
     options = config.eval
-    wanted = {"loss": options.enable_loss, "samples": options.enable_sampling, "trajectory": options.enable_sampling,
-              "likelihood": options.enable_bpd}  # fmt: skip
+    wanted = {
+        "loss": options.enable_loss,
+        "samples": options.enable_sampling,
+        "trajectory": options.enable_sampling,
+        "likelihood": options.enable_bpd,
+    }
     return [name for name, enabled in wanted.items() if enabled] + list(options.jobs)
 
 
@@ -52,10 +65,15 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
             fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=context)
             results[name] = run_fold(fold, directory / name, name)
             if is_main():
-                print(f"step {step} {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in results[name].items()), flush=True)
+                print(
+                    f"step {step} {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in results[name].items()),
+                    flush=True,
+                )
         if is_main():
             weights = f"EMA {config.model.ema_rate[options.ema]}" if options.ema >= 0 else "raw"
-            write_json(directory / "results.json", results | {"step": step, "weights": weights, "data": run.test_source.name})
+            write_json(
+                directory / "results.json", results | {"step": step, "weights": weights, "data": run.test_source.name}
+            )
     if is_main() and folder != SAMPLES_FOLDER:  # the page is about an evaluation
         real = run.test_source.read(np.arange(min(1000, len(run.test_source))))["image"]
         page = report.write(workdir, directory, real, run.scaling.levels, facts(run, config, step))
@@ -66,22 +84,23 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
 
 def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
     """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
-    milestones = workdir / "checkpoints"
-    if not milestones.is_dir():
-        raise UserError(f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run.")
-    opened = Checkpoints(milestones)
+    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
+    if not any(any(folder.glob("*.manifest.json")) for folder in (milestones, meta)):
+        raise UserError(
+            f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run."
+        )
+    opened = Checkpoints(milestones, reader=True)
     steps = opened.steps()
     if not steps:
-        meta = Checkpoints(workdir / "checkpoints-meta")
-        newest = meta.newest_good()
-        if newest is None:
-            raise UserError(f"no checkpoint in {workdir}: train first (--mode=train).")
-        return [(meta, newest)]
+        opened = Checkpoints(meta, reader=True)
+        return [(opened, opened.newest_good())]
     if not begin and not end:
         return [(opened, opened.newest_good())]
     first, last = begin or len(steps), end or len(steps)
     if not 1 <= first <= last <= len(steps):
-        raise UserError(f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: there are {len(steps)} milestones, counted from 1.")
+        raise UserError(
+            f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: there are {len(steps)} milestones, counted from 1."
+        )
     for step in steps[first - 1 : last]:
         if problem := opened.damage(step):
             raise UserError(f"checkpoint {milestones / str(step)} is damaged ({problem}).")
@@ -107,13 +126,19 @@ def refuse_other_settings(directory: Path, config: ConfigDict) -> None:
     """One evaluation folder holds results of one set of settings; others need another --eval_folder."""
     settings = json.loads(config.to_json_best_effort())
     # What changes results. The batch size and which jobs run do not.
-    evaluation = {k: v for k, v in settings["eval"].items() if not k.startswith("enable") and k not in ("batch_size", "jobs", "begin_ckpt", "end_ckpt")}
+    evaluation = {
+        k: v
+        for k, v in settings["eval"].items()
+        if not k.startswith("enable") and k not in ("batch_size", "jobs", "begin_ckpt", "end_ckpt")
+    }
     digest = {"eval": evaluation, "sampling": settings["sampling"], "seed": settings["seed"]}
     file = directory / "settings.json"
     if file.exists():
         changed = differences(json.loads(file.read_text()), digest, ("eval", "sampling", "seed"))
         if changed:
-            raise UserError(f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder.")
+            raise UserError(
+                f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder."
+            )
     elif is_main():
         directory.mkdir(parents=True, exist_ok=True)
         write_json(file, digest)

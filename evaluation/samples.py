@@ -23,7 +23,9 @@ def build(context: Context) -> Fold:
     def draw(params, seeds):
         # Conditional models go through the classes in turn, by the global index.
         labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)}
-        samples = context.sampler(example_keys(run.seed, seeds, STREAM), context.denoiser(params, labels), run.image_shape)
+        samples = context.sampler(
+            example_keys(run.seed, seeds, STREAM), context.denoiser(params, labels), run.image_shape
+        )
         return run.scaling.quantise(samples.x, run.dequantised), labels["label"], samples.n_evaluations, samples.ok
 
     compiled = jax.jit(draw, in_shardings=(None, batch_sharding(run.mesh)))
@@ -37,7 +39,10 @@ def build(context: Context) -> Fold:
         image, label, calls, ok = to_host(compiled(context.params, place(run.mesh, indices.astype(np.uint32))))
         wanted = indices < n
         if not ok[wanted].all():
-            raise NonFinite(f"samples {indices[wanted & ~ok][:8].tolist()} are not finite or did not arrive: use more steps or looser tolerances.")
+            raise NonFinite(
+                f"samples {indices[wanted & ~ok][:8].tolist()} are not finite or did not arrive: "
+                "use more steps or looser tolerances."
+            )
         write_arrays(_file(context, round_number), image=image[wanted], label=label[wanted])
         calls_by_round = state["calls"].copy()
         calls_by_round[round_number] = calls

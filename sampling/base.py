@@ -40,9 +40,7 @@ def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Im
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
-def chain(
-    keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals
-) -> Images:
+def chain(keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals) -> Images:
     """Apply every kernel on each interval (s, t) in turn and return the last mean: the last step adds no noise."""
 
     def visit(carry, row):

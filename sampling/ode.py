@@ -1,4 +1,4 @@
-"""The probability-flow ODE by diffrax: the one ODE solve of the program, shared by sampling, encoding and likelihood."""
+"""The probability-flow ODE by diffrax: the one ODE solve of the program, for sampling, encoding and likelihood."""
 
 import dataclasses
 from collections.abc import Callable

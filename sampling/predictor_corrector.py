@@ -33,7 +33,7 @@ def ancestral(denoiser, x, s, t) -> Gaussian:
 
 
 def langevin(snr: float = 0.16) -> Kernel:
-    """A Langevin step of size 2 a (snr sqrt(d)/|score|)^2 at t, a = (alpha_t/alpha_s)^2 (Song et al. 2021, alg. 4 and 5).
+    """A Langevin step of size 2 a (snr sqrt(d)/|score|)^2 at t, a = (alpha_t/alpha_s)^2 (arXiv:2011.13456, alg. 4, 5).
 
     sqrt(d) stands for the norm of the noise and |score| is each example's own: the published step takes batch means of
     both, which makes a sample depend on its batch.
@@ -73,7 +73,7 @@ def build(
     snr: float = 0.16,
     n_corrector_steps: int = 1,
 ) -> Sampler:
-    """n_steps intervals, on each n_corrector_steps corrections at t and one prediction from t to s; an empty name is none."""
+    """n_steps intervals, on each n_corrector_steps corrections at t and one prediction; an empty name is none."""
     check_choice("sampler predictor_corrector: predictor", predictor, ["", *PREDICTORS])
     check_choice("sampler predictor_corrector: corrector", corrector, ["", *CORRECTORS])
     check_choice("sampler predictor_corrector: grid", grid, GRIDS)

@@ -18,7 +18,8 @@ from score_flow.types import Images, Keys, Times, check_choice
 
 LAST_STEPS = ("none", "mean", "tweedie", "euler")
 
-# name -> (solver, network calls a step). All are right for noise that does not depend on the state (Heun: Ito = Stratonovich).
+# name -> (solver, network calls a step). All are right for noise that does not depend on the state (Heun's Stratonovich
+# integral is then Ito's).
 METHODS = {
     "euler": (diffrax.Euler, 1),
     "heun": (diffrax.Heun, 2),
@@ -26,8 +27,8 @@ METHODS = {
     "sra1": (diffrax.SRA1, 2),
 }
 
-# (coefficients, t, norm) -> w(t). SiT's forms (Ma et al. 2024, arXiv:2401.08740) in our time and with our factor: its w is half
-# of ours. "g2" is Anderson's reverse SDE (SiT calls it SBDM), "zero" the probability flow.
+# (coefficients, t, norm) -> w(t). SiT's forms (Ma et al. 2024, arXiv:2401.08740) in our time and with our factor: its w
+# is half of ours. "g2" is Anderson's reverse SDE (SiT calls it SBDM), "zero" the probability flow.
 DIFFUSIONS: dict[str, Callable[[Coefficients, Times, float], Times]] = {
     "g2": lambda c, t, norm: norm * c.g2,
     "sigma": lambda c, t, norm: 2 * norm * c.sigma,
@@ -76,7 +77,7 @@ class ExampleNoise(diffrax.AbstractBrownianPath):
 def reverse_sde(
     keys: Keys, denoiser: Denoiser, x: Images, times: np.ndarray, w: Callable[[Coefficients, Times], Times], method: str
 ) -> Images:
-    """dx = [velocity - w/2 score] dt + sqrt(w) dW, run down the descending times (Ma et al. 2024, eq. 5, arXiv:2401.08740).
+    """dx = [velocity - w/2 score] dt + sqrt(w) dW, run down the descending times (arXiv:2401.08740, eq. 5).
 
     Solved in tau = times[0] - t, forwards: diffrax 0.7.2's stochastic Runge-Kutta methods are silently wrong backwards.
     """
@@ -102,9 +103,17 @@ def reverse_sde(
     noise = ExampleNoise(keys, x.shape[1:], levy)
     steps = np.asarray(t_max - times, x.dtype)
     solution = diffrax.diffeqsolve(
-        diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise)), solver, steps[0], steps[-1], None, x,
-        stepsize_controller=diffrax.StepTo(ts=steps), max_steps=len(steps) - 1, throw=False, adjoint=diffrax.ForwardMode(),
-    )  # fmt: skip
+        diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, noise)),
+        solver,
+        steps[0],
+        steps[-1],
+        None,
+        x,
+        stepsize_controller=diffrax.StepTo(ts=steps),
+        max_steps=len(steps) - 1,
+        throw=False,
+        adjoint=diffrax.ForwardMode(),
+    )
     return solution.ys[0]
 
 

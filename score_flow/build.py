@@ -79,7 +79,7 @@ def call(build: Callable, section: ConfigDict, where: str, **context: Any) -> An
         if field == "name":
             continue
         if field not in parameters:
-            check_choice(f"an argument of {where} (name = {section.name})", field, parameters)
+            check_choice(f"an argument of {where} (name = {section.name})", field, ["name", *parameters])
         default = parameters[field].default
         known = default is not inspect.Parameter.empty and default is not None
         arguments[field] = convert(f"{where}.{field}".removeprefix("config."), value, default) if known else value
@@ -97,7 +97,14 @@ def experiment(config: ConfigDict) -> Experiment:
     model = build_model(config, train_source)
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, train_source.levels)
     optimiser = make_optimiser(
-        optim.optimizer, optim.lr, optim.beta1, optim.beta2, optim.eps, optim.warmup, optim.grad_clip, optim.weight_decay
+        optim.optimizer,
+        optim.lr,
+        optim.beta1,
+        optim.beta2,
+        optim.eps,
+        optim.warmup,
+        optim.grad_clip,
+        optim.weight_decay,
     )
     return Experiment(
         model=model,
@@ -106,7 +113,9 @@ def experiment(config: ConfigDict) -> Experiment:
         train_source=train_source,
         test_source=sources["test"],
         scaling=scaling,
-        preprocess=make_preprocess(scaling, data.uniform_dequantization, data.random_flip, model.network.num_classes > 0),
+        preprocess=make_preprocess(
+            scaling, data.uniform_dequantization, data.random_flip, model.network.num_classes > 0
+        ),
         dequantised=data.uniform_dequantization,
         mesh=make_mesh(training.fsdp),
         seed=config.seed,
@@ -142,7 +151,12 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     weighting = "likelihood" if training.likelihood_weighting else training.weighting
     classes = model.network.num_classes
     return Objective(
-        model, times, WEIGHTINGS[weighting], "mean" if training.reduce_mean else "sum", training.label_dropout if classes else 0.0, classes
+        model,
+        times,
+        WEIGHTINGS[weighting],
+        "mean" if training.reduce_mean else "sum",
+        training.label_dropout if classes else 0.0,
+        classes,
     )
 
 

@@ -28,20 +28,25 @@ class Checkpoints:
     """The checkpoints of one directory, oldest to newest; keep = 0 keeps all, else the newest `keep`.
 
     Items are trees of arrays saved and restored by name, so that an evaluation reads the EMA alone. `meta` is JSON.
+    A reader leaves the directory as it finds it: a training run may be writing there.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 0):
+    def __init__(self, directory: str | os.PathLike, keep: int = 0, reader: bool = False):
         self.directory = Path(directory).resolve()
         self._keep = keep
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {directory}: {error.strerror}.") from error
-        if is_main():
-            self._remove_uncommitted()
+        if not reader:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot write to {directory}: {error.strerror}.") from error
+            if is_main():
+                self._remove_uncommitted()
         barrier(f"open {self.directory}")
         self._manager = ocp.CheckpointManager(
-            self.directory, options=ocp.CheckpointManagerOptions(save_decision_policy=_Always(), cleanup_tmp_directories=True)
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=_Always(), cleanup_tmp_directories=not reader, create=not reader
+            ),
         )
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._pending: int | None = None
@@ -124,7 +129,10 @@ class Checkpoints:
             problem = self.damage(step)
             if problem is None:
                 return step
-            print(f"checkpoint {self.directory / str(step)} is damaged ({problem}): falling back to the one before.", flush=True)
+            print(
+                f"checkpoint {self.directory / str(step)} is damaged ({problem}): falling back to the one before.",
+                flush=True,
+            )
         if steps:
             raise UserError(f"every checkpoint in {self.directory} is damaged; remove the folder to start again.")
         return None

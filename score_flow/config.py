@@ -14,14 +14,38 @@ from score_flow.types import UserError, check_choice
 ROOT = Path(__file__).resolve().parent.parent
 
 MINIMUM = {
-    "training.batch_size": 1, "training.n_iters": 1, "training.n_jitted_steps": 1, "training.log_freq": 1, "training.eval_freq": 0,
-    "training.snapshot_freq": 0, "training.snapshot_freq_for_preemption": 0, "training.smallest_time": 0, "optim.lr": 0,
-    "optim.eps": 0, "optim.warmup": 0, "optim.weight_decay": 0, "eval.batch_size": 1, "eval.num_samples": 1, "eval.num_repeats": 1,
-    "eval.begin_ckpt": 0, "eval.end_ckpt": 0, "eval.ema": -1, "eval.n_probes": 1, "eval.smallest_time": 0, "seed": 0,
+    "training.batch_size": 1,
+    "training.n_iters": 1,
+    "training.n_jitted_steps": 1,
+    "training.log_freq": 1,
+    "training.eval_freq": 0,
+    "training.snapshot_freq": 0,
+    "training.snapshot_freq_for_preemption": 0,
+    "training.smallest_time": 0,
+    "optim.lr": 0,
+    "optim.eps": 0,
+    "optim.warmup": 0,
+    "optim.weight_decay": 0,
+    "eval.batch_size": 1,
+    "eval.num_samples": 1,
+    "eval.num_repeats": 1,
+    "eval.begin_ckpt": 0,
+    "eval.end_ckpt": 0,
+    "eval.ema": -1,
+    "eval.n_probes": 1,
+    "eval.smallest_time": 0,
+    "seed": 0,
     "model.data_std": 0,
-}  # fmt: skip
-UNIT = ("training.label_dropout", "training.smallest_time", "training.largest_time", "eval.smallest_time", "eval.largest_time",
-        "optim.beta1", "optim.beta2")  # fmt: skip
+}
+UNIT = (
+    "training.label_dropout",
+    "training.smallest_time",
+    "training.largest_time",
+    "eval.smallest_time",
+    "eval.largest_time",
+    "optim.beta1",
+    "optim.beta2",
+)
 CHOICES = {
     "optim.optimizer": ("Adam", "AdamW"),
     "eval.bpd_dataset": ("train", "test"),
@@ -34,12 +58,17 @@ def load(file: str, overrides: list[str]) -> ConfigDict:
     """The config of a recipe with `--config.a.b=value` overrides applied and checked; raises UserError in one line."""
     path = Path(file)
     if not path.is_file():
-        recipes = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if p.stem not in ("__init__", "base"))
+        recipes = sorted(
+            str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if p.stem not in ("__init__", "base")
+        )
         check_choice("--config", file, recipes)
         path = ROOT / file
     spec = importlib.util.spec_from_file_location("recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = spec and importlib.util.module_from_spec(spec)
+    if spec:
+        spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config is {file!r}; give a Python file with get_config().")
     config = module.get_config()
     config.lock()
     # Names of components first: naming another one drops the arguments of the old.
@@ -78,13 +107,15 @@ def _check_key(section: ConfigDict, name: str, above: list[str]) -> None:
     if name not in section:
         near = difflib.get_close_matches(name, list(section), 1, 0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown key {name!r} in {'.'.join(['config', *above])}; keys: {', '.join(sorted(section))}.{hint}")
+        raise UserError(
+            f"unknown key {name!r} in {'.'.join(['config', *above])}; keys: {', '.join(sorted(section))}.{hint}"
+        )
 
 
 def parse(text: str) -> Any:
     """A Python literal, true/false, or else the text itself."""
     try:
-        return {"true": True, "false": False}.get(text, None) if text in ("true", "false") else ast.literal_eval(text)
+        return {"true": True, "false": False}.get(text) if text in ("true", "false") else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
@@ -121,7 +152,9 @@ def check(config: ConfigDict) -> None:
     for section in ("training", "eval"):
         if config[section].smallest_time >= config[section].largest_time:
             raise UserError(f"config.{section}.smallest_time must be below config.{section}.largest_time.")
-    if not config.model.ema_rate or not all(isinstance(rate, float | int) and 0 <= rate < 1 for rate in config.model.ema_rate):
+    if not config.model.ema_rate or not all(
+        isinstance(rate, float | int) and 0 <= rate < 1 for rate in config.model.ema_rate
+    ):
         raise UserError(f"config.model.ema_rate is {config.model.ema_rate}; give one or more rates in [0, 1).")
 
 
@@ -145,7 +178,11 @@ def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[s
 
     def flatten(tree: Any, prefix: str) -> dict[str, Any]:
         if isinstance(tree, dict):
-            return {k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+            return {
+                k: v
+                for name, sub in tree.items()
+                for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()
+            }
         return {prefix: list(tree) if isinstance(tree, tuple) else tree}
 
     old, new = flatten(saved, ""), flatten(current, "")

@@ -111,7 +111,9 @@ class Model:
         t = jnp.full((shape[0],), 0.5)
         return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
 
-    def apply(self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None) -> Images:
+    def apply(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> Images:
         """The network's raw output; a key turns dropout on."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)

@@ -37,7 +37,7 @@ class Objective:
     """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler.
 
     reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
-    label_dropout: probability of replacing a label by the null class `null_label` (Ho & Salimans 2022, arXiv:2207.12598).
+    label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598).
     """
 
     model: Model
@@ -48,9 +48,16 @@ class Objective:
     null_label: int = 0
 
     def __call__(
-        self, params: Params, time_state: PyTree, key: Key, x0: Images, condition: Condition = None, *, train: bool = True
+        self,
+        params: Params,
+        time_state: PyTree,
+        key: Key,
+        x0: Images,
+        condition: Condition = None,
+        *,
+        train: bool = True,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The mean loss of a batch. The key decides times, noise, dropout and dropped labels; train=False: no dropout."""
+        """The mean loss of a batch. The key decides times, noise, dropout, dropped labels; train=False: no dropout."""
         time_key, noise_key, dropout_key, label_key = jax.random.split(key, 4)
         t, importance = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
@@ -61,7 +68,14 @@ class Objective:
         return jnp.mean(losses), Aux(losses, t, self.times.update(time_state, t, losses))
 
     def at(
-        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
     ) -> Float[Array, "b"]:
         """The weighted loss of each example at given times and noise."""
         model = self.model

@@ -26,10 +26,10 @@ def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
 
 
 class MetricLog:
-    """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut at opening."""
+    """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first."""
 
     def __init__(self, directory: Path, start: int):
-        self._file = self._board = None
+        self._file = None
         if not is_main():
             return
         path = directory / "metrics.jsonl"
@@ -38,24 +38,25 @@ class MetricLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._board = _board(directory / "tensorboard", start)
+        self._write_board, self._close_board = _board(directory / "tensorboard", start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One row; floats are written so that they read back bitwise."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._board(step, values)
+        self._write_board(step, values)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._close_board()  # what its queue still holds would be lost
 
 
 def read_lines(path: Path) -> list[dict]:
     """The rows of a JSONL file; a last line cut short by a kill is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -64,12 +65,12 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def _board(directory: Path, start: int):
-    """write(step, values) for TensorBoard: clu's writer where TensorFlow is installed, else tensorboardX."""
+    """(write(step, values), close()) for TensorBoard: clu's writer where TensorFlow is installed, else tensorboardX."""
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         from clu import metric_writers  # needs TensorFlow, which is never needed otherwise
 
         writer = metric_writers.SummaryWriter(str(directory))
-        return writer.write_scalars
+        return writer.write_scalars, writer.close
     from tensorboardX import SummaryWriter
 
     board = SummaryWriter(str(directory), purge_step=start + 1 if start else None, flush_secs=10)
@@ -78,7 +79,7 @@ def _board(directory: Path, start: int):
         for name, value in values.items():
             board.add_scalar(name, value, step)
 
-    return write
+    return write, board.close
 
 
 class Recorder:

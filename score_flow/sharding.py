@@ -25,6 +25,9 @@ def initialise() -> None:
     """
     # Our own SIGTERM flag is agreed on once a loop (see training.Preemption): orbax's waits for an exact counter value.
     jax.config.update("jax_enable_preemption_service", False)
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # Several host devices share a few threads: two programs in flight can wait for each other in a collective.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):

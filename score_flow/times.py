@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.grid import finite_log_snr
 from score_flow.paths.base import Path
-from score_flow.types import Key
+from score_flow.types import Key, UserError
 
 
 class TimeSampler(NamedTuple):
@@ -53,6 +53,8 @@ def grid(path: Path, t_min: float, t_max: float = 1.0, n: int = 1000) -> TimeSam
     """t uniform on the chain times (i + 1)/n that lie in [t_min, t_max], weight 1 (discrete DDPM and SMLD training)."""
     times = np.arange(1, n + 1) / n
     times = times[(times >= t_min) & (times <= t_max)]
+    if not len(times):
+        raise UserError(f"time sampler grid: no i/{n} lies between t_min = {t_min} and t_max = {t_max}.")
 
     def sample(key, b):
         return jnp.asarray(times, jnp.result_type(float))[jax.random.randint(key, (b,), 0, len(times))], jnp.ones(b)

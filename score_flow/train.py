@@ -40,7 +40,14 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
     start = start or 0
     _introduce(run, shapes, workdir, start, options)
     steps = make_train_steps(
-        run.objective, run.optimiser, config.model.ema_rate, config.model.ema_warmup, run.preprocess, run.seed, run.mesh, shardings
+        run.objective,
+        run.optimiser,
+        config.model.ema_rate,
+        config.model.ema_warmup,
+        run.preprocess,
+        run.seed,
+        run.mesh,
+        shardings,
     )
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
@@ -71,7 +78,8 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
     print(
         f"{type(run.model.network).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
-        f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; global batch {options.batch_size}; {devices}; "
+        f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; "
+        f"global batch {options.batch_size}; {devices}; "
         f"{'from step ' + str(start) if start else 'from the start'} to step {options.n_iters}",
         flush=True,
     )
@@ -83,7 +91,10 @@ class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
     def __init__(self, workdir: Path, config: ConfigDict, snapshot: Snapshot):
-        self.meta, self.milestones = Checkpoints(workdir / "checkpoints-meta", keep=2), Checkpoints(workdir / "checkpoints")
+        self.meta, self.milestones = (
+            Checkpoints(workdir / "checkpoints-meta", keep=2),
+            Checkpoints(workdir / "checkpoints"),
+        )
         self.recorder: Recorder | None = None
         self._snapshot, self._options = snapshot, config.training
         self._saved = {"config": json.loads(config.to_json_best_effort()), "weights": "raw and EMA"}
@@ -148,7 +159,9 @@ def refuse_other_config(saved: dict, config: ConfigDict, sections: tuple[str, ..
     """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
     changed = differences(saved, json.loads(config.to_json_best_effort()), sections)
     if changed:
-        raise UserError(f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir.")
+        raise UserError(
+            f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."
+        )
 
 
 class TestLoss:

@@ -56,7 +56,9 @@ def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array,
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(objective: Objective, optimiser: optax.GradientTransformation, n_ema: int, key: Key, shape, condition) -> TrainState:
+def init_state(
+    objective: Objective, optimiser: optax.GradientTransformation, n_ema: int, key: Key, shape, condition
+) -> TrainState:
     """A fresh state; every EMA starts at the parameters."""
     params = objective.model.init(key, shape, condition)
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
@@ -137,8 +139,8 @@ class Preemption:
         return agree(self.signalled)
 
 
-# (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still on
-# the device: fetching them waits for the steps.
+# (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still
+# on the device: fetching them waits for the steps.
 Hook = Callable[[int, int, TrainState, Metrics], None]
 
 
@@ -154,8 +156,8 @@ def check_finite(first_step: int, metrics: Metrics) -> Metrics:
     if bad.any():
         i = int(np.argmax(bad))
         raise NonFinite(
-            f"step {first_step + i + 1}: loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}. Nothing after the last "
-            "checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
+            f"step {first_step + i + 1}: loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}. "
+            "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
         )
     return metrics
 

@@ -17,7 +17,7 @@ Batch = dict[str, Any]  # {"image": uint8 (b, h, w, c), "label": int32 (b,)}
 
 
 class UserError(ValueError):
-    """Something that the person can mend (a flag, a file, a folder): main.py prints its one line and exits with code 2."""
+    """Something that the person can mend (a flag, a file, a folder): one line and exit code 2."""
 
 
 class NonFinite(ArithmeticError):

@@ -46,5 +46,7 @@ class Workdir:
             self._lock.seek(0)
             raise UserError(f"{self._path} is in use by another run ({self._lock.read().strip()}).") from error
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        self._lock.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        )
         self._lock.flush()

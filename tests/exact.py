@@ -80,4 +80,8 @@ class MixtureDenoiser(Denoiser):
         alpha, sigma = self.path.alpha(jnp.asarray(t, x.dtype)), self.path.sigma(jnp.asarray(t, x.dtype))
         variance, d = (alpha * self.std) ** 2 + sigma**2, x.shape[1]
         squares = jnp.sum((x[:, None] - alpha * self.means) ** 2, axis=-1)
-        return jax.nn.logsumexp(-0.5 * squares / variance, axis=1) - jnp.log(len(self.means)) - 0.5 * d * jnp.log(2 * jnp.pi * variance)
+        return (
+            jax.nn.logsumexp(-0.5 * squares / variance, axis=1)
+            - jnp.log(len(self.means))
+            - 0.5 * d * jnp.log(2 * jnp.pi * variance)
+        )

@@ -12,11 +12,20 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
-    "--config=configs/digits.py", "--config.network.name=mlp", "--config.network.width=32", "--config.network.depth=1",
-    "--config.training.batch_size=16", "--config.training.n_iters=40", "--config.training.log_freq=1", "--config.training.eval_freq=20",
-    "--config.training.snapshot_freq=0", "--config.training.snapshot_freq_for_preemption=10",
-    "--config.training.snapshot_sampling=False", "--config.optim.warmup=5", "--config.model.ema_rate=(0.9,0.99)",
-]  # fmt: skip
+    "--config=configs/digits.py",
+    "--config.network.name=mlp",
+    "--config.network.width=32",
+    "--config.network.depth=1",
+    "--config.training.batch_size=16",
+    "--config.training.n_iters=40",
+    "--config.training.log_freq=1",
+    "--config.training.eval_freq=20",
+    "--config.training.snapshot_freq=0",
+    "--config.training.snapshot_freq_for_preemption=10",
+    "--config.training.snapshot_sampling=False",
+    "--config.optim.warmup=5",
+    "--config.model.ema_rate=(0.9,0.99)",
+]
 
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:
@@ -24,12 +33,16 @@ def environment(devices: int = 1, **extra: str) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 
-def launch(workdir: Path, *flags: str, moment: str = "none", mode: str = "train", cache: Path | None = None, **env) -> subprocess.Popen:
+def launch(
+    workdir: Path, *flags: str, moment: str = "none", mode: str = "train", cache: Path | None = None, **env
+) -> subprocess.Popen:
     """Start main.py on the tiny recipe, with a signal at a moment (see driver.py)."""
     if cache:
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "tests/driver.py", moment, *TINY, f"--workdir={workdir}", f"--mode={mode}", *flags]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:

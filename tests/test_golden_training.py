@@ -21,14 +21,13 @@ from tests.golden_data import golden_dir, load
 from tests.paths.variants import EPS
 from tests.test_training import ADAM, optimise
 
-pytestmark = pytest.mark.skipif(
-    not (golden_dir() / "score_sde/train/ema_optimizer.npz").exists(), reason="this golden file is not in the committed subset"
-)
+CASE = "score_sde/train/ema_optimizer"
+pytestmark = pytest.mark.skipif(not (golden_dir() / f"{CASE}.npz").exists(), reason="not in the committed subset")
 
 
 def test_golden_averages():
     """score_sde's EMA: at a constant decay (numupd0) and with its warm-up (numupd1)."""
-    _, arrays = load("score_sde/train/ema_optimizer")
+    _, arrays = load(CASE)
     pattern = re.compile(r"ema\.decay([\d.]+)\.numupd([01])\.step(\d+)\.(\d+)")
     rows = sorted((int(m[3]), m[1], m[2], m[4], key) for key in arrays if (m := pattern.fullmatch(key)))
     ours = {}
@@ -44,8 +43,8 @@ def test_golden_averages():
 
 
 def test_golden_optimiser():
-    """score_sde's optimize_fn around torch's Adam: warm-up, clipping, decay in the gradient; parameters and both moments."""
-    description, arrays = load("score_sde/train/ema_optimizer")
+    """score_sde's optimize_fn around torch's Adam (warm-up, clipping, decay in the gradient): weights and moments."""
+    description, arrays = load(CASE)
     n = len([key for key in arrays if re.fullmatch(r"opt\.grad\.step\d+\.0", key)])
     gradients = [[arrays[f"opt.grad.step{k}.{i}"] for i in range(2)] for k in range(n)]
     init, read = [arrays[f"opt.init.{i}"] for i in range(2)], set()
@@ -53,13 +52,14 @@ def test_golden_optimiser():
         fields = {name: case[name] for name in ADAM}
         history = optimise(make_optimiser("Adam", **fields), [jnp.asarray(p) for p in init], gradients)
         for step, values in enumerate(history):
-            # torch clips by norm + 1e-6, we by the norm; torch divides sqrt(v) by sqrt(1 - beta2^n), we v by 1 - beta2^n.
+            # torch clips by norm + 1e-6, we by the norm; it divides sqrt(v) by sqrt(1 - beta2^n), we v by 1 - beta2^n.
             # Moments are linear (quadratic) in the gradient, a step is lr times a ratio below 10.
             smallest = min(np.sqrt(sum((g**2).sum() for g in gradient)) for gradient in gradients[: step + 1])
             change = 1e-6 / smallest + 8 * EPS[False]
             size = max(np.abs(g).max() for gradient in gradients for g in gradient) + 0.01
             steps = (step + 1) * (10 * case["lr"] * (change + 2**10 * EPS[False]) + 2 * EPS[False])
-            for kind, value, atol in zip(("", "exp_avg.", "exp_avg_sq."), values, (steps, change * size, 2 * change * size**2), strict=True):
+            allowed = {"": steps, "exp_avg.": change * size, "exp_avg_sq.": 2 * change * size**2}
+            for (kind, atol), value in zip(allowed.items(), values, strict=True):
                 for i in range(2):
                     key = f"{case['key']}.{kind}step{step}.{i}"
                     np.testing.assert_allclose(value[i], arrays[key], rtol=8 * EPS[False], atol=atol, err_msg=key)
@@ -97,7 +97,7 @@ MODELS = {
 
 def test_golden_steps():
     """score_sde's step_fn: loss, parameters and EMA of every training step, and the EMA's loss at the end."""
-    description, arrays = load("score_sde/train/ema_optimizer")
+    description, arrays = load(CASE)
     fields = description["step"]
     assert fields["reduce_mean"]
     optimiser = make_optimiser("Adam", **ADAM | {name: fields[name] for name in ("lr", "warmup", "grad_clip")})
@@ -111,18 +111,21 @@ def test_golden_steps():
         state = optimiser.init(params)
         n = len([key for key in unread if re.fullmatch(rf"step\.{tag}\.\d+\.loss", key)])
         for step in range(n):
-            x0, noise, u = (jnp.asarray(arrays[f"step.{tag}.{step}.{name}"]) for name in ("batch", "randn_like", "rand"))
+            drawn = [arrays[f"step.{tag}.{step}.{name}"] for name in ("batch", "randn_like", "rand")]
+            x0, noise, u = (jnp.asarray(array) for array in drawn)
             training = step < n - 1  # the last is the evaluation, of the EMA
             value, gradient = mean(params if training else ema, x0, noise, 1e-5 + (1 - 1e-5) * u)
             if training:
                 updates, state = optimiser.update(gradient, state, params)
                 params = optax.apply_updates(params, updates)
-                ema = optax.incremental_update(params, ema, 1 - ema_rate_at(fields["ema_decay"], jnp.asarray(step), True))
-            ours = {"loss": value} | {f"param.{k}": p for k, p in params.items()} | {f"ema.{k}": p for k, p in ema.items()}
+                decay = ema_rate_at(fields["ema_decay"], jnp.asarray(step), True)
+                ema = optax.incremental_update(params, ema, 1 - decay)
+            ours = {f"{kind}.{k}": p for kind, tree in (("param", params), ("ema", ema)) for k, p in tree.items()}
+            ours["loss"] = value
             for name, array in ours.items():
                 key = f"step.{tag}.{step}.{name}"
                 unread.remove(key)
-                # Every step of lr is a ratio of moments with 10 bits lost (see above) of gradients summed in another order.
+                # Every step of lr is a ratio of moments with 10 bits lost (see above), of sums in another order.
                 atol = (step * fields["lr"] * 2**10 + 8) * EPS[False] * (1.0 + np.abs(arrays[key]).max())
                 np.testing.assert_allclose(array, arrays[key], atol=atol, rtol=0, err_msg=key)
     assert given and not unread

@@ -6,19 +6,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for p in (ROOT / folder).rglob("*.py")] + [ROOT / "main.py"]
+FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for p in (ROOT / folder).rglob("*.py")] + [
+    ROOT / "main.py"
+]
 
 # The first prefix that matches decides; a file may import its own layer and those below.
 LAYERS = [
-    ("score_flow.types", 0), ("score_flow.numerics", 0), ("score_flow.paths", 0),
-    ("score_flow.prediction", 1), ("score_flow.transition", 1), ("score_flow.grid", 1), ("score_flow.times", 1),
+    ("score_flow.types", 0),
+    ("score_flow.numerics", 0),
+    ("score_flow.paths", 0),
+    ("score_flow.prediction", 1),
+    ("score_flow.transition", 1),
+    ("score_flow.grid", 1),
+    ("score_flow.times", 1),
     ("score_flow.networks", 2),
     ("score_flow.model", 3),
     ("score_flow", 4),
     ("sampling", 5),
     ("evaluation", 6),
-    ("main", 7), ("configs", 7),
-]  # fmt: skip
+    ("main", 7),
+    ("configs", 7),
+]
 # library -> the files that may import it
 SEAMS = {
     "diffrax": ("sampling/ode.py", "sampling/sde.py"),
@@ -27,8 +35,10 @@ SEAMS = {
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/features.py"),
     "optax": ("score_flow/training.py", "score_flow/build.py"),
-    "tensorflow": (), "torch": (), "pickle": (),
-}  # fmt: skip
+    "tensorflow": (),
+    "torch": (),
+    "pickle": (),
+}
 
 
 def module(path: Path) -> str:
@@ -61,7 +71,9 @@ def test_imports_go_down(path):
 def test_networks_and_paths_meet_only_in_the_model():
     for path in FILES:
         if module(path).startswith("score_flow.networks"):
-            assert not [name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.prediction"))]
+            assert not [
+                name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.prediction"))
+            ]
         if module(path).startswith(("score_flow.paths", "score_flow.prediction", "score_flow.transition")):
             assert not [name for name in imports(path) if name.startswith(("flax", "ml_collections"))]
 
@@ -73,8 +85,11 @@ def test_libraries_stay_behind_their_seams(library):
 
 
 def test_files_are_short():
-    long = {p.relative_to(ROOT).as_posix(): n for p in [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-            if (n := len(p.read_text().splitlines())) > 400}  # fmt: skip
+    long = {
+        p.relative_to(ROOT).as_posix(): n
+        for p in [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+        if (n := len(p.read_text().splitlines())) > 400
+    }
     assert not long
 
 

@@ -46,14 +46,27 @@ def test_a_mistake_is_answered_in_five_seconds(tmp_path):
     start = time.time()
     command = [sys.executable, "main.py", *TINY, f"--workdir={tmp_path}", "--mode=train", "--config.trainin.n_iters=3"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == EXIT_USER_ERROR and "Did you mean 'training'?" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == EXIT_USER_ERROR
+        and "Did you mean 'training'?" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert time.time() - start < 5
 
 
 def test_help_explains_every_key():
-    done = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "main.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0
-    for word in ("--workdir", "--eval_folder", "training.n_jitted_steps", "optim.grad_clip", "eval.num_samples", "exit codes"):
+    for word in (
+        "--workdir",
+        "--eval_folder",
+        "training.n_jitted_steps",
+        "optim.grad_clip",
+        "eval.num_samples",
+        "exit codes",
+    ):
         assert word in done.stdout
 
 

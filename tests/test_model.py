@@ -54,7 +54,8 @@ class Echo(nn.Module):
 
 def drawn(model, shape, condition=None):
     """Parameters drawn on the host: last layers, which start at 0, too."""
-    shapes, rng = jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0)), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
@@ -82,7 +83,8 @@ def test_networks_see_the_closed_forms_of_time_and_input(path):
             seen = model.apply({}, X, TIMES)
             expected = scaled(x, alpha, sigma) + 999.0 * time(t, alpha, sigma)[:, None]
             # A logarithm near 0 has the absolute error of its argument's rounding; all is scaled by 999.
-            np.testing.assert_allclose(seen, expected, rtol=8 * EPS[False], atol=999 * 8 * EPS[False], err_msg=f"{feature} {scale}")
+            tolerance = {"rtol": 8 * EPS[False], "atol": 999 * 8 * EPS[False]}
+            np.testing.assert_allclose(seen, expected, **tolerance, err_msg=f"{feature} {scale}")
 
 
 @pytest.fixture
@@ -110,8 +112,8 @@ def test_models_of_equal_configs_are_equal_and_of_others_are_not(name):
     same = [f"--config.model.prediction={name}", "--config.model.data_std=0.25"]
     first, second = (build_model(*config_and_source(*same)) for _ in range(2))
     assert first is not second and first == second and hash(first) == hash(second)
-    for other in ("--config.path.name=gvp", "--config.model.time_scale=1000", "--config.network.depth=2", "--config.model.class_conditional=True"):
-        assert build_model(*config_and_source(*same, other)) != first, other
+    for other in ("path.name=gvp", "model.time_scale=1000", "network.depth=2", "model.class_conditional=True"):
+        assert build_model(*config_and_source(*same, f"--config.{other}")) != first, other
 
 
 def test_equal_configs_share_one_compilation():

@@ -66,13 +66,14 @@ def test_the_perfect_network_has_the_least_loss(path):
 
 @every_path
 def test_every_prediction_has_the_same_loss(path):
-    """At given times and noise, to the rounding of outputs and targets: | |a| - |b| | <= |a - b|, carried by the gain."""
+    """At given times and noise, to the rounding of outputs and targets: | |a| - |b| | <= |a - b|, times the gain."""
     c = path.at(T)
     reference = np.sqrt(objective(path, "noise", "simple").at({}, X0, NOISE, T))
     for name, prediction in PREDICTIONS.items():
         zero = jnp.zeros_like(X0)
-        parts = [np.abs(prediction.target(Estimate(*pair), c.expand(X0))).max(axis=1) for pair in ((X0, zero), (zero, NOISE))]
-        rounding = np.abs(prediction.gain(c)) * sum(parts) + np.abs(NOISE).max(axis=1)
+        parts = [prediction.target(Estimate(*pair), c.expand(X0)) for pair in ((X0, zero), (zero, NOISE))]
+        size = sum(np.abs(part).max(axis=1) for part in parts)
+        rounding = np.abs(prediction.gain(c)) * size + np.abs(NOISE).max(axis=1)
         for weighting, weight in WEIGHTINGS.items():
             root = np.sqrt(objective(path, name, weighting).at({}, X0, NOISE, T) / weight(c))
             assert (np.abs(root - reference) <= 16 * EPS[False] * rounding).all(), (name, weighting)
@@ -118,7 +119,8 @@ def test_importance_sampling_leaves_the_likelihood_loss_and_cuts_its_variance():
 
 
 def test_reduction_is_the_mean_or_half_the_sum():
-    mean, half_sum = (objective(Linear(), "velocity", "simple", reduce=how)({}, (), KEY, X0)[0] for how in ("mean", "sum"))
+    losses = [objective(Linear(), "velocity", "simple", reduce=how) for how in ("mean", "sum")]
+    mean, half_sum = (loss({}, (), KEY, X0)[0] for loss in losses)
     np.testing.assert_allclose(half_sum, 0.5 * D * mean, rtol=8 * EPS[False])
 
 
@@ -135,9 +137,8 @@ class Spy(nn.Module):
 
 def told(train, share):
     """(labels, other conditions, whether dropout is off) that the network is told."""
-    loss = Objective(
-        Model(Spy(), Linear(), PREDICTIONS["velocity"]), uniform(Linear(), T_MIN), WEIGHTINGS["simple"], label_dropout=share, null_label=10
-    )
+    model = Model(Spy(), Linear(), PREDICTIONS["velocity"])
+    loss = Objective(model, uniform(Linear(), T_MIN), WEIGHTINGS["simple"], label_dropout=share, null_label=10)
     condition = {"label": jnp.arange(B) % 10, "other": jnp.arange(B)}
     loss({}, (), KEY, X0, condition, train=train)
     return Spy.seen.pop()
@@ -159,8 +160,8 @@ def test_label_dropout_hides_its_share_of_labels_in_training_only():
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_configs_hide_labels_behind_the_class_after_the_last(conditional):
-    overrides = [f"--config.model.class_conditional={conditional}", "--config.training.label_dropout=0.2", "--config.training.reduce_mean=False"]
-    config = load("configs/digits.py", overrides)
+    overrides = [f"model.class_conditional={conditional}", "training.label_dropout=0.2", "training.reduce_mean=False"]
+    config = load("configs/digits.py", [f"--config.{override}" for override in overrides])
     source = ArraySource("empty", np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int32), num_classes=10)
     loss = build_objective(config, build_model(config, source))
     assert (loss.label_dropout, loss.null_label) == ((0.2, 10) if conditional else (0.0, 0))
@@ -181,4 +182,5 @@ def test_velocity_losses_and_gradients_exist_at_both_ends(path, weighting):
     if weighting == "velocity":
         c = path.at(t).expand(x0)
         output = model.apply(params, path.perturb(x0, noise, t), t)
-        np.testing.assert_allclose(losses, mean_flat((output - c.dalpha * x0 - c.dsigma * noise) ** 2), rtol=64 * EPS[False])
+        plain = mean_flat((output - c.dalpha * x0 - c.dsigma * noise) ** 2)
+        np.testing.assert_allclose(losses, plain, rtol=64 * EPS[False])

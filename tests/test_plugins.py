@@ -1,4 +1,4 @@
-"""One new file each for a path, a network, a sampler, a job and a data set, in a copy of the project: main.py runs them."""
+"""One new file each for a path, a network, a sampler, a job and a data set, in a copy of the project."""
 
 import json
 import shutil
@@ -92,14 +92,30 @@ def test_each_is_one_file(tmp_path):
         (copy / name).write_text(text)
     base = [flag for flag in TINY if ".network." not in flag and ".n_iters" not in flag]
     flags = [
-        *base, "--config.path.name=cubic", "--config.path.power=3.0", "--config.network.name=affine", "--config.network.width=16",
-        "--config.sampling.name=one_jump", "--config.data.source.name=stripes", "--config.data.source.size=4", "--config.training.n_iters=6",
-        "--config.eval.jobs=('brightness',)", "--config.eval.num_samples=8", "--config.eval.batch_size=16",
-        "--config.eval.solver.rtol=1e-2", "--config.eval.solver.atol=1e-2", "--workdir=run",
-    ]  # fmt: skip
+        *base,
+        "--config.path.name=cubic",
+        "--config.path.power=3.0",
+        "--config.network.name=affine",
+        "--config.network.width=16",
+        "--config.sampling.name=one_jump",
+        "--config.data.source.name=stripes",
+        "--config.data.source.size=4",
+        "--config.training.n_iters=6",
+        "--config.eval.jobs=('brightness',)",
+        "--config.eval.num_samples=8",
+        "--config.eval.batch_size=16",
+        "--config.eval.solver.rtol=1e-2",
+        "--config.eval.solver.atol=1e-2",
+        "--workdir=run",
+    ]
     for mode in ("train", "eval"):
         done = subprocess.run(
-            [sys.executable, "main.py", *flags, f"--mode={mode}"], cwd=copy, env=environment(), capture_output=True, text=True, timeout=300
+            [sys.executable, "main.py", *flags, f"--mode={mode}"],
+            cwd=copy,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((copy / "run/eval/6/results.json").read_text())

@@ -27,7 +27,13 @@ def test_make_targets_exist():
 
 def test_commands(tmp_path):
     """The three modes, as written, in order, but for the folder of the run and a small network."""
-    lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("python main.py")]
+    lines = [
+        line
+        for kind, text in BLOCKS
+        if kind == "bash"
+        for line in text.splitlines()
+        if line.startswith("python main.py")
+    ]
     runs = [line for line in lines if "PATH" not in line]
     assert len(runs) == 3
     for line in runs:
@@ -37,8 +43,15 @@ def test_commands(tmp_path):
     assert (tmp_path / "report.html").exists() and list(tmp_path.glob("samples/20/samples/samples.npz"))
 
 
-SMALL = ("--config.network.name=mlp", "--config.network.width=16", "--config.training.batch_size=16", "--config.training.eval_freq=0",
-         "--config.eval.solver.rtol=1e-2", "--config.eval.solver.atol=1e-2", "--config.eval.batch_size=99")  # fmt: skip
+SMALL = (
+    "--config.network.name=mlp",
+    "--config.network.width=16",
+    "--config.training.batch_size=16",
+    "--config.training.eval_freq=0",
+    "--config.eval.solver.rtol=1e-2",
+    "--config.eval.solver.atol=1e-2",
+    "--config.eval.batch_size=99",
+)
 
 
 @pytest.mark.parametrize("line", [line for _, text in BLOCKS for line in text.splitlines() if "PATH" in line])

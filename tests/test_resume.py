@@ -22,7 +22,11 @@ def whole(tmp_path_factory, cache):
     return workdir
 
 
-@pytest.mark.parametrize("moments", [["step:20:SIGKILL"], ["step:17:SIGTERM"], ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"]], ids=str)
+@pytest.mark.parametrize(
+    "moments",
+    [["step:20:SIGKILL"], ["step:17:SIGTERM"], ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"]],
+    ids=str,
+)
 def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moments):
     for moment in moments:
         kill = moment.endswith("SIGKILL")
@@ -44,7 +48,7 @@ def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
 
 
 def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
-    """1 device -> 8 -> 8 with fsdp -> 2 processes of 4 -> 1: each takes the checkpoint of the one before; same losses."""
+    """1 device -> 8 -> 8 with fsdp -> 2 processes of 4 -> 1: each goes on from the one before; same losses."""
 
     def to(n, *flags, **options):
         return launch(tmp_path, f"--config.training.n_iters={n}", *flags, cache=cache, **options)
@@ -99,7 +103,11 @@ def test_two_runs_on_one_workdir(whole, tmp_path, cache):
 
 def test_non_finite_loss_stops_names_the_step_and_spares_the_checkpoints(tmp_path, cache):
     """A learning rate of 1e30 overflows: exit code 3, the step named, nothing saved after the last finite step."""
-    flags = ("--config.optim.lr=1e30", "--config.optim.grad_clip=0.", "--config.training.snapshot_freq_for_preemption=1")
+    flags = (
+        "--config.optim.lr=1e30",
+        "--config.optim.grad_clip=0.",
+        "--config.training.snapshot_freq_for_preemption=1",
+    )
     output = run(tmp_path, *flags, cache=cache, expected=3)
     line = [row for row in output.splitlines() if row.startswith("error: step")][-1]
     bad = int(line.split()[2].rstrip(":"))

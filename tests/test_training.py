@@ -171,7 +171,7 @@ def test_a_sharded_state_is_the_same_and_really_sharded(alone, sharded):
 def test_the_old_state_is_given_up(sharded):
     """Donated: there is one copy of the state on the devices."""
     problem = sharded[0]
-    before, _ = problem.steps(problem.state, {"image": IMAGES[:1]})  # numpy looks at the fixture's states and keeps them
+    before, _ = problem.steps(problem.state, {"image": IMAGES[:1]})  # numpy looks at the fixture's own and keeps it
     problem.state, _ = problem.steps(before, {"image": IMAGES[:1]})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(problem.state))
@@ -203,7 +203,8 @@ def test_bfloat16_networks_learn_the_same_with_float32_weights(alone):
 def test_non_finite_steps_are_named():
     good = np.ones(5)
     assert check_finite(10, Metrics(good, good)).loss.tolist() == good.tolist()
-    for loss, norm, step in (([1, 1, np.nan, np.inf, 1], good, 13), (good, [np.inf, 1, 1, 1, 1], 11), ([1, 1, 1, 1, -np.inf], good, 15)):
+    bad = [([1, 1, np.nan, np.inf, 1], good, 13), (good, [np.inf, 1, 1, 1, 1], 11), ([1, 1, 1, 1, -np.inf], good, 15)]
+    for loss, norm, step in bad:
         with pytest.raises(NonFinite, match=f"^step {step}: ") as error:
             check_finite(10, Metrics(jnp.asarray(loss), jnp.asarray(norm)))
         assert "\n" not in str(error.value)

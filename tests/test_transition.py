@@ -13,11 +13,11 @@ from tests.paths.variants import EPS, PATHS, TIMES, evaluate
 
 
 def increasing_triples():
-    """s < u < t: any three of the 128 times, close neighbours, the end t = 0 and the end t = 1."""
-    n = len(TIMES)
-    rows = [np.sort(np.random.default_rng(0).choice(n, 3, replace=False)) for _ in range(n - 24)]
-    rows += [(i, i + 1, i + 2) for i in range(0, n - 2, 15)] + [(0, i, 100) for i in (1, 2, 50, 99)]
-    rows += [(i, 120, n - 1) for i in (0, 1, 50, 119)] + [(0, i, n - 1) for i in range(1, n - 1, 18)][: n - len(rows)]
+    """128 rows s < u < t out of TIMES: close neighbours, the end t = 0, the end t = 1, and any three."""
+    rng, n = np.random.default_rng(0), len(TIMES)
+    rows = [(i, i + 1, i + 2) for i in range(0, n - 2, 15)] + [(0, i, 100) for i in (1, 2, 50, 99)]
+    rows += [(i, 120, n - 1) for i in (0, 1, 50, 119)] + [(0, i, n - 1) for i in range(1, n - 1, 18)]
+    rows += [np.sort(rng.choice(n, 3, replace=False)) for _ in range(n - len(rows))]
     return TIMES[np.array(rows)].T
 
 

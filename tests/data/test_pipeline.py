@@ -105,7 +105,7 @@ def test_gather_follows_any_sharding_and_reads_each_block_once():
         source = Spy()
         label = gather(source, ids, sharding(n_devices, spec))["label"]
         np.testing.assert_array_equal(label, ids)
-        assert sorted(sum(source.reads, [])) == ids.tolist()  # replicas are read once
+        assert sorted(i for read in source.reads for i in read) == ids.tolist()  # replicas are read once
 
 
 def test_batches_read_ahead_and_answer_out_of_turn():

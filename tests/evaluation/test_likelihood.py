@@ -28,8 +28,8 @@ PATHS = builds("score_flow.paths")
 def test_bits_of_a_gaussian(name):
     """N(mu, s^2 I) through the whole likelihood path at 1e-5 tolerances: error <= 1e-5 bits/dim, for every path.
 
-    The closed form holds the solver to account alone: where the path ends short of pure noise, the exact latent is scored
-    under the same prior, N(0, sigma(1)^2 I).
+    The closed form holds the solver to account alone: where the path ends short of pure noise, the exact latent is
+    scored under the same prior, N(0, sigma(1)^2 I).
     """
     path, t_min, shape = PATHS[name](), 1e-4, (4, 4, 1)
     t_max = 0.999 if name == "ddpm" else 1.0
@@ -41,7 +41,10 @@ def test_bits_of_a_gaussian(name):
     z = m1 + s1 / s0 * (x - m0)
     expected = (norm.logpdf(z, 0, sigma) + math.log(s1 / s0)).sum(axis=(1, 2, 3))
     error = bits_per_dim(np.asarray(result.log_prob, np.float64), 16, 0.0) - bits_per_dim(expected, 16, 0.0)
-    print(f"{name}: mean error {error.mean():.1e}, largest {np.abs(error).max():.1e} bits/dim, {int(result.n_evaluations)} calls")
+    print(
+        f"{name}: mean error {error.mean():.1e}, largest {np.abs(error).max():.1e} bits/dim, "
+        f"{int(result.n_evaluations)} calls"
+    )
     assert abs(error.mean()) <= 1e-5
     assert np.asarray(result.ok).all()
     if name in ("linear", "gvp"):  # these end in pure noise: no prior mismatch, the density itself comes out
@@ -66,7 +69,9 @@ def test_correlated_gaussian_with_exact_divergence(path):
         return np.asarray(f(x0).log_prob, np.float64)
 
     exact = estimate("exact", 1)  # 16 points x 16 probes below: 256 in all
-    mismatch = 2e-4 if isinstance(path, VP) else 0.0  # VP keeps alpha(1)^2 = 4e-5 of the data: nats a dimension, at most
+    mismatch = (
+        2e-4 if isinstance(path, VP) else 0.0
+    )  # VP keeps alpha(1)^2 = 4e-5 of the data: nats a dimension, at most
     assert np.abs(exact - expected).max() / d / math.log(2) <= 1e-4 + mismatch
     for probe in ("rademacher", "gaussian"):
         error = estimate(probe, 16) - exact
@@ -83,14 +88,21 @@ def test_mixture_with_exact_divergence():
 
 def test_end_state_agrees_with_scipy():
     """Against scipy's RK45 (the same Dormand-Prince pair) at equal tolerances: states to 1e-5, calls within 5 %."""
-    denoiser, x0 = MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8])), jax.random.normal(jax.random.key(0), (4, 8))
+    denoiser, x0 = (
+        MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8])),
+        jax.random.normal(jax.random.key(0), (4, 8)),
+    )
     velocity, tolerance = jax.jit(lambda x, t: denoiser.velocity(x, t)), 1e-6
     ours, stats = flow(denoiser, x0, 1e-2, 1.0, Solver("dopri5", tolerance, tolerance, per_example=False))
 
     def rhs(t, y):
-        return np.asarray(velocity(jnp.asarray(y, jnp.float32).reshape(4, 8), jnp.asarray(t, jnp.float32)), np.float64).ravel()
+        return np.asarray(
+            velocity(jnp.asarray(y, jnp.float32).reshape(4, 8), jnp.asarray(t, jnp.float32)), np.float64
+        ).ravel()
 
-    theirs = solve_ivp(rhs, (1e-2, 1.0), np.asarray(x0, np.float64).ravel(), rtol=tolerance, atol=tolerance, method="RK45")
+    theirs = solve_ivp(
+        rhs, (1e-2, 1.0), np.asarray(x0, np.float64).ravel(), rtol=tolerance, atol=tolerance, method="RK45"
+    )
     np.testing.assert_allclose(np.asarray(ours).ravel(), theirs.y[:, -1], atol=1e-5)
     print(f"calls: ours {int(stats.n_evaluations)}, scipy {theirs.nfev}")
     assert int(stats.n_evaluations) <= 1.05 * theirs.nfev
@@ -107,7 +119,9 @@ def test_calls_are_counted(method):
 
     for n_steps in (7,) if method == "euler" else (7, 0):
         calls.clear()
-        _, stats = solve_flow(field, Linear(), jnp.ones((2, 3)), 1.0, 0.1, Solver(method, 1e-3, 1e-3, n_steps, per_example=False))
+        _, stats = solve_flow(
+            field, Linear(), jnp.ones((2, 3)), 1.0, 0.1, Solver(method, 1e-3, 1e-3, n_steps, per_example=False)
+        )
         jax.effects_barrier()
         assert int(stats.n_evaluations) == len(calls)
 
@@ -126,11 +140,13 @@ def test_divergence_of_a_linear_map():
 
 
 def test_offset_does_not_depend_on_the_range():
-    """The same images in [0, 1] and in [-1, 1] have the same bits/dim to 1e-6: the offset undoes the change of variables."""
+    """The same images in [0, 1] and in [-1, 1] have the same bits/dim to 1e-6: the offset undoes the scaling."""
     x01 = np.random.RandomState(0).rand(100, 64)
     log_prob01 = norm.logpdf(x01, 0.5, 0.2).sum(axis=1)
     log_prob11 = norm.logpdf(2 * x01 - 1, 0.0, 0.4).sum(axis=1)
-    bits = [bits_per_dim(lp, 64, Scaling(low, 1.0, 17).bits_offset) for lp, low in ((log_prob01, 0.0), (log_prob11, -1.0))]
+    bits = [
+        bits_per_dim(lp, 64, Scaling(low, 1.0, 17).bits_offset) for lp, low in ((log_prob01, 0.0), (log_prob11, -1.0))
+    ]
     np.testing.assert_allclose(bits[0], bits[1], atol=1e-6)
 
 

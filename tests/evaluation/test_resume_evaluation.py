@@ -8,9 +8,14 @@ import pytest
 from tests.launch import finish, launch, run
 
 FLAGS = (
-    "--config.eval.batch_size=64", "--config.eval.num_samples=100", "--config.eval.num_repeats=2",
-    "--config.eval.solver.rtol=1e-3", "--config.eval.solver.atol=1e-3", "--config.sampling.rtol=1e-2", "--config.sampling.atol=1e-2",
-)  # fmt: skip
+    "--config.eval.batch_size=64",
+    "--config.eval.num_samples=100",
+    "--config.eval.num_repeats=2",
+    "--config.eval.solver.rtol=1e-3",
+    "--config.eval.solver.atol=1e-3",
+    "--config.sampling.rtol=1e-2",
+    "--config.sampling.atol=1e-2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,15 @@ def test_killed_at_five_moments(trained, cache):
     """SIGKILL and SIGTERM in the loss and the likelihood job (the batches asked for are counted): bitwise the same."""
     for moment in ("round:2:SIGKILL", "round:6:SIGTERM", "round:3:SIGKILL", "round:5:SIGTERM", "round:1:SIGKILL"):
         kill = moment.endswith("SIGKILL")
-        run(trained, *FLAGS, "--eval_folder=broken", mode="eval", moment=moment, cache=cache, expected=-9 if kill else 75)
+        run(
+            trained,
+            *FLAGS,
+            "--eval_folder=broken",
+            mode="eval",
+            moment=moment,
+            cache=cache,
+            expected=-9 if kill else 75,
+        )
     run(trained, *FLAGS, "--eval_folder=broken", mode="eval", cache=cache)
     (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, "broken")
     assert one == other
@@ -53,7 +66,10 @@ def test_killed_at_five_moments(trained, cache):
 
 def test_other_batches_and_devices(trained, cache):
     """Batches of 100 on 8 devices against 64 on one: 1e-5 bits/dim, and the same 100 images."""
-    flags = [flag for flag in FLAGS if "batch_size" not in flag] + ["--config.eval.batch_size=100", "--eval_folder=eight"]
+    flags = [flag for flag in FLAGS if "batch_size" not in flag] + [
+        "--config.eval.batch_size=100",
+        "--eval_folder=eight",
+    ]
     finish(launch(trained, *flags, mode="eval", cache=cache, devices=8))
     (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, "eight")
     assert abs(one["likelihood"]["bits_per_dim"] - other["likelihood"]["bits_per_dim"]) < 1e-5
@@ -64,10 +80,12 @@ def test_other_batches_and_devices(trained, cache):
 
 
 def test_done_jobs_are_not_done_again(trained, cache):
-    """A second evaluation reads the results; other settings need another folder; sample mode leaves the report alone."""
+    """A second evaluation reads the results; other settings need another folder; sample mode spares the report."""
     output = run(trained, *FLAGS, mode="eval", cache=cache)
     assert "round/s" not in output
-    assert "another --eval_folder" in run(trained, *FLAGS, "--config.eval.solver.method=dopri5", mode="eval", cache=cache, expected=2)
+    assert "another --eval_folder" in run(
+        trained, *FLAGS, "--config.eval.solver.method=dopri5", mode="eval", cache=cache, expected=2
+    )
     page = (trained / "report.html").read_bytes()
     run(trained, *FLAGS, "--config.sampling.name=ddim", "--config.sampling.n_steps=3", mode="sample", cache=cache)
     with np.load(trained / "samples" / "40" / "samples" / "samples.npz", allow_pickle=False) as samples:

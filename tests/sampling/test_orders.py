@@ -84,7 +84,7 @@ def test_kernels_have_weak_order_one(kernel, path):
 
 
 def test_reverse_sde_has_weak_order_one_and_srk_more():
-    """Euler's second-moment error falls like 1/n; ShARK's is smaller at the same n. Errors far above the noise of 2^20 draws."""
+    """Euler's second-moment error falls like 1/n, ShARK's is smaller; both far above the noise of 2^20 draws."""
     path = VP()
     denoiser, keys = GaussianDenoiser(path), jax.vmap(jax.random.key)(jnp.arange(2**14))
     x = denoiser.marginal(0.8)[0] + denoiser.marginal(0.8)[1] * jax.random.normal(jax.random.key(1), (2**14, 64))

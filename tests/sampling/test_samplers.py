@@ -22,12 +22,19 @@ N_STEPS = 250
 # Settings of each sampler beside its defaults; a new sampler is tested with its defaults.
 VARIANTS = {
     "ode": [{"rtol": 1e-4, "atol": 1e-4}, {"method": "heun", "n_steps": 100}, {"per_example": False}],
-    "sde": [{}, {"method": "shark", "diffusion": "sigma", "last_step": "tweedie"}, {"method": "heun", "last_step": "euler"},
-            {"diffusion": "linear", "last_step": "none"}],
-    "predictor_corrector": [{"predictor": "euler"}, {"corrector": "annealed_langevin", "snr": 0.05},
-                            {"predictor": "ancestral", "corrector": "langevin", "snr": 0.03}],
+    "sde": [
+        {},
+        {"method": "shark", "diffusion": "sigma", "last_step": "tweedie"},
+        {"method": "heun", "last_step": "euler"},
+        {"diffusion": "linear", "last_step": "none"},
+    ],
+    "predictor_corrector": [
+        {"predictor": "euler"},
+        {"corrector": "annealed_langevin", "snr": 0.05},
+        {"predictor": "ancestral", "corrector": "langevin", "snr": 0.03},
+    ],
     "ddim": [{}, {"eta": 0.5, "grid": "log_snr"}],
-}  # fmt: skip
+}
 
 
 def cases():
@@ -39,7 +46,7 @@ def cases():
 
 @pytest.mark.parametrize("path, build, fields", list(cases()))
 def test_samples_have_the_exact_mean_and_std(path, build, fields):
-    """Within 3 standard errors, widened by the sampler's own first-order bias, which is 1/n_steps of the distance covered."""
+    """Within 3 standard errors, widened by the sampler's own first-order bias, O(1/n_steps)."""
     parameters = inspect.signature(build).parameters
     # t_max = 0.999 where the path ends at alpha = 0 and a log-SNR grid has no end.
     defaults = {"t_min": 1e-3, "t_max": 0.999} | ({"n_steps": N_STEPS} if parameters["n_steps"].default else {})
@@ -51,7 +58,9 @@ def test_samples_have_the_exact_mean_and_std(path, build, fields):
     mean, std = denoiser.marginal(1e-3)
     if fields.get("last_step", "mean") in ("mean", "tweedie", "euler") and "last_step" in parameters:
         mean, std = denoiser.mean, denoiser.std  # the last step goes to t = 0
-    prior_mismatch = float(path.alpha(jnp.asarray(0.999))) / denoiser.marginal(0.999)[1]  # the prior forgets the data's mean
+    prior_mismatch = (
+        float(path.alpha(jnp.asarray(0.999))) / denoiser.marginal(0.999)[1]
+    )  # the prior forgets the data's mean
     bias = 0.0 if "ode" in str(build.__module__) else 10.0 / N_STEPS
     n = x.size
     assert abs(x.mean() - mean) < 3 * std / math.sqrt(n) + std * (prior_mismatch + bias)
@@ -68,7 +77,9 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     whole = np.asarray(draw(example_keys(3, jnp.arange(100))))
     for size in (10, 32):
         parts = [np.asarray(draw(example_keys(3, jnp.arange(start, start + size)))) for start in range(0, 100, size)]
-        np.testing.assert_allclose(np.concatenate(parts)[:100], whole, rtol=0, atol=2e-6)  # a few float32 roundings of values near 1
+        np.testing.assert_allclose(
+            np.concatenate(parts)[:100], whole, rtol=0, atol=2e-6
+        )  # a few float32 roundings of values near 1
 
 
 @pytest.mark.parametrize("name", builds("sampling"))
@@ -121,7 +132,9 @@ def test_langevin_is_stationary_at_its_closed_form(corrector, snr):
     # The chain returns a mean: its variance is the stationary one less the last step's noise, 2 e.
     expected = std**2 / (1 - size / (2 * std**2)) - 2 * size
     assert abs(x.var() - expected) < 0.01 * std**2
-    assert abs(x.mean() - mean) < 3 * std / math.sqrt(x.size) * math.sqrt(2 * std**2 / size)  # correlated: 2 v/e steps forget
+    assert abs(x.mean() - mean) < 3 * std / math.sqrt(x.size) * math.sqrt(
+        2 * std**2 / size
+    )  # correlated: 2 v/e steps forget
 
 
 @pytest.mark.parametrize("name", builds("sampling"))

@@ -1,0 +1,44 @@
+"""The benchmarks run and say what they promise; how fast anything is, is not a test's business."""
+
+import json
+import math
+
+from benchmarks.all import MEASUREMENTS
+from benchmarks.measure import MIN_TRIALS, interleave, main
+
+KEYS = {"name", "value", "unit", "ratio", "against", "device", "n", "p10", "p90"}
+NAMES = ["train_step", "likelihood", "sampler_ode_heun", "sampler_ddim", "sampler_sde_euler"]
+TINY = [
+    "--seconds=0", "--batch=2", "--config.network.name=mlp", "--config.network.width=16", "--config.network.depth=0",
+    "--config.training.batch_size=8",
+]  # fmt: skip
+
+
+def test_rows(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert main(*MEASUREMENTS, argv=[*TINY, f"--out={out}"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == NAMES
+    assert json.loads(out.read_text()) == rows
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["n"] >= MIN_TRIALS
+        assert 0 < row["p10"] <= row["value"] <= row["p90"] < math.inf
+        assert 0 < row["ratio"] < math.inf
+    # Both solvers answer the same question: each errs by at most a tolerance of 1e-5 a call.
+    likelihood = rows[1]
+    calls = likelihood["calls"] + likelihood["calls_scipy"]
+    assert likelihood["max_bits_per_dim_difference"] < calls * 1e-5 / math.log(2)
+
+
+def test_turns():
+    """A B A B ..., the first of each unmeasured."""
+    turns = []
+    timing = interleave(lambda: turns.append("A"), lambda: turns.append("B"), 0)
+    assert turns == ["A", "B"] * (MIN_TRIALS + 1)
+    assert len(timing.ours) == len(timing.other) == MIN_TRIALS
+
+
+def test_mistakes_are_one_line(capsys):
+    assert main(*MEASUREMENTS, argv=["--config.network.nme=mlp", "--config.tranining.batch_size=8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
