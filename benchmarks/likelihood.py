@@ -22,11 +22,11 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy.integrate import solve_ivp
 
-from benchmarks.measure import Options, Row, interleave, main, random_params, row, significant
+from benchmarks.measure import Contender, Options, Row, interleave, main, random_params, row, significant
 from evaluation.likelihood import log_likelihood, probes
 from sampling.base import example_keys
 from sampling.ode import Solver
-from score_flow.build import condition_of, experiment
+from score_flow.build import Experiment, condition_of, experiment
 from score_flow.numerics import value_and_divergence
 from score_flow.types import Images
 
@@ -43,8 +43,23 @@ class Answer(NamedTuple):
 
 def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
     """One row: ms for the likelihood of a batch, and its time over scipy's."""
-    run, t_min, t_max = experiment(config), config.eval.smallest_time, config.eval.largest_time
-    size = min(options.batch, len(run.test_source))
+    run = experiment(config)
+    with jax.default_matmul_precision("highest"):  # as evaluation.likelihood
+        timing = interleave(*contenders(run, config.eval, options.batch), options.seconds)
+    ours, scipy = timing.answers
+    bits = (ours.log_prob - scipy.log_prob) / (math.prod(run.image_shape) * math.log(2))
+    calls_ratio, largest, mean = significant(np.array([ours.calls / scipy.calls, np.abs(bits).max(), bits.mean()]), 4)
+    yield row(
+        "likelihood", 1e3 * timing.ours, "ms/batch", timing.ratios, "scipy RK45, same right-hand side", GOAL,
+        calls=ours.calls, calls_scipy=scipy.calls, calls_ratio=calls_ratio, calls_goal=CALLS_GOAL,
+        max_bits_per_dim_difference=largest, mean_bits_per_dim_difference=mean,
+        network=type(run.model.network).__name__, batch_size=len(bits),
+    )  # fmt: skip
+
+
+def contenders(run: Experiment, options: ConfigDict, size: int) -> tuple[Contender, Contender]:
+    """Ours and scipy's on the first images of the test split; each returns its Answer."""
+    t_min, t_max, size = options.smallest_time, options.largest_time, min(size, len(run.test_source))
     batch = jax.tree.map(jnp.asarray, run.test_source.read(np.arange(size)))
     u = np.random.default_rng(run.seed).random(batch["image"].shape, np.float32)
     x0 = run.scaling.dequantise(batch["image"], jnp.asarray(u))
@@ -60,26 +75,16 @@ def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
         denoiser = run.model.bind(params, condition)
         return value_and_divergence(lambda x: denoiser.velocity(x, t), x, probes(keys, "rademacher", 1, x.shape[1:]))
 
-    prior_log_prob, answers = jax.jit(lambda z: run.model.path.prior_log_prob(z, t_max)), {}
+    prior_log_prob = jax.jit(lambda z: run.model.path.prior_log_prob(z, t_max))
 
-    def ours() -> None:
+    def ours() -> Answer:
         result = on_device(*given, x0)
-        answers["ours"] = Answer(np.asarray(result.log_prob), int(result.n_evaluations))
+        return Answer(np.asarray(result.log_prob), int(result.n_evaluations))
 
-    def other() -> None:
-        answers["scipy"] = by_scipy(lambda x, t: field(*given, x, t), prior_log_prob, x0, t_min, t_max)
+    def other() -> Answer:
+        return by_scipy(lambda x, t: field(*given, x, t), prior_log_prob, x0, t_min, t_max)
 
-    with jax.default_matmul_precision("highest"):  # as evaluation.likelihood
-        timing = interleave(ours, other, options.seconds)
-    ours_, scipy = answers["ours"], answers["scipy"]
-    bits = (ours_.log_prob - scipy.log_prob) / (math.prod(x0.shape[1:]) * math.log(2))
-    calls_ratio, largest, mean = significant(np.array([ours_.calls / scipy.calls, np.abs(bits).max(), bits.mean()]), 4)
-    yield row(
-        "likelihood", 1e3 * timing.ours, "ms/batch", timing.ratios, "scipy RK45, same right-hand side", GOAL,
-        calls=ours_.calls, calls_scipy=scipy.calls, calls_ratio=calls_ratio, calls_goal=CALLS_GOAL,
-        max_bits_per_dim_difference=largest, mean_bits_per_dim_difference=mean,
-        network=type(run.model.network).__name__, batch_size=size,
-    )  # fmt: skip
+    return ours, other
 
 
 def by_scipy(field: Callable, prior_log_prob: Callable, x0: Images, t_min: float, t_max: float) -> Answer:

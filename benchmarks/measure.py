@@ -38,10 +38,11 @@ Contender = Callable[[], Any]  # does its work once; it is done when the arrays 
 
 
 class Timing(NamedTuple):
-    """Seconds of each trial; trial i of the one ran right before trial i of the other."""
+    """Seconds of each trial, trial i of the one right before trial i of the other, and what the two answered."""
 
     ours: Float[np.ndarray, "n"]
     other: Float[np.ndarray, "n"]
+    answers: tuple[Any, Any]
 
     @property
     def ratios(self) -> Float[np.ndarray, "n"]:
@@ -50,11 +51,11 @@ class Timing(NamedTuple):
 
 def interleave(ours: Contender, other: Contender, seconds: float) -> Timing:
     """Both in turn, A B A B ..., for about `seconds` and at least MIN_TRIALS times, after one warm-up of each."""
-    clock(ours), clock(other)
+    answers = jax.block_until_ready((ours(), other()))
     trials, end = [], time.perf_counter() + seconds
     while len(trials) < MIN_TRIALS or time.perf_counter() < end:
         trials.append((clock(ours), clock(other)))
-    return Timing(*np.array(trials).T)
+    return Timing(*np.array(trials).T, answers)
 
 
 def clock(f: Contender) -> float:

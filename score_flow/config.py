@@ -100,7 +100,10 @@ def apply(config: ConfigDict, override: str) -> None:
             section[last] = parse(text)
         return
     _check_key(section, last, sections)
-    section[last] = convert(key, parse(text), section[last])
+    value = parse(text)
+    if isinstance(section[last], str) and not isinstance(value, str):
+        value = text  # a path named 1e3 is not the number
+    section[last] = convert(key, value, section[last])
 
 
 def _check_key(section: ConfigDict, name: str, above: list[str]) -> None:

@@ -22,6 +22,15 @@ def whole(tmp_path_factory, cache):
     return workdir
 
 
+def largest_difference(one, other) -> float:
+    """The largest relative difference between the losses of two runs of the same steps."""
+    found, expected = losses(one), losses(other)
+    assert list(found) == list(expected)
+    worst = max(abs(found[step][0] / expected[step][0] - 1) for step in expected)
+    print(f"largest relative difference of a loss: {worst:.1e}")
+    return worst
+
+
 @pytest.mark.parametrize(
     "moments",
     [["step:20:SIGKILL"], ["step:17:SIGTERM"], ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"]],
@@ -41,7 +50,7 @@ def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moment
 def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
     """n_jitted_steps = 5 gives the losses and weights of 1 to 1e-6: the same operations, fused otherwise."""
     run(tmp_path, "--config.training.n_jitted_steps=5", cache=cache)
-    np.testing.assert_allclose(list(losses(tmp_path).values()), list(losses(whole).values()), rtol=1e-5, atol=1e-6)
+    assert largest_difference(tmp_path, whole) <= 1e-6
     for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
         # Adam divides by sqrt(v): an entry whose gradient is rounding noise may move by that share of lr.
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -64,10 +73,7 @@ def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
     for process in pair:
         finish(process)
     finish(to(40))
-    found, expected = losses(tmp_path), losses(whole)
-    assert list(found) == list(expected)
-    # float32 sums in another order, carried through 40 steps of Adam
-    np.testing.assert_allclose([found[s][0] for s in found], [expected[s][0] for s in expected], rtol=1e-6 * 10)
+    assert largest_difference(tmp_path, whole) <= 1e-6
 
 
 def test_damaged_checkpoint_is_found_and_the_one_before_used(whole, tmp_path, cache):

@@ -103,9 +103,9 @@ class Problem:
         optimiser = make_optimiser("Adam", **ADAM | {"warmup": 4, "grad_clip": 1.0})
         preprocess = make_preprocess(Scaling(), dequantise=True, flip=True, labelled=False)
         state = init_state(objective, optimiser, len(RATES), jax.random.key(0), (1, *SHAPE), None)
-        shardings = state_shardings(mesh, state)
-        self.state = jax.device_put(state, shardings)
-        self.steps = make_train_steps(objective, optimiser, RATES, ema_warmup, preprocess, 0, mesh, shardings)
+        self.shardings = state_shardings(mesh, state)
+        self.state = jax.device_put(state, self.shardings)
+        self.steps = make_train_steps(objective, optimiser, RATES, ema_warmup, preprocess, 0, mesh, self.shardings)
 
     def run(self, n_steps, k=1):
         """(losses and gradient norms, the state on the host after each program), k steps in a program."""
@@ -126,7 +126,8 @@ def distance(one, other) -> float:
 @pytest.fixture(scope="module")
 def alone():
     """Thirty steps, one a program, on one device."""
-    return Problem().run(30)
+    problem = Problem()
+    return problem, *problem.run(30)
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,8 @@ def sharded():
 def assert_same(metrics, states, alone):
     """Losses, gradient norms, parameters and moments are those of one device."""
     n = metrics.shape[1]
-    np.testing.assert_allclose(metrics, alone[0][:, :n], rtol=1e-6)
-    got, expected = states[-1], alone[1][n]
+    np.testing.assert_allclose(metrics, alone[1][:, :n], rtol=1e-6)
+    got, expected = states[-1], alone[2][n]
     assert got.step == expected.step == n
     assert distance(got.params, expected.params) <= 1e-6
     for one, other in zip(moments(got.opt_state)[1:], moments(expected.opt_state)[1:], strict=True):
@@ -152,7 +153,7 @@ def test_programs_and_devices_do_not_matter(alone, caplog, mesh, k):
     with jax.log_compiles():
         metrics, states = Problem(mesh).run(12, k)
     assert_same(metrics, states, alone)
-    assert distance(states[-1].ema, alone[1][12].ema) <= 1e-6
+    assert distance(states[-1].ema, alone[2][12].ema) <= 1e-6
     compiled = [record for record in caplog.records if "Finished XLA compilation of jit(train_steps)" in record.message]
     assert len(compiled) == 1
 
@@ -166,6 +167,17 @@ def test_a_sharded_state_is_the_same_and_really_sharded(alone, sharded):
         n_large += large
         assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 8 if large else leaf.size}
     assert n_large == 5 * (1 + len(RATES) + 2)
+
+
+def test_randomness_comes_from_the_number_of_the_step(alone):
+    """The same images and parameters at another step: other times and noise; at the same step: the same."""
+    problem, metrics, states = alone
+
+    def loss(step):
+        state = jax.device_put(states[0].replace(step=np.int32(step)), problem.shardings, may_alias=False)
+        return float(problem.steps(state, {"image": IMAGES[:1]})[1].loss[0])
+
+    assert loss(0) == metrics[0, 0] and abs(loss(1) / loss(0) - 1) > 1e-3
 
 
 def test_the_old_state_is_given_up(sharded):
@@ -192,7 +204,7 @@ def test_averages_have_their_closed_form(alone, sharded, warmup):
 
 def test_bfloat16_networks_learn_the_same_with_float32_weights(alone):
     metrics, states = Problem(dtype="bfloat16").run(30)
-    error = np.abs(metrics[0] / alone[0][0] - 1)
+    error = np.abs(metrics[0] / alone[1][0] - 1)
     assert 1e-6 < error.max() <= 0.01
     assert {leaf.dtype.name for leaf in jax.tree.leaves(states[-1])} == {"float32", "int32"}
 
