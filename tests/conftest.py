@@ -2,12 +2,14 @@
 
 import os
 
-# Before jax starts: the flags are read once.
+# Before jax starts: the flags are read once. Most of the time of these tests is compilation of small programs: compile
+# fast rather than well. The runs of the program in processes of their own (launch.py) are compiled as users' are.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time of these tests is compilation of small programs: compile fast rather than well. The runs of the program
-# in processes of their own (launch.py) are compiled as users' are.
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 from jaxtyping import install_import_hook
