@@ -60,6 +60,7 @@ def log_likelihood(
     is a function of (t, x) and the solver's error control means what it says.
     """
     e = jnp.moveaxis(probes(keys, probe, n_probes, x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
+    e = e.astype(x0.dtype)
 
     def field(t, y, args):
         e, condition = args

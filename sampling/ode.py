@@ -103,8 +103,12 @@ def solve_flow(
 
 def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> diffrax.AbstractStepSizeController:
     if solver.n_steps == 0:
-        # safety 0.8: steps 11 % shorter than diffrax's 0.9 would choose make half the error.
-        return diffrax.PIDController(rtol=solver.rtol, atol=solver.atol, norm=_worst_part, safety=0.8)
+        # Proportional-integral control (Hairer & Wanner 1996, IV.2) and short steps: on Gaussians, whose bits/dim are
+        # known, diffrax's integral control at safety 0.9 misses 1e-5 at rtol = atol = 1e-5; this stays below it, for a
+        # fifth more calls.
+        return diffrax.PIDController(
+            rtol=solver.rtol, atol=solver.atol, norm=_worst_part, pcoeff=0.3, icoeff=0.4, safety=0.8
+        )
     times = GRIDS[solver.grid](path, solver.n_steps, min(t0, t1), max(t0, t1))
     return diffrax.StepTo(ts=jnp.asarray(times if t1 < t0 else times[::-1], jnp.result_type(float)))
 
