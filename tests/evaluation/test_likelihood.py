@@ -87,7 +87,7 @@ def test_mixture_with_exact_divergence():
 
 
 def test_end_state_agrees_with_scipy():
-    """Against scipy's RK45 (the same Dormand-Prince pair) at equal tolerances: states to 1e-5, calls of the same size."""
+    """Against scipy's RK45 (the same Dormand-Prince pair) at equal tolerances: states to 1e-5, calls alike."""
     denoiser, x0 = (
         MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8])),
         jax.random.normal(jax.random.key(0), (4, 8)),
