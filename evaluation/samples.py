@@ -1,7 +1,6 @@
 """Samples: exactly num_samples of them, each made once, and how far their features are from the data's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from evaluation.context import Context
@@ -21,12 +20,11 @@ def build(context: Context) -> Fold:
     n, b = options.num_samples, context.batch_size
 
     def draw(params, seeds):
-        # Conditional models go through the classes in turn, by the global index.
-        labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)}
-        samples = context.sampler(
-            example_keys(run.seed, seeds, STREAM), context.denoiser(params, labels), run.image_shape
-        )
-        return run.scaling.quantise(samples.x, run.dequantised), labels["label"], samples.n_evaluations, samples.ok
+        condition = run.classes_in_turn(seeds)
+        keys, denoiser = example_keys(run.seed, seeds, STREAM), run.model.bind(params, condition)
+        samples = context.sampler(keys, denoiser, run.image_shape)
+        arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
+        return arrays, samples.n_evaluations, samples.ok
 
     compiled = jax.jit(draw, in_shardings=(None, batch_sharding(run.mesh)))
     (context.directory / "rounds").mkdir(parents=True, exist_ok=True)
@@ -36,14 +34,14 @@ def build(context: Context) -> Fold:
 
     def step(state, round_number):
         indices = round_number * b + np.arange(b)
-        image, label, calls, ok = to_host(compiled(context.params, place(run.mesh, indices.astype(np.uint32))))
+        arrays, calls, ok = to_host(compiled(context.params, place(run.mesh, indices.astype(np.uint32))))
         wanted = indices < n
         if not ok[wanted].all():
             raise NonFinite(
                 f"samples {indices[wanted & ~ok][:8].tolist()} are not finite or did not arrive: "
                 "use more steps or looser tolerances."
             )
-        write_arrays(_file(context, round_number), image=image[wanted], label=label[wanted])
+        write_arrays(_file(context, round_number), **{name: array[wanted] for name, array in arrays.items()})
         calls_by_round = state["calls"].copy()
         calls_by_round[round_number] = calls
         return {"calls": calls_by_round}
@@ -53,11 +51,10 @@ def build(context: Context) -> Fold:
         if not is_main():
             return result
         parts = [np.load(_file(context, r), allow_pickle=False) for r in range(context.rounds_of(n))]
-        image, label = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
-        labels = {"label": label} if run.labelled else {}
-        write_arrays(context.directory / "samples.npz", image=image, **labels)
-        save_grid(context.directory / "samples.png", image[:100], run.scaling.levels)
-        return result | compare(image, run.train_source, run.test_source)
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
+        write_arrays(context.directory / "samples.npz", **arrays)
+        save_grid(context.directory / "samples.png", arrays["image"][:100], run.scaling.levels)
+        return result | compare(arrays["image"], run.train_source, run.test_source)
 
     return Fold(context.rounds_of(n), init, step, finish)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from evaluation.pictures import save_grid
@@ -22,8 +21,8 @@ def sheet(run: Experiment, sampler: Sampler, directory: Path, n: int = 36) -> Ca
 
     @jax.jit
     def draw(params, seeds):
-        labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)} if run.labelled else None
-        samples = sampler(example_keys(run.seed, seeds, STREAM), run.model.bind(params, labels), run.image_shape)
+        denoiser = run.model.bind(params, run.classes_in_turn(seeds))
+        samples = sampler(example_keys(run.seed, seeds, STREAM), denoiser, run.image_shape)
         return run.scaling.quantise(samples.x, run.dequantised)
 
     def save(step: int, params: Params) -> None:

@@ -22,8 +22,7 @@ def build(context: Context) -> Fold:
     times = jnp.linspace(t_max, t_min, N_TIMES)
 
     def draw(params, seeds):
-        labels = {"label": (seeds % max(run.model.network.num_classes, 1)).astype(jnp.int32)}
-        denoiser = context.denoiser(params, labels)
+        denoiser = run.model.bind(params, run.classes_in_turn(seeds))
         x = run.model.path.prior_sample(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
 
         def onwards(x, ends):

@@ -4,12 +4,13 @@ import math
 
 import jax.numpy as jnp
 
+from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import Kernel, Sampler, chain_sampler
 from sampling.sde import stable
 from score_flow.grid import GRIDS, intervals
 from score_flow.model import score_of, velocity_of
 from score_flow.numerics import expand, sum_flat
-from score_flow.transition import Gaussian, forward_step, posterior
+from score_flow.transition import Gaussian, forward_step
 from score_flow.types import UserError, check_choice
 
 
@@ -25,11 +26,6 @@ def reverse_diffusion(denoiser, x, s, t) -> Gaussian:
     """The forward step x_t = a x_s + b z turned round: (2 - a) x + b^2 score (Song et al. 2021, eq. 46)."""
     a, b = forward_step(denoiser.path, s, t)
     return Gaussian((2 - a) * x + b**2 * denoiser.score(x, t), b)
-
-
-def ancestral(denoiser, x, s, t) -> Gaussian:
-    """q(x_s | x_t, x0) at x0 = E[x0 | x_t] (Ho et al. 2020, alg. 2, arXiv:2006.11239)."""
-    return posterior(denoiser.path, x, denoiser.x0(x, t), s, t)
 
 
 def langevin(snr: float = 0.16) -> Kernel:
@@ -58,6 +54,8 @@ def annealed_langevin(snr: float = 0.16) -> Kernel:
 
     return kernel
 
+
+ancestral: Kernel = ancestral_kernel("small")
 
 PREDICTORS: dict[str, Kernel] = {"euler": euler, "reverse_diffusion": reverse_diffusion, "ancestral": ancestral}
 CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}

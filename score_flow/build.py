@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Integer
 from ml_collections import ConfigDict
 
 from score_flow.config import ROOT, convert
@@ -51,6 +52,10 @@ class Experiment:
     def labelled(self) -> bool:
         """Whether the network is given labels."""
         return self.model.network.num_classes > 0
+
+    def classes_in_turn(self, indices: Integer[Array, "b"]) -> Condition:
+        """The condition of samples by their global index: a conditional model goes through its classes in turn."""
+        return {"label": (indices % self.model.network.num_classes).astype(jnp.int32)} if self.labelled else None
 
 
 def available(package: str) -> list[str]:
