@@ -26,14 +26,19 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", required=True, help="recipe: a Python file with get_config(), e.g. configs/digits.py"
+        "--config",
+        help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",
     )
     parser.add_argument("--workdir", required=True, help="folder of the run; the same folder goes on where it stopped")
     parser.add_argument(
         "--mode",
         required=True,
-        choices=("train", "eval", "sample"),
-        help="train; eval: loss, samples, bits/dim, report; sample: samples only",
+        choices=("train", "eval", "sample", "import"),
+        help="train; eval: loss, samples, bits/dim, report; sample: samples only; import: published weights",
+    )
+    parser.add_argument("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
+    parser.add_argument(
+        "--reference_config", help="import: the settings that the network was trained with in its own project, as .json"
     )
     parser.add_argument("--eval_folder", default="eval", help="sub-folder of workdir for results (default: eval)")
     known, rest = parser.parse_known_args(argv)
@@ -44,7 +49,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
     """Build what the config says and do what the mode says."""
     from score_flow.config import load
 
-    config = load(options.config, overrides)  # before jax starts: mistakes are answered at once
+    if options.mode == "import":
+        return import_checkpoint(options, overrides)
+    config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
     from score_flow import sharding
 
     sharding.initialise()
@@ -65,6 +72,33 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
                 (jobs(config), options.eval_folder) if options.mode == "eval" else (["samples"], SAMPLES_FOLDER)
             )
             evaluate(built, config, workdir, folder, names)
+
+
+def config_of(workdir: str) -> str:
+    """The config that a run left in its workdir."""
+    from score_flow.types import UserError
+
+    file = os.path.join(workdir, "config.json")
+    if not os.path.isfile(file):
+        raise UserError(f"give --config=RECIPE: {workdir} holds no config.json of an earlier run.")
+    return file
+
+
+def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Published weights into a workdir."""
+    from score_flow.build import experiment
+    from score_flow.config import load
+    from score_flow.pretrained.importing import import_into, open_published
+    from score_flow.types import UserError
+    from score_flow.workdir import Workdir
+
+    if not options.checkpoint:
+        raise UserError("--mode=import needs --checkpoint=FILE.")
+    published = open_published(options.checkpoint)
+    settings = published.settings(options.reference_config, recipe=bool(options.config))
+    config = load(options.config or "configs/base.py", overrides, settings)
+    with Workdir(options.workdir, config, exclusive=True) as workdir:
+        import_into(workdir, published, experiment(config), config)
 
 
 def main(argv: list[str]) -> int:

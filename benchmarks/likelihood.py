@@ -26,7 +26,7 @@ from benchmarks.measure import Contender, Options, Row, interleave, main, random
 from evaluation.likelihood import log_likelihood, probes
 from sampling.base import example_keys
 from sampling.ode import Solver
-from score_flow.build import Experiment, condition_of, experiment
+from score_flow.build import Experiment, experiment
 from score_flow.numerics import value_and_divergence
 from score_flow.types import Images
 
@@ -63,7 +63,7 @@ def contenders(run: Experiment, options: ConfigDict, size: int) -> tuple[Contend
     batch = jax.tree.map(jnp.asarray, run.test_source.read(np.arange(size)))
     u = np.random.default_rng(run.seed).random(batch["image"].shape, np.float32)
     x0 = run.scaling.dequantise(batch["image"], jnp.asarray(u))
-    given = random_params(run), condition_of(batch, run.labelled), example_keys(run.seed, jnp.arange(size))
+    given = random_params(run), run.condition(batch), example_keys(run.seed, jnp.arange(size))
     solver = Solver("dopri5", TOLERANCE, TOLERANCE, per_example=False)
 
     @jax.jit

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from score_flow.build import Experiment, example_condition
+from score_flow.build import Experiment
 from score_flow.config import load
 from score_flow.types import Params, UserError
 
@@ -97,7 +97,6 @@ def random_params(run: Experiment) -> Params:
 
     A fresh network answers 0 everywhere: its flow would be a straight line, which any solver crosses in a step.
     """
-    shape, condition = (1, *run.image_shape), example_condition(1, run.labelled)
     rng = np.random.default_rng(run.seed)
 
     def wake(path: Any, leaf: jax.Array) -> jax.Array:
@@ -106,8 +105,7 @@ def random_params(run: Experiment) -> Params:
         std = WAKE / math.sqrt(math.prod(leaf.shape[:-1]))
         return jnp.asarray(std * rng.standard_normal(leaf.shape, np.float32))
 
-    init = jax.jit(lambda key: run.model.init(key, shape, condition))
-    return jax.tree.map_with_path(wake, init(jax.random.key(run.seed)))
+    return jax.tree.map_with_path(wake, jax.jit(run.init)(jax.random.key(run.seed)))
 
 
 def main(*measurements: Measurement, argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from benchmarks.measure import Options, Row, interleave, main, random_params, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
-from score_flow.build import Experiment, example_condition, experiment
+from score_flow.build import Experiment, experiment
 from score_flow.types import Params
 
 SAMPLERS = {
@@ -39,7 +39,7 @@ def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
 def against_forwards(name: str, sampler: Sampler, run: Experiment, params: Params, options: Options) -> Row:
     """The row of one sampler."""
     size = options.batch
-    condition, t = example_condition(size, run.labelled), jnp.full(size, 0.5)
+    condition, t = run.example_condition(size), jnp.full(size, 0.5)
     keys, start = example_keys(run.seed, jnp.arange(size)), jnp.ones((size, *run.image_shape))
     sample = jax.jit(lambda keys, params, condition: sampler(keys, run.model.bind(params, condition), run.image_shape))
     forward = jax.jit(lambda params, x, t, condition: run.model.apply(params, x, t, condition))

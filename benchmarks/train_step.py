@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
-from score_flow.build import Experiment, example_condition, experiment
+from score_flow.build import Experiment, experiment
 from score_flow.data.pipeline import Batches
 from score_flow.sharding import batch_sharding, state_shardings
 from score_flow.training import TrainState, init_state, make_train_steps
@@ -63,8 +63,7 @@ def train_steps(run: Experiment, config: ConfigDict) -> tuple[Callable, TrainSta
     rates, options = config.model.ema_rate, config.training
 
     def init() -> TrainState:
-        key, shape = jax.random.key(run.seed), (1, *run.image_shape)
-        return init_state(run.objective, run.optimiser, len(rates), key, shape, example_condition(1, run.labelled))
+        return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, len(rates))
 
     shardings = state_shardings(run.mesh, jax.eval_shape(init))
     steps = make_train_steps(

@@ -21,16 +21,22 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.prediction = "velocity"  # the network's output: noise, data, score, scaled_score, velocity, v, edm
-    model.time = "t"  # what the network is told of the time: t, 1-t, log_sigma, sigma, log_snr
+    model.time = "t"  # what the network is told of the time: t, 1-t, log_t, log_sigma, sigma, log_snr
     model.time_scale = 999.0  # ... times this
+    model.time_shift = 0.0  # ... plus this
     model.input = "none"  # scaling of the network's input: none, 2x-1, unit_variance
     model.data_std = 0.5  # standard deviation of the data, for unit_variance and edm
     model.class_conditional = False  # give the labels of the data to the network
+    model.low_res = 0  # super-resolution: give the image at this many pixels a side to the network; 0 = no
+    model.learn_sigma = False  # twice the output channels: the second half is a variance (unused by interpolants)
     model.ema_rate = (0.9999,)  # one average of the weights for each rate; evaluation uses the first
     model.ema_warmup = True  # min(rate, (1 + n)/(10 + n)): short runs are not averaged with their start
 
     config.data = data = ConfigDict()
     data.source = component("digits")  # the data set, score_flow/data: digits, arrays, folder, tfds
+    data.image_shape = ()  # (h, w, c) of its images; given, what reads none (sampling, importing) needs no data set
+    data.num_classes = 0  # ... and how many classes and
+    data.levels = 256  # ... pixel levels it has; without image_shape the data set says so
     data.centered = True  # pixels in [-1, 1] instead of [0, 1]
     data.random_flip = False  # mirror images left to right at random
     data.uniform_dequantization = True  # train on pixels with uniform noise added inside their level

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sampling.base import Sampler
-from score_flow.build import Experiment, condition_of
+from score_flow.build import Experiment
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
 from score_flow.model import NetworkDenoiser
@@ -20,7 +20,10 @@ from score_flow.types import Batch, Params
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder."""
+    """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder.
+
+    `judged`: whether results are compared with the data set, or samples are all that is wanted.
+    """
 
     run: Experiment
     params: Params
@@ -28,6 +31,7 @@ class Context:
     sampler: Sampler
     options: ConfigDict
     directory: Path
+    judged: bool = True
 
     @property
     def source(self) -> Source:
@@ -50,7 +54,7 @@ class Context:
 
     def denoiser(self, params: Params, batch: Batch) -> NetworkDenoiser:
         """The denoiser for the examples of a batch; call it inside jit."""
-        return self.run.model.bind(params, condition_of(batch, self.run.labelled))
+        return self.run.model.bind(params, self.run.condition(batch))
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """f(params, *arrays) under one jit, the parameters bound."""

@@ -7,7 +7,6 @@ import numpy as np
 from evaluation.context import Context
 from evaluation.fold import Fold
 from sampling.base import example_keys
-from score_flow.build import condition_of
 from score_flow.record import mean_and_error
 from score_flow.sharding import place, to_host
 
@@ -32,7 +31,7 @@ def build(context: Context) -> Fold:
         else:
             x0 = run.scaling.normalise(batch["image"])
         t = t[:, 0]
-        return weight[:, 0] * objective.at(params, x0, noise, t, condition_of(batch, run.labelled)), jnp.asarray(t)
+        return weight[:, 0] * objective.at(params, x0, noise, t, run.condition(batch)), jnp.asarray(t)
 
     compiled = context.compile(losses)
 

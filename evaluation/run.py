@@ -14,7 +14,7 @@ from evaluation import report
 from evaluation.context import Context
 from evaluation.fold import run as run_fold
 from evaluation.fold import write_json
-from score_flow.build import Experiment, build_sampler, example_condition, resolve
+from score_flow.build import Experiment, build_sampler, resolve
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
 from score_flow.sharding import barrier, is_main, replicated
@@ -27,6 +27,9 @@ MODEL = (
     "model.prediction",
     "model.time",
     "model.time_scale",
+    "model.time_shift",
+    "model.learn_sigma",
+    "model.low_res",
     "model.input",
     "model.data_std",
     "model.class_conditional",
@@ -51,7 +54,7 @@ def jobs(config: ConfigDict) -> list[str]:
 
 def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, names: list[str]) -> dict[str, Any]:
     """Run the jobs, write results.json and the report; returns {job: result} of the last checkpoint."""
-    options = config.eval
+    options, judged = config.eval, folder != SAMPLES_FOLDER  # against the data set, which drawing samples does not need
     sampler, results = build_sampler(config), {}
     chosen = checkpoints_of(workdir, options.begin_ckpt, options.end_ckpt)
     for checkpoints, step in chosen:
@@ -61,7 +64,7 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
         results = {}
         for name in names:
             (directory / name).mkdir(parents=True, exist_ok=True)
-            context = Context(run, params, step, sampler, options, directory / name)
+            context = Context(run, params, step, sampler, options, directory / name, judged)
             fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=context)
             results[name] = run_fold(fold, directory / name, name)
             if is_main():
@@ -70,11 +73,11 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
                     flush=True,
                 )
         if is_main():
-            weights = f"EMA {config.model.ema_rate[options.ema]}" if options.ema >= 0 else "raw"
+            facts_of = {"step": step, "weights": weights_of(checkpoints.meta(step), config)}
             write_json(
-                directory / "results.json", results | {"step": step, "weights": weights, "data": run.test_source.name}
+                directory / "results.json", results | facts_of | ({"data": run.test_source.name} if judged else {})
             )
-    if is_main() and folder != SAMPLES_FOLDER:  # the page is about an evaluation
+    if is_main() and judged:
         real = run.test_source.read(np.arange(min(1000, len(run.test_source))))["image"]
         page = report.write(workdir, directory, real, run.scaling.levels, facts(run, config, step))
         print(f"report: {page}", flush=True)
@@ -107,6 +110,13 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
     return [(opened, step) for step in steps[first - 1 : last]]
 
 
+def weights_of(meta: dict[str, Any], config: ConfigDict) -> str:
+    """Which weights of a checkpoint an evaluation uses; an imported file may hold one kind for both."""
+    which = config.eval.ema
+    kind = meta["weights"]["raw" if which < 0 else "ema"]
+    return "raw" if kind == "raw" else f"EMA {config.model.ema_rate[max(which, 0)]}"
+
+
 def load_params(run: Experiment, config: ConfigDict, checkpoints: Checkpoints, step: int) -> Params:
     """The wanted weights of a checkpoint, on every device; refuses one of another model."""
     saved, which = checkpoints.meta(step)["config"], config.eval.ema
@@ -114,8 +124,7 @@ def load_params(run: Experiment, config: ConfigDict, checkpoints: Checkpoints, s
     n = len(saved["model"]["ema_rate"])
     if which >= n:
         raise UserError(f"config.eval.ema is {which}, but the checkpoint has {n} EMA rate(s), counted from 0.")
-    condition = example_condition(1, run.labelled)
-    shapes = jax.eval_shape(lambda: run.model.init(jax.random.key(0), (1, *run.image_shape), condition))
+    shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     if which < 0:
         return checkpoints.restore(step, {"params": wanted})["params"]

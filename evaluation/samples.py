@@ -20,7 +20,7 @@ def build(context: Context) -> Fold:
     n, b = options.num_samples, context.batch_size
 
     def draw(params, seeds):
-        condition = run.classes_in_turn(seeds)
+        condition = run.conditioning.in_turn(seeds)
         keys, denoiser = example_keys(run.seed, seeds, STREAM), run.model.bind(params, condition)
         samples = context.sampler(keys, denoiser, run.image_shape)
         arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
@@ -54,7 +54,7 @@ def build(context: Context) -> Fold:
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
         write_arrays(context.directory / "samples.npz", **arrays)
         save_grid(context.directory / "samples.png", arrays["image"][:100], run.scaling.levels)
-        return result | compare(arrays["image"], run.train_source, run.test_source)
+        return result | (compare(arrays["image"], run.train_source, run.test_source) if context.judged else {})
 
     return Fold(context.rounds_of(n), init, step, finish)
 

@@ -21,7 +21,7 @@ def sheet(run: Experiment, sampler: Sampler, directory: Path, n: int = 36) -> Ca
 
     @jax.jit
     def draw(params, seeds):
-        denoiser = run.model.bind(params, run.classes_in_turn(seeds))
+        denoiser = run.model.bind(params, run.conditioning.in_turn(seeds))
         samples = sampler(example_keys(run.seed, seeds, STREAM), denoiser, run.image_shape)
         return run.scaling.quantise(samples.x, run.dequantised)
 

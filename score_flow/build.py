@@ -4,6 +4,7 @@ The directory is the registry: a component's name is a file of its package that 
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -11,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Integer
 from ml_collections import ConfigDict
 
+from score_flow.conditioning import Conditioning
 from score_flow.config import ROOT, convert
 from score_flow.data.base import Source
 from score_flow.data.scaling import Scaling, random_flip
@@ -26,7 +26,7 @@ from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS
 from score_flow.training import Preprocess, make_optimiser
-from score_flow.types import Batch, Condition, Images, Key, UserError, check_choice
+from score_flow.types import Batch, Condition, Images, Key, Params, UserError, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +36,34 @@ class Experiment:
     model: Model
     objective: Objective
     optimiser: optax.GradientTransformation
-    train_source: Source
-    test_source: Source
+    open_source: Callable[[str], Source]  # the data set's split; opened when first needed
+    image_shape: tuple[int, int, int]
     scaling: Scaling
+    conditioning: Conditioning
     preprocess: Preprocess
     dequantised: bool  # whether the model's data have noise inside their level
     mesh: Mesh
     seed: int
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.train_source.image_shape
+    @functools.cached_property
+    def train_source(self) -> Source:
+        return self.open_source("train")
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the network is given labels."""
-        return self.model.network.num_classes > 0
+    @functools.cached_property
+    def test_source(self) -> Source:
+        return self.open_source("test")
 
-    def classes_in_turn(self, indices: Integer[Array, "b"]) -> Condition:
-        """The condition of samples by their global index: a conditional model goes through its classes in turn."""
-        return {"label": (indices % self.model.network.num_classes).astype(jnp.int32)} if self.labelled else None
+    def init(self, key: Key) -> Params:
+        """Parameters for one image."""
+        return self.model.init(key, (1, *self.image_shape), self.example_condition(1))
+
+    def condition(self, batch: Batch) -> Condition:
+        """What the network is told about the examples of a batch."""
+        return self.conditioning.of(batch, self.scaling)
+
+    def example_condition(self, n: int) -> Condition:
+        """A condition of the right shapes for n images."""
+        return self.conditioning.example(n, self.image_shape[-1])
 
 
 def available(package: str) -> list[str]:
@@ -97,10 +105,12 @@ def call(build: Callable, section: ConfigDict, where: str, **context: Any) -> An
 def experiment(config: ConfigDict) -> Experiment:
     """Everything that training, sampling and evaluation share."""
     data, training, optim = config.data, config.training, config.optim
-    sources = {s: resolve("score_flow.data", data.source, "config.data.source", split=s) for s in ("train", "test")}
-    train_source = sources["train"]
-    model = build_model(config, train_source)
-    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, train_source.levels)
+    open_source = functools.cache(functools.partial(_open, data))
+    declared = data if data.image_shape else open_source("train")
+    image_shape = tuple(declared.image_shape)
+    conditioning = build_conditioning(config, declared.num_classes)
+    model = build_model(config, image_shape[-1], conditioning)
+    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(
         optim.optimizer,
         optim.lr,
@@ -115,31 +125,52 @@ def experiment(config: ConfigDict) -> Experiment:
         model=model,
         objective=build_objective(config, model),
         optimiser=optimiser,
-        train_source=train_source,
-        test_source=sources["test"],
+        open_source=open_source,
+        image_shape=image_shape,
         scaling=scaling,
-        preprocess=make_preprocess(
-            scaling, data.uniform_dequantization, data.random_flip, model.network.num_classes > 0
-        ),
+        conditioning=conditioning,
+        preprocess=make_preprocess(scaling, data.uniform_dequantization, data.random_flip, conditioning),
         dequantised=data.uniform_dequantization,
         mesh=make_mesh(training.fsdp),
         seed=config.seed,
     )
 
 
-def build_model(config: ConfigDict, source: Source) -> Model:
-    """The static half: network, path, prediction and preconditioning."""
+def _open(data: ConfigDict, split: str) -> Source:
+    """A split of the data set, which must be what config.data declares, where it declares anything."""
+    source = resolve("score_flow.data", data.source, "config.data.source", split=split)
+    declared, got = (tuple(data.image_shape), data.levels), (tuple(source.image_shape), source.levels)
+    if data.image_shape and declared != got:
+        raise UserError(
+            f"config.data declares images of shape {declared[0]} with {declared[1]} levels, "
+            f"but {source.name} has {got[0]} with {got[1]}."
+        )
+    return source
+
+
+def build_conditioning(config: ConfigDict, num_classes: int) -> Conditioning:
+    """What the network is told besides x and t; num_classes is the data set's."""
+    options = config.model
+    if options.class_conditional and not num_classes:
+        raise UserError("config.model.class_conditional is True, but the data have no labels.")
+    return Conditioning(num_classes if options.class_conditional else 0, options.low_res)
+
+
+def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -> Model:
+    """The static half: network, path, prediction and preconditioning, for images of so many channels."""
     options = config.model
     check_choice("config.model.prediction", options.prediction, PREDICTIONS)
-    if options.class_conditional and not source.num_classes:
-        raise UserError(f"config.model.class_conditional is True, but {source.name} has no labels.")
     prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
-    classes = source.num_classes if options.class_conditional else 0
+    offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
+    if options.learn_sigma:
+        offered["out_channels"] = 2 * channels
     return Model(
-        network=resolve("score_flow.networks", config.network, "config.network", num_classes=classes),
+        network=resolve("score_flow.networks", config.network, "config.network", **offered),
         path=resolve("score_flow.paths", config.path, "config.path"),
         prediction=prediction,
-        preconditioning=Preconditioning(options.time, options.time_scale, options.input, options.data_std),
+        preconditioning=Preconditioning(
+            options.time, options.time_scale, options.time_shift, options.input, options.data_std
+        ),
     )
 
 
@@ -170,7 +201,7 @@ def build_sampler(config: ConfigDict) -> Callable:
     return resolve("sampling", config.sampling, "config.sampling")
 
 
-def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, labelled: bool) -> Preprocess:
+def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, conditioning: Conditioning) -> Preprocess:
     """(key, uint8 batch) -> (x0, condition), inside the compiled step."""
 
     def preprocess(key: Key, batch: Batch) -> tuple[Images, Condition]:
@@ -182,16 +213,6 @@ def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, labelled: bo
             x0 = scaling.dequantise(levels, jax.random.uniform(noise_key, levels.shape))
         else:
             x0 = scaling.normalise(levels)
-        return x0, condition_of(batch, labelled)
+        return x0, conditioning.of(batch | {"image": levels}, scaling)
 
     return preprocess
-
-
-def condition_of(batch: Batch, labelled: bool) -> Condition:
-    """What the network is told about the examples of a batch."""
-    return {"label": batch["label"]} if labelled else None
-
-
-def example_condition(n: int, labelled: bool) -> Condition:
-    """A condition of the right shapes, to initialise a network with."""
-    return {"label": jnp.zeros(n, jnp.int32)} if labelled else None

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -54,36 +55,87 @@ CHOICES = {
 }
 
 
-def load(file: str, overrides: list[str]) -> ConfigDict:
-    """The config of a recipe with `--config.a.b=value` overrides applied and checked; raises UserError in one line."""
+def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None) -> ConfigDict:
+    """The config of a recipe, or of a run (its config.json), checked; raises UserError in one line.
+
+    `settings`, {"network.width": 128, ...}, are set first, then the `--config.a.b=value` overrides.
+    """
     path = Path(file)
     if not path.is_file():
-        recipes = sorted(
-            str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if p.stem not in ("__init__", "base")
-        )
-        check_choice("--config", file, recipes)
+        check_choice("--config", file, recipes())
         path = ROOT / file
+    config = from_json(path) if path.suffix == ".json" else from_recipe(path)
+    config.lock()
+    assign_all(config, settings or {})
+    assign_all(config, dict(map(read_override, overrides)))
+    check(config)
+    return config
+
+
+def recipes() -> list[str]:
+    """The files of configs/ that have a get_config()."""
+    files = sorted((ROOT / "configs").rglob("*.py"))
+    return [str(f.relative_to(ROOT)) for f in files if f.stem != "base" and "def get_config(" in f.read_text()]
+
+
+def from_recipe(path: Path) -> ConfigDict:
+    """get_config() of a Python file."""
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = spec and importlib.util.module_from_spec(spec)
     if spec:
         spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config is {file!r}; give a Python file with get_config().")
-    config = module.get_config()
+        raise UserError(f"--config is '{path}'; give a Python file with get_config(), or the config.json of a run.")
+    return module.get_config()
+
+
+def from_json(path: Path) -> ConfigDict:
+    """The config that a run wrote into its workdir."""
+    config = from_recipe(ROOT / "configs" / "base.py")
     config.lock()
-    # Names of components first: naming another one drops the arguments of the old.
-    for override in sorted(overrides, key=lambda text: not re.match(r"--config\.[\w.]*name=", text)):
-        apply(config, override)
-    check(config)
+    assign_all(config, flatten(read_json(path)))
     return config
 
 
-def apply(config: ConfigDict, override: str) -> None:
-    """Set one `--config.a.b=value`; the value must be of the type of the default."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises UserError when there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object of settings.")
+    return content
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+class Text(str):
+    """The value of an override as it was typed: what it means depends on the type of the default."""
+
+
+def read_override(override: str) -> tuple[str, Text]:
+    """("a.b", value) of one `--config.a.b=value`."""
     match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
     if not match:
         raise UserError(f"cannot read {override!r}; write --config.section.key=value.")
-    key, text = match.groups()
+    return match[1], Text(match[2])
+
+
+def assign_all(config: ConfigDict, settings: dict[str, Any]) -> None:
+    """Set every key; names of components first, as naming another one drops the arguments of the old."""
+    for key in sorted(settings, key=lambda key: key.rpartition(".")[2] != "name"):
+        assign(config, key, settings[key])
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Set one key, "a.b"; the value must be of the type of the default."""
     *sections, last = key.split(".")
     section = config
     for depth, name in enumerate(sections):
@@ -91,18 +143,17 @@ def apply(config: ConfigDict, override: str) -> None:
         section = section[name]
         if not isinstance(section, ConfigDict):
             raise UserError(f"config.{'.'.join(sections[: depth + 1])} is a value, not a section.")
+    if isinstance(value, Text):  # a path named 1e3 is not the number
+        value = str(value) if isinstance(section.get(last), str) else parse(value)
     if last == "name" and "name" in section:
         with section.unlocked():
-            for field in [f for f in section if f != "name" and text != section.name]:
+            for field in [f for f in section if f != "name" and value != section.name]:
                 del section[field]
     elif "name" in section and last not in section:  # an argument of a component's build, checked when it is built
         with section.unlocked():
-            section[last] = parse(text)
+            section[last] = value
         return
     _check_key(section, last, sections)
-    value = parse(text)
-    if isinstance(section[last], str) and not isinstance(value, str):
-        value = text  # a path named 1e3 is not the number
     section[last] = convert(key, value, section[last])
 
 
@@ -179,15 +230,9 @@ def explain() -> str:
 def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
     """'key: saved value -> current value' for every difference within the named sections (dotted names allowed)."""
 
-    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(tree, dict):
-            return {
-                k: v
-                for name, sub in tree.items()
-                for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()
-            }
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    def plain(tree: dict) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
 
-    old, new = flatten(saved, ""), flatten(current, "")
+    old, new = plain(saved), plain(current)
     keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
     return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]

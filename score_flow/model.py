@@ -15,21 +15,23 @@ from score_flow.paths.base import Coefficients, Path
 from score_flow.prediction import Estimate, Prediction
 from score_flow.types import Condition, Images, Key, Params, Times, check_choice
 
-TimeFeature = Literal["t", "1-t", "log_sigma", "sigma", "log_snr"]
+TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioning:
-    """What the network sees of (x, t): `time_scale` x a time feature, and a scaled input.
+    """What the network sees of (x, t): time_scale x (a time feature) + time_shift, and a scaled input.
 
-    Time: t; 1 - t (SiT); log sigma, sigma (NCSN++ with Fourier, NCSNv2 features); log_snr. score_sde scales t by 999,
-    improved-diffusion by 1000: kept per recipe, so that weights transfer. Input: none, 2x - 1 (score_sde's
+    Time: t; 1 - t (SiT; level numbers of NCSN, which count from the largest sigma); log sigma, sigma (NCSN++ with
+    Fourier features); log_snr. score_sde scales t by 999, improved-diffusion by 1000, and step i of a chain of n steps,
+    at t = (i + 1)/n, is n t - 1: kept per recipe, so that weights transfer. Input: none, 2x - 1 (score_sde's
     `centered=False`), or unit_variance = x / sqrt(alpha^2 data_std^2 + sigma^2) (EDM, arXiv:2206.00364, table 1).
     """
 
     time: TimeFeature = "t"
     time_scale: float = 999.0
+    time_shift: float = 0.0
     input: InputScale = "none"
     data_std: float = 0.5
 
@@ -43,13 +45,15 @@ class Preconditioning:
                 feature = t
             case "1-t":
                 feature = 1.0 - t
+            case "log_t":
+                feature = jnp.log(t)
             case "sigma":
                 feature = c.sigma
             case "log_sigma":
                 feature = jnp.log(c.sigma)
             case "log_snr":
                 feature = c.log_snr
-        return self.time_scale * feature
+        return self.time_scale * feature + self.time_shift
 
     def scale_input(self, x: Images, c: Coefficients) -> Images:
         match self.input:
@@ -114,12 +118,17 @@ class Model:
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
     ) -> Images:
-        """The network's raw output; a key turns dropout on."""
+        """The network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
+
+    def split(self, output: Images, x: Images) -> tuple[Images, Images | None]:
+        """(what `prediction` speaks of, the other half of the channels or None)."""
+        c = x.shape[-1]
+        return output[..., :c], output[..., c:] if output.shape[-1] > c else None
 
     def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
         """The denoiser of some parameters; free to build inside jit."""
@@ -137,8 +146,8 @@ class NetworkDenoiser(Denoiser):
         return NetworkDenoiser(self.model, self.params, condition)
 
     def estimate(self, x: Images, t: Times) -> Estimate:
-        output = self.model.apply(self.params, x, t, self.condition)
-        return self.model.prediction.decode(output, x, self.path.at(t).expand(x))
+        output, variance = self.model.split(self.model.apply(self.params, x, t, self.condition), x)
+        return self.model.prediction.decode(output, x, self.path.at(t).expand(x))._replace(variance=variance)
 
 
 def count_parameters(params: PyTree) -> int:

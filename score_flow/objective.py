@@ -79,7 +79,8 @@ class Objective:
     ) -> Float[Array, "b"]:
         """The weighted loss of each example at given times and noise."""
         model = self.model
-        output = model.apply(params, model.path.perturb(x0, noise, t), t, condition, key=key)
+        x = model.path.perturb(x0, noise, t)
+        output, _ = model.split(model.apply(params, x, t, condition, key=key), x)
         c = model.path.at(t)
         # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.
         c = c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))

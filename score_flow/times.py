@@ -49,9 +49,10 @@ def stratified(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
     return _stateless(sample)
 
 
-def grid(path: Path, t_min: float, t_max: float = 1.0, n: int = 1000) -> TimeSampler:
-    """t uniform on the chain times (i + 1)/n that lie in [t_min, t_max], weight 1 (discrete DDPM and SMLD training)."""
-    times = np.arange(1, n + 1) / n
+def grid(path: Path, t_min: float, t_max: float = 1.0, n: int = 1000, closed: bool = False) -> TimeSampler:
+    """t uniform on n grid times that lie in [t_min, t_max], weight 1: a chain's (i + 1)/n (discrete DDPM training), or,
+    closed, i/(n - 1) from 0 to 1 (the n noise levels of SMLD)."""
+    times = np.linspace(0.0, 1.0, n) if closed else np.arange(1, n + 1) / n
     times = times[(times >= t_min) & (times <= t_max)]
     if not len(times):
         raise UserError(f"time sampler grid: no i/{n} lies between t_min = {t_min} and t_max = {t_max}.")

@@ -11,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from score_flow.build import Experiment, example_condition
+from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
 from score_flow.data.pipeline import Batches, check, gather, rounds
@@ -36,7 +36,8 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
     shapes = jax.eval_shape(init)
     shardings = state_shardings(run.mesh, shapes)
     start = saver.newest(config)
-    state = jax.jit(init, out_shardings=shardings)() if start is None else saver.restore(start, shapes, shardings)
+    begin = jax.jit(init, out_shardings=shardings)
+    state = begin() if start is None else saver.restore(start, begin, shapes, shardings)
     start = start or 0
     _introduce(run, shapes, workdir, start, options)
     steps = make_train_steps(
@@ -67,8 +68,7 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
 
 
 def _init(run: Experiment, n_ema: int) -> TrainState:
-    condition = example_condition(1, run.labelled)
-    return init_state(run.objective, run.optimiser, n_ema, jax.random.key(run.seed), (1, *run.image_shape), condition)
+    return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, n_ema)
 
 
 def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: ConfigDict) -> None:
@@ -97,7 +97,7 @@ class Saver:
         )
         self.recorder: Recorder | None = None
         self._snapshot, self._options = snapshot, config.training
-        self._saved = {"config": json.loads(config.to_json_best_effort()), "weights": "raw and EMA"}
+        self._saved = {"config": json.loads(config.to_json_best_effort()), "weights": {"raw": "raw", "ema": "ema"}}
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         self.meta.poll()
@@ -128,9 +128,16 @@ class Saver:
             c.delete_after(step)
         return step
 
-    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+    def restore(
+        self, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
+    ) -> TrainState:
+        """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
         checkpoints = self.meta if step in self.meta.steps() else self.milestones
-        return TrainState(**_from_items(checkpoints.restore(step, _items(target(shapes, shardings)))))
+        wanted = _items(target(shapes, shardings))
+        if "imported" not in checkpoints.meta(step):
+            return TrainState(**_from_items(checkpoints.restore(step, wanted)))
+        weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
+        return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
 
     def close(self) -> None:
         self.meta.close()

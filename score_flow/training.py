@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.objective import Objective
 from score_flow.sharding import agree, batch_sharding, replicated, to_host
-from score_flow.types import Batch, Condition, Images, Key, NonFinite
+from score_flow.types import Batch, Condition, Images, Key, NonFinite, Params
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -56,11 +56,8 @@ def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array,
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(
-    objective: Objective, optimiser: optax.GradientTransformation, n_ema: int, key: Key, shape, condition
-) -> TrainState:
-    """A fresh state; every EMA starts at the parameters."""
-    params = objective.model.init(key, shape, condition)
+def init_state(params: Params, objective: Objective, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
+    """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), objective.times.init())
 

@@ -9,9 +9,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import get_config
-from score_flow.build import build_model, build_objective, build_sampler, call, example_condition, experiment, resolve
+from score_flow.build import (
+    build_conditioning,
+    build_model,
+    build_objective,
+    build_sampler,
+    call,
+    experiment,
+    resolve,
+)
 from score_flow.config import CHOICES, MINIMUM, ROOT, UNIT, convert, differences, explain, load, parse
-from score_flow.data.base import ArraySource
 from score_flow.model import count_parameters
 from score_flow.training import init_state
 from score_flow.types import UserError
@@ -22,8 +29,6 @@ RECIPES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "base")
 )
 COMPONENTS = ("path", "network", "data.source", "training.time_sampler", "sampling")
-# Stands for all data.
-DATA = ArraySource("any", np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int32), num_classes=10)
 
 
 def leaves(section: ConfigDict, prefix: str = "") -> dict:
@@ -41,7 +46,8 @@ KEYS = set(BASE) | {key.rpartition(".")[0] for key in BASE} | {"eval"}
 
 def build_all(config: ConfigDict):
     """The model and the loss, as a run builds them of its components; the data set last."""
-    model = build_model(config, DATA)
+    channels = (config.data.image_shape or (1,))[-1]
+    model = build_model(config, channels, build_conditioning(config, num_classes=10))
     objective = build_objective(config, model)
     build_sampler(config)
     return model, objective
@@ -216,9 +222,10 @@ def test_every_recipe_is_read_and_built(file):
         build_all(config)  # the data are not on this machine
         return
     run = experiment(config)
-    n_ema, shape, condition = len(config.model.ema_rate), (1, *run.image_shape), example_condition(1, run.labelled)
-    key = jax.random.key(run.seed)
-    state = jax.eval_shape(lambda: init_state(run.objective, run.optimiser, n_ema, key, shape, condition))
+    n_ema = len(config.model.ema_rate)
+    state = jax.eval_shape(
+        lambda key: init_state(run.init(key), run.objective, run.optimiser, n_ema), jax.random.key(0)
+    )
     assert len(state.ema) == n_ema and count_parameters(state.ema) == n_ema * count_parameters(state.params) > 0
 
 

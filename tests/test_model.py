@@ -10,9 +10,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from score_flow.build import build_model
+from score_flow.build import build_conditioning, build_model
 from score_flow.config import load
-from score_flow.data.base import ArraySource
 from score_flow.model import Model, NetworkDenoiser, Preconditioning, count_parameters
 from score_flow.networks.mlp import MLP
 from score_flow.paths.linear import Linear
@@ -62,6 +61,7 @@ def drawn(model, shape, condition=None):
 FEATURES = {
     "t": lambda t, alpha, sigma: t,
     "1-t": lambda t, alpha, sigma: 1 - t,
+    "log_t": lambda t, alpha, sigma: np.log(t),
     "sigma": lambda t, alpha, sigma: sigma,
     "log_sigma": lambda t, alpha, sigma: np.log(sigma),
     "log_snr": lambda t, alpha, sigma: np.log(alpha**2 / sigma**2),
@@ -79,9 +79,9 @@ def test_networks_see_the_closed_forms_of_time_and_input(path):
     alpha, sigma = (np.asarray(f(TIMES), np.float64) for f in (path.alpha, path.sigma))
     for feature, time in FEATURES.items():
         for scale, scaled in INPUTS.items():
-            model = Model(Echo(), path, PREDICTIONS["noise"], Preconditioning(feature, 999.0, scale, data_std=0.7))
+            model = Model(Echo(), path, PREDICTIONS["noise"], Preconditioning(feature, 999.0, 3.0, scale, data_std=0.7))
             seen = model.apply({}, X, TIMES)
-            expected = scaled(x, alpha, sigma) + 999.0 * time(t, alpha, sigma)[:, None]
+            expected = scaled(x, alpha, sigma) + 999.0 * time(t, alpha, sigma)[:, None] + 3.0
             # A logarithm near 0 has the absolute error of its argument's rounding; all is scaled by 999.
             tolerance = {"rtol": 8 * EPS[False], "atol": 999 * 8 * EPS[False]}
             np.testing.assert_allclose(seen, expected, **tolerance, err_msg=f"{feature} {scale}")
@@ -102,18 +102,18 @@ def test_unknown_preconditioning_is_refused(unchecked_types, field, name, near):
     assert "\n" not in str(error.value)
 
 
-def config_and_source(*overrides):
+def built(*overrides):
     config = load("configs/digits.py", ["--config.network.name=mlp", "--config.network.width=8", *overrides])
-    return config, ArraySource("empty", np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int32), num_classes=10)
+    return build_model(config, 1, build_conditioning(config, num_classes=10))
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_models_of_equal_configs_are_equal_and_of_others_are_not(name):
     same = [f"--config.model.prediction={name}", "--config.model.data_std=0.25"]
-    first, second = (build_model(*config_and_source(*same)) for _ in range(2))
+    first, second = (built(*same) for _ in range(2))
     assert first is not second and first == second and hash(first) == hash(second)
     for other in ("path.name=gvp", "model.time_scale=1000", "network.depth=2", "model.class_conditional=True"):
-        assert build_model(*config_and_source(*same, f"--config.{other}")) != first, other
+        assert built(*same, f"--config.{other}") != first, other
 
 
 def test_equal_configs_share_one_compilation():
@@ -126,7 +126,7 @@ def test_equal_configs_share_one_compilation():
 
     x = jnp.ones((2, 4, 4, 1))
     for _ in range(2):
-        model = build_model(*config_and_source("--config.model.prediction=edm"))
+        model = built("--config.model.prediction=edm")
         output(model, drawn(model, x.shape), x)
     assert len(traces) == 1
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.build import build_model, build_objective
+from score_flow.build import build_conditioning, build_model, build_objective
 from score_flow.config import CHOICES, load
-from score_flow.data.base import ArraySource
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.mlp import MLP
 from score_flow.numerics import mean_flat
@@ -162,8 +161,7 @@ def test_label_dropout_hides_its_share_of_labels_in_training_only():
 def test_configs_hide_labels_behind_the_class_after_the_last(conditional):
     overrides = [f"model.class_conditional={conditional}", "training.label_dropout=0.2", "training.reduce_mean=False"]
     config = load("configs/digits.py", [f"--config.{override}" for override in overrides])
-    source = ArraySource("empty", np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int32), num_classes=10)
-    loss = build_objective(config, build_model(config, source))
+    loss = build_objective(config, build_model(config, 1, build_conditioning(config, num_classes=10)))
     assert (loss.label_dropout, loss.null_label) == ((0.2, 10) if conditional else (0.0, 0))
     assert loss.reduce == "sum"
 

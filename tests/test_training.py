@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from score_flow.build import make_preprocess
+from score_flow.conditioning import Conditioning
 from score_flow.data.scaling import Scaling
 from score_flow.model import Model
 from score_flow.networks.mlp import MLP
@@ -101,8 +102,8 @@ class Problem:
         model = Model(MLP(width=32, depth=1, dtype=dtype), Linear(), PREDICTIONS["velocity"])
         objective = Objective(model, uniform(Linear(), 1e-3), WEIGHTINGS["simple"])
         optimiser = make_optimiser("Adam", **ADAM | {"warmup": 4, "grad_clip": 1.0})
-        preprocess = make_preprocess(Scaling(), dequantise=True, flip=True, labelled=False)
-        state = init_state(objective, optimiser, len(RATES), jax.random.key(0), (1, *SHAPE), None)
+        preprocess = make_preprocess(Scaling(), dequantise=True, flip=True, conditioning=Conditioning())
+        state = init_state(model.init(jax.random.key(0), (1, *SHAPE)), objective, optimiser, len(RATES))
         self.shardings = state_shardings(mesh, state)
         self.state = jax.device_put(state, self.shardings)
         self.steps = make_train_steps(objective, optimiser, RATES, ema_warmup, preprocess, 0, mesh, self.shardings)

@@ -9,9 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.networks.resample import downsample as downsample
+from score_flow.networks.resample import upsample as upsample
 from score_flow.types import Condition, UserError
 
 MAX_PERIOD = 10_000.0
+NONLINEARITIES = {
+    "swish": nn.swish,
+    "relu": nn.relu,
+    "elu": nn.elu,
+    "lrelu": partial(nn.leaky_relu, negative_slope=0.2),
+}
 
 
 def check_choice(field: str, got: str, allowed: Sequence[str]) -> None:
@@ -20,6 +28,11 @@ def check_choice(field: str, got: str, allowed: Sequence[str]) -> None:
         nearest = difflib.get_close_matches(str(got), allowed, n=1)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise UserError(f"Unknown {field} '{got}'. Available: {', '.join(allowed)}.{hint}")
+
+
+def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in float32, or as it is if in float64: the dtype of outputs, norms and time features."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def scaled_uniform(scale: float = 1.0) -> Callable[..., Array]:
@@ -42,9 +55,10 @@ def transformer_features(time: Float[Array, "b"], n: int) -> Float[Array, "b n"]
 
 
 def _angles(time: Float[Array, "b"], half: int, divisor: int) -> Float[Array, "b half"]:
-    # float32 whatever the compute dtype: bfloat16 cannot tell 998 from 1000.
-    frequencies = MAX_PERIOD ** (-jnp.arange(half, dtype=jnp.float32) / max(divisor, 1))
-    return time.astype(jnp.float32)[:, None] * frequencies
+    # At least float32 whatever the compute dtype: bfloat16 cannot tell 998 from 1000.
+    time = at_least_float32(time)
+    frequencies = MAX_PERIOD ** (-jnp.arange(half, dtype=time.dtype) / max(divisor, 1))
+    return time[:, None] * frequencies
 
 
 def _pad(features: Float[Array, "b m"], n: int) -> Float[Array, "b n"]:
@@ -61,7 +75,7 @@ class FourierFeatures(nn.Module):
     def __call__(self, time: Float[Array, "b"]) -> Float[Array, "b m"]:
         # A parameter, so that checkpoints carry the draw; never trained.
         w = jax.lax.stop_gradient(self.param("w", nn.initializers.normal(self.scale), (self.n,)))
-        angles = 2 * jnp.pi * time.astype(jnp.float32)[:, None] * w
+        angles = 2 * jnp.pi * at_least_float32(time)[:, None] * w
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -83,7 +97,7 @@ class TimeFeatures(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One vector of time and label: W2 swish(W1 features) + table[label], with a last row for the null class.
+    """One vector of time and label: W2 act(W1 features) + table[label], with a last row for the null class.
 
     `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0.
     Raises UserError when the network has classes and the label is missing.
@@ -93,11 +107,12 @@ class Embedding(nn.Module):
     num_classes: int = 0
     kernel_init: Callable[..., Array] = scaled_uniform()
     dtype: str = "float32"
+    nonlinearity: str = "swish"
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
         dense = partial(nn.Dense, self.width, kernel_init=self.kernel_init, dtype=self.dtype)
-        embedding = dense(name="time_1")(nn.swish(dense(name="time_0")(features)))
+        embedding = dense(name="time_1")(NONLINEARITIES[self.nonlinearity](dense(name="time_0")(features)))
         if not self.num_classes:
             return embedding
         if condition is None or "label" not in condition:
@@ -119,7 +134,7 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = at_least_float32(x)
         # Moments for each channel first, then over its group: the long reduction keeps channels contiguous, and the
         # normalisation is one multiply-add over the image (half the time of flax's on a CPU).
         mean = self._over_group(y.mean(axis=(1, 2)))
@@ -137,18 +152,9 @@ def attention(
     q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
 ) -> Float[Array, "b n heads d"]:
     """softmax(q k^T / sqrt(d)) v with the softmax in float32; cuDNN's fused kernel on a GPU in half precision."""
+    if q.dtype == jnp.float64:  # jax's function takes the softmax in float32 even then
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
     # cuDNN takes half precision and d = 8, 16, ..., 128 only, and has no forward-mode derivative (jvp).
     fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
-
-
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Nearest-neighbour upsampling by 2: a broadcast, no gather."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
-def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """Average of each 2 x 2 block."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))

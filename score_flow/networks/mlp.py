@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
         shape = (*x.shape[1:-1], x.shape[-1] if self.out_channels is None else self.out_channels)
         out = dense(math.prod(shape), kernel_init=scaled_uniform(0.0), name="out")(nn.swish(h))
-        return out.reshape(x.shape[0], *shape).astype(jnp.float32)
+        return layers.at_least_float32(out.reshape(x.shape[0], *shape))
 
 
 build = MLP

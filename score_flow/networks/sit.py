@@ -67,7 +67,9 @@ class SiT(nn.Module):
         shift, scale = _modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
-        return _unpatchify(out(_modulated_norm(h, shift, scale)), rows, columns, self.patch_size).astype(jnp.float32)
+        return layers.at_least_float32(
+            _unpatchify(out(_modulated_norm(h, shift, scale)), rows, columns, self.patch_size)
+        )
 
     def _blocks(self, deterministic: bool) -> nn.Module:
         """`depth` blocks in a row, compiled once: parameters stacked along a leading axis."""
@@ -136,8 +138,8 @@ def _modulated_norm(
     h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"]
 ) -> Float[Array, "b n width"]:
     """norm(h) (1 + scale) + shift, the norm without parameters and in float32."""
-    norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
-    return (norm(h) * (1 + scale) + shift).astype(h.dtype)
+    norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False)
+    return (norm(layers.at_least_float32(h)) * (1 + scale) + shift).astype(h.dtype)
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:

@@ -14,9 +14,9 @@ from score_flow.paths.base import Path
 from score_flow.types import Times, UserError
 
 
-def linear_betas(n: int) -> Float[np.ndarray, "n"]:
-    """Ho et al.'s linear table, 1e-4 to 0.02 at n = 1000, rescaled by 1000/n for other lengths."""
-    return np.linspace(0.1 / n, 20.0 / n, n)
+def linear_betas(n: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Float[np.ndarray, "n"]:
+    """From beta_min/n to beta_max/n; the defaults are Ho et al.'s 1e-4 to 0.02 at n = 1000, rescaled for other n."""
+    return np.linspace(beta_min / n, beta_max / n, n)
 
 
 def cosine_betas(n: int, beta_cap: float = 0.999) -> Float[np.ndarray, "n"]:
@@ -40,6 +40,8 @@ class DDPM(Path):
 
     schedule: Literal["linear", "cosine"] = "linear"
     n: int = 1000
+    beta_min: float = 0.1  # of the linear schedule, as a rate
+    beta_max: float = 20.0
     betas: tuple[float, ...] | None = None
 
     def __post_init__(self):
@@ -56,7 +58,7 @@ class DDPM(Path):
         """The float64 betas of the chain."""
         if self.betas is not None:
             return np.asarray(self.betas, np.float64)
-        return linear_betas(self.n) if self.schedule == "linear" else cosine_betas(self.n)
+        return linear_betas(self.n, self.beta_min, self.beta_max) if self.schedule == "linear" else cosine_betas(self.n)
 
     def times(self) -> Float[np.ndarray, "n"]:
         """The float64 times (i + 1)/n of the chain's states."""
