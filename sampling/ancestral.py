@@ -3,18 +3,31 @@
 from sampling.base import Kernel, Sampler, chain_sampler
 from score_flow.grid import GRIDS, intervals
 from score_flow.transition import Gaussian, forward_step, posterior
-from score_flow.types import check_choice
+from score_flow.types import UserError, check_choice
+
+VARIANCES = ("small", "large", "learned")
 
 
 def ancestral(variance: str = "small") -> Kernel:
     """q(x_s | x_t, x0) at x0 = E[x0 | x_t], its variance the posterior's ("small") or the forward step's ("large").
 
-    Ho et al. 2020, sec. 3.2, arXiv:2006.11239: the two are exact for a point mass and for N(0, I) data.
+    Ho et al. 2020, sec. 3.2, arXiv:2006.11239: the two are exact for a point mass and for N(0, I) data. "learned": the
+    network's second output v in [-1, 1] says where between them, log variance = (1 + v)/2 log large + (1 - v)/2 log
+    small (Nichol and Dhariwal 2021, eq. 15, arXiv:2102.09672).
     """
 
     def kernel(denoiser, x, s, t) -> Gaussian:
-        law = posterior(denoiser.path, x, denoiser.x0(x, t), s, t)
-        return law if variance == "small" else Gaussian(law.mean, forward_step(denoiser.path, s, t)[1])
+        estimate = denoiser.estimate(x, t)
+        law = posterior(denoiser.path, x, estimate.x0, s, t)
+        if variance == "small":
+            return law
+        large = forward_step(denoiser.path, s, t)[1]
+        if variance == "large":
+            return Gaussian(law.mean, large)
+        if estimate.variance is None:
+            raise UserError("sampler ancestral: variance = learned needs a network trained with model.learn_sigma.")
+        share = (1 + estimate.variance) / 2
+        return Gaussian(law.mean, large**share * law.std ** (1 - share))
 
     return kernel
 
@@ -27,6 +40,6 @@ def build(
     variance: str = "small",
 ) -> Sampler:
     """n_steps ancestral steps from t_max to t_min."""
-    check_choice("sampler ancestral: variance", variance, ("small", "large"))
+    check_choice("sampler ancestral: variance", variance, VARIANCES)
     check_choice("sampler ancestral: grid", grid, GRIDS)
     return chain_sampler([ancestral(variance)], lambda path: intervals(GRIDS[grid](path, n_steps, t_min, t_max)), t_max)

@@ -171,14 +171,15 @@ def parse(text: str) -> Any:
     try:
         return {"true": True, "false": False}.get(text) if text in ("true", "false") else ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        return str(text)
 
 
 def convert(key: str, value: Any, default: Any) -> Any:
     """The value as the type of the default, where nothing is lost by it; raises UserError otherwise."""
     kind = type(default)
     if kind is tuple:
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+        items = tuple(value) if isinstance(value, list | tuple) else (value,)
+        return tuple(map(float, items)) if default and all(type(item) is float for item in default) else items
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and not isinstance(value, str):

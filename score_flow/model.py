@@ -8,13 +8,14 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.prediction import Estimate, Prediction
 from score_flow.types import Condition, Images, Key, Params, Times, check_choice
 
+Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
 
@@ -117,7 +118,7 @@ class Model:
 
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
-    ) -> Images:
+    ) -> Output:
         """The network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
@@ -125,7 +126,7 @@ class Model:
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
 
-    def split(self, output: Images, x: Images) -> tuple[Images, Images | None]:
+    def split(self, output: Output, x: Images) -> tuple[Images, Images | None]:
         """(what `prediction` speaks of, the other half of the channels or None)."""
         c = x.shape[-1]
         return output[..., :c], output[..., c:] if output.shape[-1] > c else None

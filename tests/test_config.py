@@ -18,16 +18,14 @@ from score_flow.build import (
     experiment,
     resolve,
 )
-from score_flow.config import CHOICES, MINIMUM, ROOT, UNIT, convert, differences, explain, load, parse
+from score_flow.config import CHOICES, MINIMUM, UNIT, convert, differences, explain, load, parse, recipes
 from score_flow.model import count_parameters
 from score_flow.training import init_state
 from score_flow.types import UserError
 from tests.discover import builds
 
 DIGITS = "configs/digits.py"
-RECIPES = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "base")
-)
+RECIPES = recipes()
 COMPONENTS = ("path", "network", "data.source", "training.time_sampler", "sampling")
 
 

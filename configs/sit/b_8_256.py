@@ -1,0 +1,17 @@
+"""SiT-B/8, linear path, velocity, ImageNet 256 x 256 in latents (Ma et al. 2024, arXiv:2401.08740, table 1).
+
+130,869,248 parameters, the fixed positions not counted.
+
+Hardware   not stated.
+Expected   no figure.
+Reached    not yet reached: not trained here.
+"""
+
+from configs import families
+from configs.base import component
+
+
+def get_config():
+    config = families.sit(256)
+    config.network = component("sit", num_heads=12, patch_size=8, width=768)
+    return config

@@ -1,0 +1,160 @@
+"""NCSNv2: one score network for all noise levels, which it is not told (Song and Ermon 2020, arXiv:2006.09011)."""
+
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Int
+
+from score_flow.networks import layers
+from score_flow.networks.refinenet import (
+    COEFFICIENTS,
+    INTERPOLATIONS,
+    Norm,
+    RefineBlock,
+    ResidualBlock,
+    Style,
+    average_pool,
+    max_pool,
+)
+from score_flow.types import Condition, UserError, check_choice
+
+
+class Plan(NamedTuple):
+    """(channels / width, dilation) of the stages of an encoder, and channels / width of the refine blocks after them.
+
+    Every stage but the first goes down: it halves the image where its dilation is 1, and dilates where it is not.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    refined: tuple[int, ...]
+
+
+PLANS = {  # by the side of the images that the variant was made for
+    64: Plan(((1, 1), (2, 1), (2, 2), (2, 4)), (2, 2, 2, 1)),
+    128: Plan(((1, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 1, 1)),
+    256: Plan(((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 2, 1, 1)),
+}
+
+
+class NCSNv2(nn.Module):
+    """Residual encoder in stages of two blocks, and a chain of refine blocks that joins them, the deepest first.
+
+    It ignores time: the noise level enters where the output is divided by sigma, outside. The defaults are score_sde's
+    in JAX; score_sde_pytorch's are interpolation="bilinear_align_corners", unbiased=True, narrow_refinement=True.
+
+    Attributes:
+        resolution: 64, 128 or 256, the variant for images of up to about that side; each has more stages than the last.
+        width: channels of the first stage.
+        normalization: "InstanceNorm++", "InstanceNorm", "VarianceNorm" or "NoneNorm".
+        nonlinearity: "elu", "relu", "lrelu" (slope .2) or "swish".
+        interpolation: "bilinear", "bilinear_align_corners" or "nearest_neighbor", of refine blocks' coarser input.
+        unbiased: the variances of the normalisation divide by n - 1 (except InstanceNorm's).
+        narrow_refinement: the last but one refine block hands on width channels, not 2 width (resolution 64 only).
+        norm_out_epsilon: of the last normalisation; score_sde_pytorch gives InstanceNorm its number of noise levels.
+        dropout, num_classes: no published network has them. Dropout precedes the last convolution of the encoder's
+            blocks; a vector of the label, with a last row for the null class, is added to the encoder's input.
+        out_channels: as the input if None.
+    Raises:
+        UserError: an unknown choice, a missing label, or an image whose sides the stages cannot halve.
+    """
+
+    resolution: int = 64
+    width: int = 128
+    normalization: str = "InstanceNorm++"
+    nonlinearity: str = "elu"
+    interpolation: str = "bilinear"
+    unbiased: bool = False
+    narrow_refinement: bool = False
+    norm_out_epsilon: float = 1e-5
+    dropout: float = 0.0
+    num_classes: int = 0
+    out_channels: int | None = None
+    dtype: str = "float32"
+
+    num_scales: ClassVar[int] = 0  # rows of the normalisations' tables; 0: no tables
+    ignores_time: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for field, allowed in (
+            ("normalization", COEFFICIENTS),
+            ("nonlinearity", layers.NONLINEARITIES),
+            ("interpolation", INTERPOLATIONS),
+        ):
+            check_choice(f"{type(self).__name__}.{field}", getattr(self, field), allowed)
+        if self.resolution not in PLANS:
+            raise UserError(f"{type(self).__name__}.resolution is {self.resolution}; allowed: 64, 128, 256.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, "b"],
+        condition: Condition = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "b h w c_out"]:
+        self._check_size(x)
+        level = self.level(time)
+        norm = partial(Norm, self.normalization, self.num_scales, self.unbiased)
+        act, pool = layers.NONLINEARITIES[self.nonlinearity], max_pool if level is None else average_pool
+        style = Style(act, norm, pool, self.interpolation, self.dtype)
+
+        h = style.conv(x, self.width, "conv_in")
+        if self.num_classes:
+            h += self._label(condition)[:, None, None]
+        stages = self._encode(h, style, level, deterministic)
+        h = self._refine(stages, style if level is not None else style._replace(norm=None), level)
+        h = style.act(norm(epsilon=self.norm_out_epsilon, name="norm_out")(h, level))
+        out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        return layers.at_least_float32(style.conv(h, out_channels, "conv_out"))
+
+    def level(self, time: Float[Array, "b"]) -> Int[Array, "b"] | None:
+        """The noise level that the normalisations are told: none."""
+        return None
+
+    def _encode(
+        self, h: Float[Array, "b h w c"], style: Style, level: Int[Array, "b"] | None, deterministic: bool
+    ) -> list[Float[Array, "b _ _ _"]]:
+        """The output of each stage."""
+        outputs = []
+        for i, (mult, dilation) in enumerate(PLANS[self.resolution].stages):
+            for j in range(2):
+                down = i > 0 and j == 0
+                block = ResidualBlock(style, self.width * mult, down, dilation, self.dropout, name=f"stage_{i}_{j}")
+                h = block(h, level, deterministic)
+            outputs.append(h)
+        return outputs
+
+    def _refine(
+        self, stages: list[Float[Array, "b _ _ _"]], style: Style, level: Int[Array, "b"] | None
+    ) -> Float[Array, "b h w c"]:
+        mults = list(PLANS[self.resolution].refined)
+        if self.narrow_refinement:
+            mults[-2] = 1
+        h = None
+        for i, (mult, stage) in enumerate(zip(mults, reversed(stages), strict=True)):
+            inputs = (stage,) if h is None else (stage, h)
+            depth = 3 if i == len(mults) - 1 else 1
+            h = RefineBlock(style, self.width * mult, depth, name=f"refine_{i}")(inputs, level)
+        return h
+
+    def _label(self, condition: Condition) -> Float[Array, "b width"]:
+        if condition is None or "label" not in condition:
+            got = ", ".join(condition or ()) or "nothing"
+            raise UserError(f"A network with num_classes={self.num_classes} needs condition['label'], got {got}.")
+        init = nn.initializers.normal(0.02)
+        table = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name="label")
+        return table(condition["label"])
+
+    def _check_size(self, x: Float[Array, "..."]) -> None:
+        factor = 2 ** sum(dilation == 1 for _, dilation in PLANS[self.resolution].stages[1:])
+        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+            raise UserError(
+                f"{type(self).__name__} with resolution={self.resolution} needs images (b, h, w, c) with h and w "
+                f"multiples of {factor}, got shape {x.shape}."
+            )
+
+
+build = NCSNv2

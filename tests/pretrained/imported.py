@@ -1,0 +1,75 @@
+"""Golden checkpoints through the public importer, as models and parameters of a dtype."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_flow.build import build_conditioning, build_model
+from score_flow.config import load
+from score_flow.pretrained.base import as_dtype
+from score_flow.pretrained.importing import open_published
+
+
+class Compiled(nn.Module):
+    """A network compiled once, for every model that it is part of."""
+
+    inner: nn.Module
+
+    @property
+    def num_classes(self):
+        return self.inner.num_classes
+
+    def apply(self, variables, x, time, condition=None, **_):
+        return _apply(self.inner, variables, x, time, condition)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(network, variables, x, time, condition):
+    return network.apply(variables, x, time, condition)
+
+
+class Imported:
+    """A published file: models of its settings, or of changed ones, and its weights."""
+
+    def __init__(self, file, reference, dtype):
+        self.published, self.reference, self.dtype = open_published(str(file)), reference, dtype
+
+    def model(self, **changes):
+        """The model of the settings with some of them changed: section={key: value}."""
+        settings = {k: v | changes.get(k, {}) if isinstance(v, dict) else v for k, v in self.reference.items()}
+        config = load("configs/base.py", [], self.published.source.translate(settings))
+        with config.network.unlocked():
+            config.network.dtype = self.dtype
+        self.image_shape = tuple(config.data.image_shape)
+        model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
+        return model.__class__(Compiled(model.network), model.path, model.prediction, model.preconditioning)
+
+    def params(self, model, kind):
+        bare = model.__class__(model.network.inner, model.path, model.prediction, model.preconditioning)
+        condition = {"label": jnp.zeros(1, jnp.int32)} if bare.network.num_classes else None
+        shapes = jax.eval_shape(lambda: bare.init(jax.random.key(0), (1, *self.image_shape), condition))
+        params = as_dtype(self.published.params(bare, self.image_shape, shapes, kind), self.dtype)
+        return jax.tree.map(jnp.asarray, params)
+
+
+def nhwc(x, dtype):
+    return jnp.asarray(np.moveaxis(x, 1, -1), dtype)
+
+
+def relative_error(ours, reference):
+    """||ours - reference|| / ||reference||, reference (b, c, h, w)."""
+    ours = np.moveaxis(np.asarray(ours, np.float64), -1, 1)
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+def allowed(name, arrays, double):
+    """1e-9 in float64; in float32 1e-5, or three times what float32 cost the source (its EMA as its raw weights)."""
+    if name == double:
+        return 1e-9
+    if double not in arrays:
+        return 1e-5
+    reference = np.asarray(arrays[double], np.float64)
+    return max(1e-5, 3 * np.linalg.norm(arrays[name.removesuffix("_ema")] - reference) / np.linalg.norm(reference))
