@@ -86,7 +86,7 @@ def build(context: Context) -> Fold:
     n, d, repeats = len(source), math.prod(run.image_shape), options.num_repeats
     per_repeat = context.rounds_of(n)
 
-    def bits(params, batch, seeds) -> tuple[Float[Array, "b"], Float[Array, "b"], LogLikelihood]:
+    def bits(params, batch, seeds) -> tuple[Array, ...]:  # bits/dim, |z|^2/d of the prior, calls, ok
         noise_keys, probe_keys = split(example_keys(run.seed, seeds, STREAM))
         u = jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(noise_keys)
         x0 = run.scaling.dequantise(batch["image"], u)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Integer
 
 from score_flow.grid import Intervals
 from score_flow.model import Denoiser
@@ -29,7 +29,7 @@ Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
 Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian]
 
 
-def example_keys(seed: int, indices: Int[Array, "b"], stream: int = 0) -> Keys:
+def example_keys(seed: int, indices: Integer[Array, "b"], stream: int = 0) -> Keys:
     """One key for each global example index; `stream` keeps different uses of the same index apart."""
     base: Key = jax.random.fold_in(jax.random.key(seed), stream)
     return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)

@@ -1,6 +1,6 @@
 """Golden checkpoints through the public importer, as models and parameters of a dtype."""
 
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -47,12 +47,26 @@ class Imported:
         model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
         return model.__class__(Compiled(model.network), model.path, model.prediction, model.preconditioning)
 
+    def layout(self, model):
+        return self.published.source.layout(bare_of(model), self.image_shape)
+
     def params(self, model, kind):
-        bare = model.__class__(model.network.inner, model.path, model.prediction, model.preconditioning)
-        condition = {"label": jnp.zeros(1, jnp.int32)} if bare.network.num_classes else None
-        shapes = jax.eval_shape(lambda: bare.init(jax.random.key(0), (1, *self.image_shape), condition))
+        bare = bare_of(model)
+        shapes = shapes_of(bare, self.image_shape)
         params = as_dtype(self.published.params(bare, self.image_shape, shapes, kind), self.dtype)
         return jax.tree.map(jnp.asarray, params)
+
+
+@cache
+def shapes_of(model, image_shape):
+    """Shapes of the parameters; nothing is computed."""
+    condition = {"label": jnp.zeros(1, jnp.int32)} if model.network.num_classes else None
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), (1, *image_shape), condition))
+
+
+def bare_of(model):
+    """The model without the wrapping of its network."""
+    return model.__class__(model.network.inner, model.path, model.prediction, model.preconditioning)
 
 
 def nhwc(x, dtype):
