@@ -179,7 +179,8 @@ def convert(key: str, value: Any, default: Any) -> Any:
     kind = type(default)
     if kind is tuple:
         items = tuple(value) if isinstance(value, list | tuple) else (value,)
-        return tuple(map(float, items)) if default and all(type(item) is float for item in default) else items
+        real = bool(default) and all(type(item) is float for item in default)
+        return tuple(float(item) if real and type(item) is int else item for item in items)
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and not isinstance(value, str):

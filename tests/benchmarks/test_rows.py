@@ -3,6 +3,9 @@
 import json
 import math
 
+import pytest
+
+from benchmarks import networks
 from benchmarks.all import MEASUREMENTS
 from benchmarks.measure import MIN_TRIALS, interleave, main
 
@@ -14,9 +17,12 @@ TINY = [
 ]  # fmt: skip
 
 
+QUICK = [measure for measure in MEASUREMENTS if measure is not networks.measure]  # two U-Nets take minutes to compile
+
+
 def test_rows(tmp_path, capsys):
     out = tmp_path / "rows.json"
-    assert main(*MEASUREMENTS, argv=[*TINY, f"--out={out}"]) == 0
+    assert main(*QUICK, argv=[*TINY, f"--out={out}"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == NAMES
     assert json.loads(out.read_text()) == rows
@@ -29,6 +35,13 @@ def test_rows(tmp_path, capsys):
     likelihood = rows[1]
     calls = likelihood["calls"] + likelihood["calls_scipy"]
     assert likelihood["max_bits_per_dim_difference"] < calls * 1e-5 / math.log(2)
+
+
+@pytest.mark.slow
+def test_networks_row(capsys):
+    assert main(networks.measure, argv=["--seconds=0", "--batch=2"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["name"] == "networks" and 0 < row["ratio"] < math.inf and row["flops"] > 0 < row["other_flops"]
 
 
 def test_turns():
