@@ -4,7 +4,6 @@ import math
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.networks import layers

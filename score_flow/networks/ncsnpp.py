@@ -1,43 +1,55 @@
-"""DDPM++: the U-Net of score_sde (Song et al. 2021, app. H, arXiv:2011.13456; Ho et al. 2020, arXiv:2006.11239)."""
+"""NCSN++ and DDPM++: the U-Nets of score_sde (Song et al. 2021, app. H, arXiv:2011.13456)."""
 
-import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.networks import layers
+from score_flow.networks import layers, resample
+from score_flow.networks import ncsnpp_blocks as blocks
 from score_flow.networks.layers import scaled_uniform
 from score_flow.types import Condition, UserError
 
-RESBLOCKS = ("biggan", "ddpm")
-
-
-def _conv(features: int, scale: float = 1.0, **kwargs) -> nn.Conv:
-    return nn.Conv(features, (3, 3), kernel_init=scaled_uniform(scale), **kwargs)
-
-
-def _groups(channels: int) -> int:
-    """min(channels / 4, 32) as published; the next smaller divisor where that leaves a remainder."""
-    return next(n for n in range(min(max(channels // 4, 1), 32), 0, -1) if channels % n == 0)
+CHOICES = {
+    "embedding": layers.TIME_FEATURES,
+    "resblock": ("biggan", "ddpm"),
+    "progressive": ("none", "output_skip", "residual"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_combine": ("sum", "cat"),
+    "nonlinearity": tuple(layers.NONLINEARITIES),
+}
+Block = Callable[..., Float[Array, "b h w c"]]  # (name, h, features=None, direction=None) -> h
 
 
 class NCSNpp(nn.Module):
     """Time- and label-conditional U-Net; skip connections between the two ways, attention at some resolutions.
 
-    Published: width=128, channel_mult=(1, 2, 2, 2), attention_resolutions=(16,) with num_res_blocks=4 is DDPM++ cont.
-    (61.8 M parameters on 32 x 32 x 3), with num_res_blocks=8 DDPM++ cont. deep (106.6 M).
+    Published on 32 x 32 x 3, width=128, channel_mult=(1, 2, 2, 2), attention_resolutions=(16,) and num_res_blocks=4 (8:
+    "deep"): DDPM++ with the defaults (61.8 M, 106.6 M parameters); NCSN++ cont. with embedding="fourier", fir=True and
+    progressive_input="residual" (62.8 M, 107.6 M). On 256 x 256 and above NCSN++ has progressive="output_skip" and
+    progressive_input="input_skip".
 
     Attributes:
         width: channels of the first level; level i has width * channel_mult[i] at 1 / 2^i of the image's resolution.
         attention_resolutions: heights at which attention follows each residual block (down) or the last one (up).
         embedding: "positional" (sin | cos) or "fourier" (random frequencies of scale fourier_scale) time features.
-        resblock: "biggan" resamples inside residual blocks, "ddpm" by convolutions between them.
+        conditional: without it the time is unused, and there are no labels.
+        resblock: "biggan" resamples inside residual blocks, "ddpm" between them: by convolutions if resamp_with_conv.
+        fir: resample with fir_kernel rather than by repeated pixels, means and strides.
         skip_rescale: divide every residual sum by sqrt(2).
+        progressive: "output_skip" sums one image of each level of the way up, "residual" adds to each level the
+            features of the one below, resampled by a convolution.
+        progressive_input: "input_skip" joins the resampled image to each level of the way down, as a sum or as further
+            channels (progressive_combine: "sum", "cat"), "residual" adds the input resampled by convolutions.
+        init_scale: of the last layer of every block and of the outputs (0: they start at 0).
+        groups: of normalisation; None for min(channels / 4, 32).
+        remat: recompute residual blocks in the backward pass rather than keep what is inside.
         out_channels: as the input if None.
     Raises:
-        UserError: an unknown embedding or resblock, or an image whose sides are not multiples of 2^(levels - 1).
+        UserError: an unknown choice, labels without `conditional`, a FIR kernel that cannot be normalised, or an image
+            whose sides are not multiples of 2^(levels - 1).
     """
 
     width: int = 128
@@ -46,16 +58,31 @@ class NCSNpp(nn.Module):
     attention_resolutions: tuple[int, ...] = (16,)
     embedding: str = "positional"
     fourier_scale: float = 16.0
+    conditional: bool = True
     resblock: str = "biggan"
+    resamp_with_conv: bool = True
+    fir: bool = False
+    fir_kernel: resample.Kernel = (1.0, 3.0, 3.0, 1.0)
     skip_rescale: bool = True
+    progressive: str = "none"
+    progressive_input: str = "none"
+    progressive_combine: str = "sum"
+    nonlinearity: str = "swish"
+    init_scale: float = 0.0
+    groups: int | None = None
     dropout: float = 0.0
     num_classes: int = 0
     out_channels: int | None = None
+    remat: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
-        layers.check_choice("embedding", self.embedding, layers.TIME_FEATURES)
-        layers.check_choice("resblock", self.resblock, RESBLOCKS)
+        for field, allowed in CHOICES.items():
+            layers.check_choice(field, getattr(self, field), allowed)
+        if self.num_classes and not self.conditional:
+            raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
+        if not sum(self.fir_kernel):
+            raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
 
     @nn.compact
@@ -68,126 +95,137 @@ class NCSNpp(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
         self._check_size(x)
-        features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
-        embed = layers.Embedding(4 * self.width, self.num_classes, dtype=self.dtype, name="embedding")
-        embedding = nn.swish(embed(features, condition))  # every block starts with it: once for all
+        block = self._blocks(self._embed(time, condition), deterministic)
+        h, skips = self._down(x, block)
+        h = block("middle_0", h)
+        h = self._attention("middle_attention", h)
+        h = block("middle_1", h)
+        return self._up(h, skips, x.shape[-1] if self.out_channels is None else self.out_channels, block)
 
-        h = _conv(self.width, dtype=self.dtype, name="conv_in")(x)
-        h, skips = self._down(h, embedding, deterministic)
-        h = self._block("middle_0")(h, embedding, deterministic)
-        h = self._attention("middle_attention")(h)
-        h = self._block("middle_1")(h, embedding, deterministic)
-        h = self._up(h, skips, embedding, deterministic)
-        h = nn.swish(layers.GroupNorm(_groups(h.shape[-1]), name="norm_out")(h))
-        out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        return _conv(out_channels, scale=0.0, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+    def _embed(self, time: Float[Array, "b"], condition: Condition) -> Float[Array, "b e"] | None:
+        if not self.conditional:
+            return None
+        features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
+        embed = layers.Embedding(
+            4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity, name="embedding"
+        )
+        return self._act(embed(features, condition))  # every block starts with it: once for all
 
     def _down(
-        self, h: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
+        self, x: Float[Array, "b h w c"], block: Block
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _ _ _"]]]:
+        h, pyramid = blocks.conv(self.width, dtype=self.dtype, name="conv_in")(x), x
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
             if level:
-                h = self._resample(f"down_{level}_resample", "down", h, embedding, deterministic)
+                h = self._resample(f"down_{level}_resample", "down", h, block)
+                h, pyramid = self._input_pyramid(f"down_{level}_input", h, pyramid)
                 skips.append(h)
-            for block in range(self.num_res_blocks):
-                h = self._block(f"down_{level}_{block}", self.width * mult)(h, embedding, deterministic)
+            for i in range(self.num_res_blocks):
+                h = block(f"down_{level}_{i}", h, self.width * mult)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"down_{level}_{block}_attention")(h)
+                    h = self._attention(f"down_{level}_{i}_attention", h)
                 skips.append(h)
         return h, skips
 
     def _up(
-        self,
-        h: Float[Array, "b h w c"],
-        skips: list[Float[Array, "b _ _ _"]],
-        embedding: Float[Array, "b e"],
-        deterministic: bool,
-    ) -> Float[Array, "b h2 w2 c2"]:
+        self, h: Float[Array, "b h w c"], skips: list[Float[Array, "b _ _ _"]], out_channels: int, block: Block
+    ) -> Float[Array, "b h2 w2 c_out"]:
+        pyramid = None
         for level, mult in reversed(tuple(enumerate(self.channel_mult))):
-            for block in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(f"up_{level}_{block}", self.width * mult)(h, embedding, deterministic)
+            for i in range(self.num_res_blocks + 1):
+                h = block(f"up_{level}_{i}", jnp.concatenate([h, skips.pop()], axis=-1), self.width * mult)
             if h.shape[1] in self.attention_resolutions:
-                h = self._attention(f"up_{level}_attention")(h)
+                h = self._attention(f"up_{level}_attention", h)
+            h, pyramid = self._output_pyramid(level, h, pyramid, out_channels)
             if level:
-                h = self._resample(f"up_{level}_resample", "up", h, embedding, deterministic)
+                h = self._resample(f"up_{level}_resample", "up", h, block)
         assert not skips  # one for each block of the way up
-        return h
+        out = pyramid if self.progressive == "output_skip" else self._read("out", h, out_channels, self.init_scale)
+        return layers.at_least_float32(out)
 
-    def _block(self, name: str, features: int | None = None, resample: str | None = None) -> "ResidualBlock":
-        shortcut_scale = 1.0 if self.resblock == "biggan" else 0.1  # score_sde's 1 x 1 layers ("NIN") start at scale .1
-        return ResidualBlock(features, resample, self.dropout, self.skip_rescale, shortcut_scale, self.dtype, name=name)
+    def _input_pyramid(
+        self, name: str, h: Float[Array, "b h w c"], pyramid: Float[Array, "b h2 w2 c2"]
+    ) -> tuple[Float[Array, "b h w c3"], Float[Array, "b _ _ _"]]:
+        """The input, one level further down, joins the features: (features, pyramid)."""
+        if self.progressive_input == "none":
+            return h, pyramid
+        features = h.shape[-1]
+        if self.progressive_input == "residual":
+            smaller = blocks.ResamplingConv(features, "down", self._kernel, self.dtype, name=name)(pyramid)
+            h = blocks.residual_sum(smaller, h, self.skip_rescale)
+            return h, h
+        pyramid = resample.downsample(pyramid, self._kernel)
+        mapped = nn.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name=name)(pyramid)
+        return mapped + h if self.progressive_combine == "sum" else jnp.concatenate([mapped, h], axis=-1), pyramid
 
-    def _attention(self, name: str) -> "AttentionBlock":
-        return AttentionBlock(self.skip_rescale, self.dtype, name=name)
+    def _output_pyramid(
+        self, level: int, h: Float[Array, "b h w c"], pyramid: Float[Array, "b h2 w2 c2"] | None, out_channels: int
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c3"] | None]:
+        """What a level adds to the output, which starts at the lowest level as None: (features, pyramid)."""
+        name = f"up_{level}_output"
+        if self.progressive == "output_skip":
+            image = layers.at_least_float32(self._read(name, h, out_channels, self.init_scale))
+            return h, image if pyramid is None else resample.upsample(pyramid, self._kernel) + image
+        if self.progressive == "residual" and pyramid is None:
+            return h, self._read(name, h, h.shape[-1], 1.0)
+        if self.progressive == "residual":
+            larger = blocks.ResamplingConv(h.shape[-1], "up", self._kernel, self.dtype, name=name)(pyramid)
+            h = blocks.residual_sum(larger, h, self.skip_rescale)
+            return h, h
+        return h, None
+
+    def _read(self, name: str, h: Float[Array, "b h w c"], features: int, scale: float) -> Float[Array, "b h w c2"]:
+        h = self._act(blocks.group_norm(h.shape[-1], self.groups, name=f"norm_{name}")(h))
+        return blocks.conv(features, scale, dtype=self.dtype, name=f"conv_{name}")(h)
 
     def _resample(
-        self, name: str, direction: str, h: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
+        self, name: str, direction: str, h: Float[Array, "b h w c"], block: Block
     ) -> Float[Array, "b h2 w2 c"]:
         if self.resblock == "biggan":
-            return self._block(name, resample=direction)(h, embedding, deterministic)
-        conv = partial(_conv, h.shape[-1], dtype=self.dtype, name=name)
-        return conv()(layers.upsample(h)) if direction == "up" else conv(strides=2)(h)
+            return block(name, h, direction=direction)
+        if self.resamp_with_conv:
+            return blocks.ResamplingConv(h.shape[-1], direction, self._kernel, self.dtype, name=name)(h)
+        return {"up": resample.upsample, "down": resample.downsample}[direction](h, self._kernel)
+
+    def _blocks(self, embedding: Float[Array, "b e"] | None, deterministic: bool) -> Block:
+        build = partial(
+            nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock,
+            fir_kernel=self._kernel,
+            shortcut_scale=1.0 if self.resblock == "biggan" else 0.1,  # score_sde's "NIN" layers start at scale .1
+            init_scale=self.init_scale,
+            skip_rescale=self.skip_rescale,
+            nonlinearity=self.nonlinearity,
+            groups=self.groups,
+            dropout=self.dropout,
+            deterministic=deterministic,
+            dtype=self.dtype,
+        )
+
+        def block(name, h, features=None, direction=None):
+            return build(features, direction, name=name)(h, embedding)
+
+        return block
+
+    def _attention(self, name: str, h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return blocks.AttentionBlock(self.init_scale, self.skip_rescale, self.groups, self.dtype, name=name)(h)
+
+    @property
+    def _kernel(self) -> resample.Kernel | None:
+        return self.fir_kernel if self.fir else None
+
+    @property
+    def _act(self) -> Callable[[Array], Array]:
+        return layers.NONLINEARITIES[self.nonlinearity]
 
     def _check_size(self, x: Float[Array, "..."]) -> None:
         levels = len(self.channel_mult)
         factor = 2 ** (levels - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise UserError(
-                f"NCSNpp with {levels} levels needs images (b, h, w, c) with h and w multiples of {factor}, "
+                f"{type(self).__name__} with {levels} levels needs images (b, h, w, c), h and w multiples of {factor}, "
                 f"got shape {x.shape}."
             )
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x))) + W embedding))), resampled between the first norm and conv if asked."""
-
-    features: int | None  # None: as the input
-    resample: str | None  # "up", "down" or None
-    dropout: float
-    skip_rescale: bool
-    shortcut_scale: float
-    dtype: str
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
-    ) -> Float[Array, "b h2 w2 c2"]:
-        features = self.features or x.shape[-1]
-        resample = {"up": layers.upsample, "down": layers.downsample, None: lambda image: image}[self.resample]
-        h = nn.swish(layers.GroupNorm(_groups(x.shape[-1]), name="norm_0")(x))
-        h = _conv(features, dtype=self.dtype, name="conv_0")(resample(h))
-        shift = nn.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name="embedding")(embedding)
-        h = nn.swish(layers.GroupNorm(_groups(features), name="norm_1")(h + shift[:, None, None]))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        h = _conv(features, scale=0.0, dtype=self.dtype, name="conv_1")(h)
-        if features != x.shape[-1] or self.resample:
-            init = scaled_uniform(self.shortcut_scale)
-            shortcut = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="shortcut")
-            # A map of channels commutes with resampling: do it on the smaller image.
-            x = resample(shortcut(x)) if self.resample == "up" else shortcut(resample(x))
-        return _residual_sum(x, h, self.skip_rescale)
-
-
-class AttentionBlock(nn.Module):
-    """x + W softmax(q k^T / sqrt(c)) v over the pixels of an image; one head (Ho et al. 2020, app. B)."""
-
-    skip_rescale: bool
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, height, width, c = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype)
-        h = layers.GroupNorm(_groups(c), name="norm")(x).reshape(b, height * width, 1, c)
-        q, k, v = (dense(c, kernel_init=scaled_uniform(0.1), name=name)(h) for name in ("query", "key", "value"))
-        h = dense(c, kernel_init=scaled_uniform(0.0), name="out")(layers.attention(q, k, v))
-        return _residual_sum(x, h.reshape(x.shape), self.skip_rescale)
-
-
-def _residual_sum(x: Float[Array, "b h w c"], h: Float[Array, "b h w c"], rescale: bool) -> Float[Array, "b h w c"]:
-    return (x + h) * math.sqrt(0.5) if rescale else x + h
 
 
 build = NCSNpp
