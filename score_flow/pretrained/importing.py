@@ -33,7 +33,7 @@ class Published(NamedTuple):
     checkpoint: Checkpoint
 
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
-        """Overrides of our config, from the project's settings: in a .json file, else, without a recipe, in this file."""
+        """Overrides of our config: the settings of a .json file, else, without a recipe, those that this file holds."""
         if reference:
             return self.source.translate(read_json(Path(reference))) | ONE_MILESTONE
         if recipe:
