@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.networks import layers
+from score_flow.networks import layers, resample
 from score_flow.types import Condition, UserError
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
@@ -83,7 +83,9 @@ class ADM(nn.Module):
     ) -> Float[Array, "b h w c_out"]:
         self._check_size(x)
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        embed = layers.Embedding(4 * self.width, self.num_classes, torch_kernel, self.dtype, name="embedding")
+        embed = layers.Embedding(
+            4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, name="embedding"
+        )
         # Every block starts with a swish of it: once for all.
         embedding = nn.swish(embed(layers.transformer_features(time, self.width), condition))
 
@@ -106,7 +108,7 @@ class ADM(nn.Module):
             if level and self.conv_resample:
                 h = _conv(h, h.shape[-1], strides=2, dtype=self.dtype, name=f"down_{level}_resample")
             elif level:
-                h = layers.downsample(h)
+                h = resample.downsample(h)
             if level:
                 skips.append(h)
             for block in range(self.num_res_blocks):
@@ -131,7 +133,7 @@ class ADM(nn.Module):
                 if h.shape[1] in self.attention_resolutions:
                     h = self._attention(f"up_{level}_{block}_attention", heads)(h)
             if level:
-                h = layers.upsample(h)
+                h = resample.upsample(h)
             if level and self.conv_resample:
                 h = _conv(h, h.shape[-1], dtype=self.dtype, name=f"up_{level}_resample")
         assert not skips  # one for each block of the way up

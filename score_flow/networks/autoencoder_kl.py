@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.networks import layers
+from score_flow.networks import layers, resample
 from score_flow.numerics import sum_flat
 from score_flow.types import Images, UserError
 
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
             for block in range(self.layers_per_block + 1):
                 h = ResidualBlock(channels, self.groups, self.dtype, name=f"up_{level}_{block}")(h)
             if level:
-                h = _conv(channels, self.dtype, f"up_{level}_resample")(layers.upsample(h))
+                h = _conv(channels, self.dtype, f"up_{level}_resample")(resample.upsample(h))
         h = nn.swish(layers.GroupNorm(self.groups, name="norm_out")(h))
         return _conv(self.out_channels, self.dtype, "conv_out")(h)
 

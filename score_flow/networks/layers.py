@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.networks.resample import downsample as downsample
-from score_flow.networks.resample import upsample as upsample
 from score_flow.types import Condition, UserError
 
 MAX_PERIOD = 10_000.0
@@ -108,6 +106,7 @@ class Embedding(nn.Module):
     kernel_init: Callable[..., Array] = scaled_uniform()
     dtype: str = "float32"
     nonlinearity: str = "swish"
+    label_std: float = 0.02
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
@@ -115,12 +114,21 @@ class Embedding(nn.Module):
         embedding = dense(name="time_1")(NONLINEARITIES[self.nonlinearity](dense(name="time_0")(features)))
         if not self.num_classes:
             return embedding
-        if condition is None or "label" not in condition:
-            got = ", ".join(condition or ()) or "nothing"
-            raise UserError(f"A network with num_classes={self.num_classes} needs condition['label'], got {got}.")
-        rows = self.num_classes + 1
-        table = nn.Embed(rows, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="label")
-        return embedding + table(condition["label"])
+        return embedding + label_embedding(condition, self.num_classes, self.width, self.dtype, self.label_std)
+
+
+def label_embedding(
+    condition: Condition, num_classes: int, width: int, dtype: str, std: float = 0.02
+) -> Float[Array, "b width"]:
+    """A row of a table for each condition["label"], the last for the null class; entries start as N(0, std^2).
+
+    Call it in a compact method: the table is the submodule "label". Raises UserError when the label is missing.
+    """
+    if condition is None or "label" not in condition:
+        got = ", ".join(condition or ()) or "nothing"
+        raise UserError(f"A network with num_classes={num_classes} needs condition['label'], got {got}.")
+    init = nn.initializers.normal(std)
+    return nn.Embed(num_classes + 1, width, embedding_init=init, dtype=dtype, name="label")(condition["label"])
 
 
 class GroupNorm(nn.Module):

@@ -54,6 +54,7 @@ class NCSNv2(nn.Module):
         norm_out_epsilon: of the last normalisation; score_sde_pytorch gives InstanceNorm its number of noise levels.
         dropout, num_classes: no published network has them. Dropout precedes the last convolution of the encoder's
             blocks; a vector of the label, with a last row for the null class, is added to the encoder's input.
+        remat: recompute blocks in the backward pass rather than keep what is inside.
         out_channels: as the input if None.
     Raises:
         UserError: an unknown choice, a missing label, or an image whose sides the stages cannot halve.
@@ -70,6 +71,7 @@ class NCSNv2(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     out_channels: int | None = None
+    remat: bool = False
     dtype: str = "float32"
 
     num_scales: ClassVar[int] = 0  # rows of the normalisations' tables; 0: no tables
@@ -103,7 +105,7 @@ class NCSNv2(nn.Module):
 
         h = style.conv(x, self.width, "conv_in")
         if self.num_classes:
-            h += self._label(condition)[:, None, None]
+            h += layers.label_embedding(condition, self.num_classes, self.width, self.dtype)[:, None, None]
         stages = self._encode(h, style, level, deterministic)
         h = self._refine(stages, style if level is not None else style._replace(norm=None), level)
         h = style.act(norm(epsilon=self.norm_out_epsilon, name="norm_out")(h, level))
@@ -119,10 +121,11 @@ class NCSNv2(nn.Module):
     ) -> list[Float[Array, "b _ _ _"]]:
         """The output of each stage."""
         outputs = []
+        build = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         for i, (mult, dilation) in enumerate(PLANS[self.resolution].stages):
             for j in range(2):
                 down = i > 0 and j == 0
-                block = ResidualBlock(style, self.width * mult, down, dilation, self.dropout, name=f"stage_{i}_{j}")
+                block = build(style, self.width * mult, down, dilation, self.dropout, name=f"stage_{i}_{j}")
                 h = block(h, level, deterministic)
             outputs.append(h)
         return outputs
@@ -133,20 +136,12 @@ class NCSNv2(nn.Module):
         mults = list(PLANS[self.resolution].refined)
         if self.narrow_refinement:
             mults[-2] = 1
-        h = None
+        h, build = None, nn.remat(RefineBlock) if self.remat else RefineBlock
         for i, (mult, stage) in enumerate(zip(mults, reversed(stages), strict=True)):
             inputs = (stage,) if h is None else (stage, h)
             depth = 3 if i == len(mults) - 1 else 1
-            h = RefineBlock(style, self.width * mult, depth, name=f"refine_{i}")(inputs, level)
+            h = build(style, self.width * mult, depth, name=f"refine_{i}")(inputs, level)
         return h
-
-    def _label(self, condition: Condition) -> Float[Array, "b width"]:
-        if condition is None or "label" not in condition:
-            got = ", ".join(condition or ()) or "nothing"
-            raise UserError(f"A network with num_classes={self.num_classes} needs condition['label'], got {got}.")
-        init = nn.initializers.normal(0.02)
-        table = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name="label")
-        return table(condition["label"])
 
     def _check_size(self, x: Float[Array, "..."]) -> None:
         factor = 2 ** sum(dilation == 1 for _, dilation in PLANS[self.resolution].stages[1:])

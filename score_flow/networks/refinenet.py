@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from score_flow.networks import layers
+from score_flow.networks import layers, resample
 
 # What a normalisation learns for each channel, in the order of the published tables of one row per noise level.
 COEFFICIENTS = {
@@ -97,7 +97,7 @@ def max_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array
 def upsample(x: Float[Array, "b h w c"], interpolation: str) -> Float[Array, "b 2*h 2*w c"]:
     """x at twice its resolution; bilinear between the centres of pixels, or with the corners of both grids aligned."""
     if interpolation == "nearest_neighbor":
-        return layers.upsample(x)
+        return resample.upsample(x)
     rows, columns = (doubling_matrix(n, interpolation == "bilinear_align_corners") for n in x.shape[1:3])
     x = jnp.einsum("bhwc,Hh->bHwc", x, jnp.asarray(rows, x.dtype), precision="highest")
     return jnp.einsum("bhwc,Ww->bhWc", x, jnp.asarray(columns, x.dtype), precision="highest")
@@ -164,8 +164,8 @@ class ResidualBlock(nn.Module):
             return dilated(x, self.features, "shortcut") + dilated(h, self.features, "conv_1")
         # These two start as flax's default, like score_sde's. The mean of a map of pixels is the map of the mean.
         plain = partial(nn.Conv, self.features, dtype=style.dtype)
-        shortcut = plain((1, 1), name="shortcut")(layers.downsample(x))
-        return shortcut + layers.downsample(plain((3, 3), name="conv_1")(h))
+        shortcut = plain((1, 1), name="shortcut")(resample.downsample(x))
+        return shortcut + resample.downsample(plain((3, 3), name="conv_1")(h))
 
 
 class ResidualConvUnits(nn.Module):

@@ -33,7 +33,7 @@ TORCH: Rules = {
 }
 FLAX: Rules = {
     "fourier": {"w": ("W", same)},
-    "norm": {"scale": ("scale", same), "bias": ("bias", same)},
+    "norm": {"scale": ("scale", np.ravel), "bias": ("bias", np.ravel)},  # (1, 1, 1, c) in flax of their time
     "dense": {"kernel": ("kernel", same), "bias": ("bias", same)},
     "conv": {"kernel": ("kernel", same), "bias": ("bias", same)},
     "conv1x1": {"kernel": ("kernel", _flat), "bias": ("bias", same)},

@@ -164,6 +164,20 @@ def test_equal_configs_are_one_compilation(name):
     assert traced == [X.shape, X[:2].shape]
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if hasattr(MODULES[name].build, "remat")])
+def test_rematerialisation_changes_nothing_but_what_is_kept(name):
+    params = params_of(name)
+
+    def kept(remat):  # numbers kept for the backward pass, on images large enough for activations to count
+        run = partial(apply, small(name, remat=remat), x=jnp.zeros((4, 64, 64, 2)))
+        return size(jax.eval_shape(lambda p: jax.vjp(run, p)[1], params))
+
+    assert kept(remat=True) < kept(remat=False)
+    assert relative_error(apply(small(name, remat=True), params), apply(small(name), params)) < rounding(
+        params, jnp.float32
+    )
+
+
 @pytest.mark.parametrize("name, bound", [("mlp", 1e-3), ("ncsnpp", 1e-3), ("sit", 0.0)])
 def test_initial_output_is_zero(name, bound):
     # Variance 1e-10 leaves a factor 1e-5, times activations of order 1 to 10; SiT's last layer is exactly zero.

@@ -14,28 +14,30 @@ from score_flow.pretrained.importing import open_published
 
 
 class Compiled(nn.Module):
-    """A network compiled once, for every model that it is part of."""
+    """A network compiled once, for every model that it is part of; `variant` tells patched programs apart."""
 
     inner: nn.Module
+    variant: str = ""
 
     @property
     def num_classes(self):
         return self.inner.num_classes
 
     def apply(self, variables, x, time, condition=None, **_):
-        return _apply(self.inner, variables, x, time, condition)
+        return _apply(self.inner, self.variant, variables, x, time, condition)
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(network, variables, x, time, condition):
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(network, variant, variables, x, time, condition):
     return network.apply(variables, x, time, condition)
 
 
 class Imported:
     """A published file: models of its settings, or of changed ones, and its weights."""
 
-    def __init__(self, file, reference, dtype):
+    def __init__(self, file, reference, dtype, variant=""):
         self.published, self.reference, self.dtype = open_published(str(file)), reference, dtype
+        self.variant = variant
 
     def model(self, **changes):
         """The model of the settings with some of them changed: section={key: value}."""
@@ -45,7 +47,9 @@ class Imported:
             config.network.dtype = self.dtype
         self.image_shape = tuple(config.data.image_shape)
         model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
-        return model.__class__(Compiled(model.network), model.path, model.prediction, model.preconditioning)
+        return model.__class__(
+            Compiled(model.network, self.variant), model.path, model.prediction, model.preconditioning
+        )
 
     def layout(self, model):
         return self.published.source.layout(bare_of(model), self.image_shape)
