@@ -25,5 +25,5 @@ def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 25
     """Write a sheet; small images are enlarged by whole factors, so that pixels stay square."""
     sheet = grid(images, levels, columns)
     zoom = max(1, 32 // images.shape[1])
-    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
+    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] < 3 else sheet[..., :3])  # three channels of latents
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(file)

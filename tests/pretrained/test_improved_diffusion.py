@@ -94,7 +94,7 @@ def test_published_flags_give_the_published_sizes(flags, parameters):
 
 def test_flags_become_a_config():
     overrides = SOURCE.translate(CIFAR | {"diffusion_steps": 4000, "noise_schedule": "cosine", "use_checkpoint": True})
-    assert overrides == {
+    expected = {
         "network.name": "adm",
         "network.width": 128,
         "network.channel_mult": (1, 2, 2, 2),
@@ -119,6 +119,28 @@ def test_flags_become_a_config():
         "data.image_shape": (32, 32, 3),
         "data.num_classes": 0,
     }
+    training = {key: value for key, value in overrides.items() if key not in expected}
+    assert overrides == expected | training
+    assert training == {
+        "data.uniform_dequantization": False,
+        "model.ema_rate": (0.9999,),
+        "model.ema_warmup": False,
+        "training.batch_size": 1,
+        "training.log_freq": 10,
+        "training.snapshot_freq": 10_000,
+        "training.time_sampler.name": "grid",
+        "training.time_sampler.n": 4000,
+        "training.smallest_time": 0.0,
+        "optim.optimizer": "AdamW",
+        "optim.lr": 1e-4,
+        "optim.weight_decay": 0.0,
+        "optim.warmup": 0,
+        "optim.grad_clip": 0.0,
+        "sampling.name": "ancestral",
+        "sampling.n_steps": 4000,
+        "sampling.t_min": 0.0,
+        "sampling.variance": "learned",
+    }
 
 
 @pytest.mark.parametrize(
@@ -128,7 +150,9 @@ def test_flags_become_a_config():
         ({"predict_xstart": True}, {"model.prediction": "data"}),
         ({"attention_resolutions": 32}, {"network.attention_resolutions": (32,)}),  # as a command line reads 32 and
         ({"attention_resolutions": (8, 4)}, {"network.attention_resolutions": (8, 4)}),  # 8,4
-        ({"sigma_small": True, "use_kl": True, "timestep_respacing": "ddim25", "rescale_learned_sigmas": False}, {}),
+        ({"sigma_small": True}, {"sampling.variance": "small"}),
+        ({"ema_rate": "0.999,0.9999"}, {"model.ema_rate": (0.999, 0.9999)}),
+        ({"use_kl": True, "timestep_respacing": "ddim25", "rescale_learned_sigmas": False}, {}),
     ],
 )
 def test_each_flag_changes_its_fields_only(settings, changed):
