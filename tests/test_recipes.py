@@ -195,7 +195,7 @@ def signature(file):
 
 
 DISTINCT = list({signature(file): file for file in reversed(RECIPES)}.values())
-QUICK = [next(f for f in RECIPES if load(f, []).network.name == name) for name in ("ncsnpp", "sit", "adm")]
+QUICK = [next(f for f in RECIPES if load(f, []).network.name == name) for name in ("ncsnpp", "sit")]
 
 
 @pytest.mark.parametrize(

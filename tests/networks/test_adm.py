@@ -132,6 +132,7 @@ def test_low_resolution_image_joins_bilinearly():
     np.testing.assert_allclose(joined[..., :6], expected, atol=4 * EPS * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_rematerialisation_computes_the_same_and_keeps_less():
     small = SMALL | {"channel_mult": (1,), "attention_resolutions": (8,)}
     params = trained(shapes(adm.build(**small), X.shape)["params"])

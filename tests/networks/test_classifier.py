@@ -112,6 +112,7 @@ def test_dropout_is_active_only_when_asked():
     assert str(with_dropout) == str(without)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_even_for_one_colour():
     x = jnp.ones((1, 8, 8, 3))
     gradient = jax.grad(lambda x: apply(SMALL, params_of(SMALL), x, jnp.zeros(1))[0, 0])(x)
@@ -149,6 +150,7 @@ def stripes(key, n):
     return image + jnp.exp(time)[:, None, None, None] * noise, time, label
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_noisy_stripes_apart():
     optimiser = optax.adam(1e-3)
 

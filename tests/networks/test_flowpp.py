@@ -118,6 +118,7 @@ def test_inverse_gives_the_noise_back(name):
 
 
 @every_preset
+@pytest.mark.slow
 def test_float32_is_float64_up_to_rounding(name):
     c = case(name)
     x, noise, params = jax.tree.map(lambda a: a.astype("float32"), (c.x, c.noise, c.params))
@@ -160,6 +161,7 @@ def test_density_has_mass_1():
     np.testing.assert_allclose(again, u, rtol=0, atol=100 * np.finfo("float64").eps)
 
 
+@pytest.mark.slow
 def test_training_raises_the_bound_above_uniform_dequantisation():
     # Within each level a von Mises density, which is periodic: log P(x) = 0, and uniform dequantisation, whose mean of
     # the cosine is 0, is behind by log I0(kappa) for each element.

@@ -178,6 +178,7 @@ def test_it_starts_as_published(network):
         (ncsn.build(num_scales=232), 44_828_931),
     ],
 )
+@pytest.mark.slow
 def test_published_sizes(network, parameters):
     # score_sde's own modules count as many; configs/ve/ncsn and ncsnv2, width 128, RGB.
     assert size(shapes(network)) == parameters

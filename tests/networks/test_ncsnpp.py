@@ -90,6 +90,7 @@ def trace(network, dtype="float32"):
         ),
     ],
 )
+@pytest.mark.slow
 def test_published_sizes(network, side, parameters):
     # The integers follow from the layers that score_sde_pytorch's constructors build.
     assert sum(math.prod(s.shape) for s in shapes(network, (side, side, 3)).values()) == parameters
@@ -193,6 +194,7 @@ def test_nonlinearities():
         np.testing.assert_allclose(layers.NONLINEARITIES[name](x), values, rtol=4 * EPS)
 
 
+@pytest.mark.slow
 def test_output_skip_sums_one_image_of_each_level():
     network = small(progressive="output_skip", fir=True, fir_kernel=(1, 2, 1), conditional=False)
     params = {path: jnp.zeros(s.shape) for path, s in shapes(network).items()}
@@ -206,6 +208,7 @@ def test_output_skip_sums_one_image_of_each_level():
     np.testing.assert_allclose(output, expected, rtol=8 * EPS)
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_no_inside_of_a_block():
     x, time = jnp.ones((4, 16, 16, 3)), jnp.ones(4)
 

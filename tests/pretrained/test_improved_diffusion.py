@@ -86,6 +86,7 @@ UPSAMPLER = {"large_size": 256, "small_size": 64, "num_channels": 192, "learn_si
     ],
     ids=["cifar10", "imagenet64", "imagenet64_cond", "lsun", "upsampler"],
 )
+@pytest.mark.slow
 def test_published_flags_give_the_published_sizes(flags, parameters):
     ours = experiment_of(flags)
     null_row = 4 * ours.model.network.width if flags.get("class_cond") else 0  # theirs has no null class
