@@ -61,10 +61,12 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
     with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
         built = experiment(config)
         if options.mode == "train":
+            from evaluation.context import build_guide
             from evaluation.snapshot import sheet
             from score_flow.train import train
 
-            train(built, config, workdir, sheet(built, build_sampler(config), workdir / "samples"))
+            guide = build_guide(built, config)
+            train(built, config, workdir, sheet(built, build_sampler(config), guide, workdir / "samples"))
         else:
             from evaluation.run import SAMPLES_FOLDER, evaluate, jobs
 

@@ -52,9 +52,14 @@ def get_config() -> ConfigDict:
         5000  # steps between resumable checkpoints (checkpoints-meta/), newest two kept
     )
     training.snapshot_sampling = True  # draw a sheet of samples at each milestone
-    training.weighting = "simple"  # of the squared error: simple (noise), velocity, data, likelihood
+    training.objective = "simple"  # simple (weighted squared error), vlb (variational bound of a chain), hybrid (both)
+    training.vlb_weight = 1e-3  # hybrid: weight of the bound, which trains only the variance, beside a mean square
+    training.variance = "range"  # of a step, for the bound: small, large, or learned (model.learn_sigma): range, log
+    training.decoder = "tanh"  # normal distribution function of the bound's first step: tanh (as published) or exact
+    training.weighting = "simple"  # of the squared error: simple (noise), velocity, data, likelihood, min_snr
+    training.min_snr_gamma = 5.0  # of weighting = min_snr
     training.likelihood_weighting = False  # same as weighting = likelihood
-    training.time_sampler = component("uniform")  # law of t: uniform, stratified, grid, log_snr, lognormal
+    training.time_sampler = component("uniform")  # uniform, stratified, grid, loss_second_moment, ... (times.py)
     training.importance_weighting = (
         False  # same as time_sampler = log_snr: unbiased, less noise with likelihood weighting
     )
@@ -76,6 +81,14 @@ def get_config() -> ConfigDict:
 
     # the sampler, a file of sampling/: ode, sde, predictor_corrector, ancestral, ddim
     config.sampling = component("ode", t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4)
+
+    config.guidance = guidance = ConfigDict()
+    guidance.scale = 1.0  # of classifier-free guidance, given + (scale - 1)(given - null); 1 = off
+    guidance.interval = (0.0, 1.0)  # first and last time at which it acts
+    guidance.rescale = 0.0  # share of the guided x0 that gets the standard deviation of the unguided one
+    guidance.channels = 0  # guide only the first so many channels; 0 = all
+    guidance.threshold = "none"  # x0 stays in the data's range: none, static (clipped), dynamic (by its percentile)
+    guidance.percentile = 0.995  # of |x0| over an image, for dynamic
 
     config.eval = evaluation = ConfigDict()
     evaluation.enable_loss = True  # the loss on the data set, by time

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sampling.base import Sampler
+from sampling.guidance import Guide, guide
 from score_flow.build import Experiment
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
@@ -22,6 +23,7 @@ from score_flow.types import Batch, Params
 class Context:
     """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder.
 
+    `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter.
     `judged`: whether results are compared with the data set, or samples are all that is wanted.
     """
 
@@ -29,6 +31,7 @@ class Context:
     params: Params
     step: int
     sampler: Sampler
+    guide: Guide
     options: ConfigDict
     directory: Path
     judged: bool = True
@@ -60,3 +63,11 @@ class Context:
         """f(params, *arrays) under one jit, the parameters bound."""
         compiled = jax.jit(f)
         return lambda *arrays: compiled(self.params, *arrays)
+
+
+def build_guide(run: Experiment, config: ConfigDict) -> Guide:
+    """What config.guidance asks of a run's model; raises UserError where the model cannot give it."""
+    # Trained without ever hiding a label, a network has a null class in name only.
+    null = run.conditioning.num_classes if config.training.label_dropout > 0 else 0
+    channels, range_of_data = run.image_shape[-1], (run.scaling.low, run.scaling.high)
+    return guide(null, channels, *range_of_data, **config.guidance)

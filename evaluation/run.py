@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import report
-from evaluation.context import Context
+from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.fold import write_json
 from score_flow.build import Experiment, build_sampler, resolve
@@ -55,7 +55,7 @@ def jobs(config: ConfigDict) -> list[str]:
 def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, names: list[str]) -> dict[str, Any]:
     """Run the jobs, write results.json and the report; returns {job: result} of the last checkpoint."""
     options, judged = config.eval, folder != SAMPLES_FOLDER  # against the data set, which drawing samples does not need
-    sampler, results = build_sampler(config), {}
+    sampler, guide, results = build_sampler(config), build_guide(run, config), {}
     chosen = checkpoints_of(workdir, options.begin_ckpt, options.end_ckpt)
     for checkpoints, step in chosen:
         params = load_params(run, config, checkpoints, step)
@@ -64,7 +64,7 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
         results = {}
         for name in names:
             (directory / name).mkdir(parents=True, exist_ok=True)
-            context = Context(run, params, step, sampler, options, directory / name, judged)
+            context = Context(run, params, step, sampler, guide, options, directory / name, judged)
             fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=context)
             results[name] = run_fold(fold, directory / name, name)
             if is_main():
@@ -140,10 +140,11 @@ def refuse_other_settings(directory: Path, config: ConfigDict) -> None:
         for k, v in settings["eval"].items()
         if not k.startswith("enable") and k not in ("batch_size", "jobs", "begin_ckpt", "end_ckpt")
     }
-    digest = {"eval": evaluation, "sampling": settings["sampling"], "seed": settings["seed"]}
+    sections = ("sampling", "guidance", "seed")
+    digest = {"eval": evaluation} | {section: settings[section] for section in sections}
     file = directory / "settings.json"
     if file.exists():
-        changed = differences(json.loads(file.read_text()), digest, ("eval", "sampling", "seed"))
+        changed = differences(json.loads(file.read_text()), digest, ("eval", *sections))
         if changed:
             raise UserError(
                 f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder."
@@ -166,6 +167,7 @@ def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
         "config": digest,
         "data": f"{run.train_source.name}, {run.test_source.name}",
         "sampler": ", ".join(f"{k}={v}" for k, v in config.sampling.items()),
+        "guidance": ", ".join(f"{k}={v}" for k, v in config.guidance.items()),
     }
 
 

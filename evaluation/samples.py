@@ -21,7 +21,7 @@ def build(context: Context) -> Fold:
 
     def draw(params, seeds):
         condition = run.conditioning.in_turn(seeds)
-        keys, denoiser = example_keys(run.seed, seeds, STREAM), run.model.bind(params, condition)
+        keys, denoiser = example_keys(run.seed, seeds, STREAM), context.guide(run.model.bind(params, condition))
         samples = context.sampler(keys, denoiser, run.image_shape)
         arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
         return arrays, samples.n_evaluations, samples.ok

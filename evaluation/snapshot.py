@@ -8,6 +8,7 @@ import numpy as np
 
 from evaluation.pictures import save_grid
 from sampling.base import Sampler, example_keys
+from sampling.guidance import Guide
 from score_flow.build import Experiment
 from score_flow.sharding import is_main, place, to_host
 from score_flow.types import Params
@@ -15,13 +16,15 @@ from score_flow.types import Params
 STREAM = 4  # of example keys
 
 
-def sheet(run: Experiment, sampler: Sampler, directory: Path, n: int = 36) -> Callable[[int, Params], None]:
+def sheet(
+    run: Experiment, sampler: Sampler, guide: Guide, directory: Path, n: int = 36
+) -> Callable[[int, Params], None]:
     """(step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows."""
     n = -(-n // run.mesh.size) * run.mesh.size
 
     @jax.jit
     def draw(params, seeds):
-        denoiser = run.model.bind(params, run.conditioning.in_turn(seeds))
+        denoiser = guide(run.model.bind(params, run.conditioning.in_turn(seeds)))
         samples = sampler(example_keys(run.seed, seeds, STREAM), denoiser, run.image_shape)
         return run.scaling.quantise(samples.x, run.dequantised)
 

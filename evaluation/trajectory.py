@@ -22,7 +22,7 @@ def build(context: Context) -> Fold:
     times = jnp.linspace(t_max, t_min, N_TIMES)
 
     def draw(params, seeds):
-        denoiser = run.model.bind(params, run.conditioning.in_turn(seeds))
+        denoiser = context.guide(run.model.bind(params, run.conditioning.in_turn(seeds)))
         x = run.model.path.prior_sample(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
 
         def onwards(x, ends):

@@ -25,8 +25,9 @@ class Samples(NamedTuple):
 # batch nor the devices nor an interruption can change a sample.
 Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
 
-# (denoiser, x, s, t) -> the law of x_s given x_t = x, s < t; one network call. A corrector keeps x at t.
-Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian]
+# (denoiser, x, s, t) -> the law of x_s given x_t = x, s < t; one network call. A corrector keeps x at t. One whose step
+# looks at the noise it is about to add (the published Langevin corrector) returns noise -> law instead.
+Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian | Callable[[Images], Gaussian]]
 
 
 def example_keys(seed: int, indices: Integer[Array, "b"], stream: int = 0) -> Keys:
@@ -40,30 +41,33 @@ def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Im
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
-def chain(keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals) -> Images:
-    """Apply every kernel on each interval (s, t) in turn and return the last mean: the last step adds no noise."""
+def chain(
+    keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals, denoise: bool = True
+) -> Images:
+    """Apply every kernel on each interval (s, t) in turn; denoise: return the last mean, without the last noise."""
 
     def visit(carry, row):
         x, _ = carry
         index, (s, t) = row
         for j, kernel in enumerate(kernels):
-            mean, std = kernel(denoiser, x, s, t)
-            x = mean + std * normal(keys, x.shape[1:], index * len(kernels) + j)
+            noise, law = normal(keys, x.shape[1:], index * len(kernels) + j), kernel(denoiser, x, s, t)
+            mean, std = law(noise) if callable(law) else law
+            x = mean + std * noise
         return (x, mean), None
 
     intervals = jnp.asarray(intervals, x.dtype)
-    (_, mean), _ = jax.lax.scan(visit, (x, x), (jnp.arange(len(intervals)), intervals))
-    return mean
+    (x, mean), _ = jax.lax.scan(visit, (x, x), (jnp.arange(len(intervals)), intervals))
+    return mean if denoise else x
 
 
-def chain_sampler(kernels: Sequence[Kernel], times: Callable, t_max: float) -> Sampler:
+def chain_sampler(kernels: Sequence[Kernel], times: Callable, t_max: float, denoise: bool = True) -> Sampler:
     """Draw from the prior at t_max, then `chain` over the intervals that times(path) gives."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         intervals = times(denoiser.path)
         prior_keys, noise_keys = split(keys)
         x = denoiser.path.prior_sample(prior_keys, shape, t_max)
-        x = chain(noise_keys, kernels, denoiser, x, intervals)
+        x = chain(noise_keys, kernels, denoiser, x, intervals, denoise)
         return Samples(x, jnp.asarray(len(intervals) * len(kernels)), finite(x))
 
     return sample

@@ -10,10 +10,11 @@ import lineax
 import numpy as np
 from jaxtyping import PyTree
 
-from sampling.base import Sampler, Samples, finite, split
-from score_flow.grid import GRIDS
+from sampling.base import Kernel, Sampler, Samples, chain, finite, split
+from score_flow.grid import GRIDS, intervals
 from score_flow.model import Denoiser, score_of, velocity_of
 from score_flow.paths.base import Coefficients
+from score_flow.transition import Gaussian
 from score_flow.types import Images, Keys, Times, check_choice
 
 LAST_STEPS = ("none", "mean", "tweedie", "euler")
@@ -25,6 +26,7 @@ METHODS = {
     "heun": (diffrax.Heun, 2),
     "shark": (diffrax.ShARK, 2),
     "sra1": (diffrax.SRA1, 2),
+    "noise_first_heun": (None, 2),  # SiT's, see below
 }
 
 # (coefficients, t, norm) -> w(t). SiT's forms (Ma et al. 2024, arXiv:2401.08740) in our time and with our factor: its w
@@ -74,13 +76,48 @@ class ExampleNoise(diffrax.AbstractBrownianPath):
         return levy if not use_levy else eqx.tree_at(lambda a: a.dt, levy, levy.dt[0])
 
 
+def unbounded(w: Times, c: Coefficients, step: Times | float) -> Times:
+    """w as it is, in place of `stable`: the published samplers, which are NaN where w is infinite."""
+    return w
+
+
+def noise_first_heun(w: Callable[[Coefficients, Times], Times], bound: Callable = stable) -> Kernel:
+    """SiT's Heun step: the noise of the step first, then Heun's rule on the drift alone (arXiv:2401.08740)."""
+
+    def kernel(denoiser, x, s, t) -> Callable[[Images], Gaussian]:
+        step = t - s
+
+        def drift(x, t):
+            c, estimate = denoiser.path.at(t), denoiser.estimate(x, t)
+            return velocity_of(estimate, c) - 0.5 * bound(w(c, t), c, step) * score_of(estimate, c)
+
+        def law(noise: Images) -> Gaussian:
+            c = denoiser.path.at(t)
+            noisy = x + jnp.sqrt(bound(w(c, t), c, step) * step) * noise
+            first = drift(noisy, t)
+            second = drift(noisy - step * first, s)
+            return Gaussian(noisy - 0.5 * step * (first + second), jnp.zeros_like(step))
+
+        return law
+
+    return kernel
+
+
 def reverse_sde(
-    keys: Keys, denoiser: Denoiser, x: Images, times: np.ndarray, w: Callable[[Coefficients, Times], Times], method: str
+    keys: Keys,
+    denoiser: Denoiser,
+    x: Images,
+    times: np.ndarray,
+    w: Callable[[Coefficients, Times], Times],
+    method: str,
+    bound: Callable = stable,
 ) -> Images:
     """dx = [velocity - w/2 score] dt + sqrt(w) dW, run down the descending times (arXiv:2401.08740, eq. 5).
 
     Solved in tau = times[0] - t, forwards: diffrax 0.7.2's stochastic Runge-Kutta methods are silently wrong backwards.
     """
+    if method == "noise_first_heun":
+        return chain(keys, [noise_first_heun(w, bound)], denoiser, x, intervals(times))
     path, t_max = denoiser.path, float(times[0])
     ascending = jnp.asarray(times[::-1], x.dtype)
 
@@ -88,7 +125,7 @@ def reverse_sde(
         t = t_max - tau
         c = path.at(t)
         i = jnp.clip(jnp.searchsorted(ascending, t, side="left"), 1, len(times) - 1)
-        return t, c, stable(w(c, t), c, ascending[i] - ascending[i - 1])
+        return t, c, bound(w(c, t), c, ascending[i] - ascending[i - 1])
 
     def drift(tau, x, _):
         t, c, w_t = coefficients(tau)
@@ -117,13 +154,15 @@ def reverse_sde(
     return solution.ys[0]
 
 
-def last(denoiser: Denoiser, x: Images, t: float, step: float, kind: str, w: Callable) -> Images:
+def last(
+    denoiser: Denoiser, x: Images, t: float, step: float, kind: str, w: Callable, bound: Callable = stable
+) -> Images:
     """The noise-free last step from t: mean (the SDE's drift), euler (the flow), or tweedie (E[x0 | x_t])."""
     if kind == "none":
         return x
     t = jnp.asarray(t, x.dtype)
     c = denoiser.path.at(t)
-    estimate, w_t = denoiser.estimate(x, t), stable(w(c, t), c, step)
+    estimate, w_t = denoiser.estimate(x, t), bound(w(c, t), c, step)
     if kind == "tweedie":
         return estimate.x0
     velocity = velocity_of(estimate, c)
@@ -140,10 +179,12 @@ def build(
     norm: float = 1.0,
     last_step: str = "mean",
     last_step_size: float = 0.0,
+    bounded: bool = True,
 ) -> Sampler:
     """The reverse-SDE sampler: n_steps steps to max(t_min, last_step_size), then the last step down from there.
 
-    last_step_size = 0 stands for t_min: the last step then goes from t_min to 0.
+    last_step_size = 0 stands for t_min: the last step then goes from t_min to 0. bounded = False leaves w as it is
+    (see `stable`), as SiT does.
     """
     check_choice("sampler sde: method", method, METHODS)
     check_choice("sampler sde: grid", grid, GRIDS)
@@ -152,6 +193,7 @@ def build(
         check_choice("sampler sde: diffusion", diffusion, DIFFUSIONS)
     form = diffusion if callable(diffusion) else DIFFUSIONS[diffusion]
     t_end = t_min if last_step == "none" else max(t_min, last_step_size)
+    bound = stable if bounded else unbounded
 
     def w(c, t):
         return form(c, t, norm)
@@ -160,8 +202,8 @@ def build(
         prior_keys, noise_keys = split(keys)
         x = denoiser.path.prior_sample(prior_keys, shape, t_max)
         times = GRIDS[grid](denoiser.path, n_steps, t_end, t_max)
-        x = reverse_sde(noise_keys, denoiser, x, times, w, method)
-        x = last(denoiser, x, t_end, t_end, last_step, w)
+        x = reverse_sde(noise_keys, denoiser, x, times, w, method, bound)
+        x = last(denoiser, x, t_end, t_end, last_step, w, bound)
         calls = n_steps * METHODS[method][1] + (last_step != "none")
         return Samples(x, jnp.asarray(calls), finite(x))
 

@@ -21,12 +21,13 @@ from score_flow.config import ROOT, convert
 from score_flow.data.base import Source
 from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
-from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.objective import WEIGHTINGS, Objective, min_snr
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS
 from score_flow.training import Preprocess, make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Params, UserError, check_choice
+from score_flow.variational import VariationalBound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def experiment(config: ConfigDict) -> Experiment:
     )
     return Experiment(
         model=model,
-        objective=build_objective(config, model),
+        objective=build_objective(config, model, declared.levels),
         optimiser=optimiser,
         open_source=open_source,
         image_shape=image_shape,
@@ -174,8 +175,8 @@ def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -
     )
 
 
-def build_objective(config: ConfigDict, model: Model) -> Objective:
-    """The training loss."""
+def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Objective:
+    """The training loss, for data of so many pixel levels."""
     training = config.training
     name = "log_snr" if training.importance_weighting else training.time_sampler.name
     check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
@@ -189,11 +190,33 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     return Objective(
         model,
         times,
-        WEIGHTINGS[weighting],
+        min_snr(training.min_snr_gamma) if weighting == "min_snr" else WEIGHTINGS[weighting],
         "mean" if training.reduce_mean else "sum",
         training.label_dropout if classes else 0.0,
         classes,
+        training.objective,
+        None if training.objective == "simple" else build_bound(config, model, times.times, levels),
+        training.vlb_weight,
     )
+
+
+def build_bound(config: ConfigDict, model: Model, times: tuple[float, ...], levels: int) -> VariationalBound:
+    """The variational bound of the chain at the times that training draws from."""
+    training, objective = config.training, f"config.training.objective = {config.training.objective}"
+    if not times:
+        raise UserError(
+            f"{objective} needs a chain: set config.training.time_sampler.name to grid or loss_second_moment."
+        )
+    if config.data.uniform_dequantization:
+        raise UserError(f"{objective} bounds the likelihood of levels: set config.data.uniform_dequantization=False.")
+    if (training.variance in ("range", "log")) != config.model.learn_sigma:
+        allowed = "range or log" if config.model.learn_sigma else "small or large"
+        raise UserError(
+            f"{objective} with config.model.learn_sigma = {config.model.learn_sigma} needs config.training.variance = "
+            f"{allowed}, got {training.variance!r}."
+        )
+    low = -1.0 if config.data.centered else 0.0
+    return VariationalBound(model.path, times, training.variance, training.decoder, low, 1.0, levels)
 
 
 def build_sampler(config: ConfigDict) -> Callable:

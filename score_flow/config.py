@@ -23,10 +23,14 @@ MINIMUM = {
     "training.snapshot_freq": 0,
     "training.snapshot_freq_for_preemption": 0,
     "training.smallest_time": 0,
+    "training.vlb_weight": 0,
+    "training.min_snr_gamma": 0,
     "optim.lr": 0,
     "optim.eps": 0,
     "optim.warmup": 0,
     "optim.weight_decay": 0,
+    "guidance.scale": 0,
+    "guidance.channels": 0,
     "eval.batch_size": 1,
     "eval.num_samples": 1,
     "eval.num_repeats": 1,
@@ -42,6 +46,8 @@ UNIT = (
     "training.label_dropout",
     "training.smallest_time",
     "training.largest_time",
+    "guidance.rescale",
+    "guidance.percentile",
     "eval.smallest_time",
     "eval.largest_time",
     "optim.beta1",
@@ -50,8 +56,12 @@ UNIT = (
 CHOICES = {
     "optim.optimizer": ("Adam", "AdamW"),
     "eval.bpd_dataset": ("train", "test"),
+    "guidance.threshold": ("none", "static", "dynamic"),
     "eval.probe": ("rademacher", "gaussian", "exact"),
-    "training.weighting": ("simple", "velocity", "data", "likelihood"),
+    "training.objective": ("simple", "hybrid", "vlb"),
+    "training.variance": ("small", "large", "range", "log"),
+    "training.decoder": ("tanh", "exact"),
+    "training.weighting": ("simple", "velocity", "data", "likelihood", "min_snr"),
 }
 
 

@@ -1,6 +1,7 @@
 """Time grids, descending from t_max to t_min, in float64 on the host. A grid of n steps has n + 1 times."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.paths.base import Path
-from score_flow.types import UserError
+from score_flow.types import UserError, check_choice
 
 Grid = Float[np.ndarray, "times"]
 Intervals = Float[np.ndarray, "n 2"] | Float[Array, "n 2"]  # rows (s, t), s < t
+GridFunction = Callable[[Path, int, float, float], Grid]  # (path, n_steps, t_min, t_max)
 
 
 def uniform(path: Path, n_steps: int, t_min: float, t_max: float) -> Grid:
@@ -43,6 +45,55 @@ def intervals(times: Grid) -> Float[np.ndarray, "times-1 2"]:
 
 
 GRIDS = {"uniform": uniform, "quadratic": quadratic, "karras": karras, "log_snr": log_snr}
+
+
+def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
+    """The grid of a name, or that of times given one by one, t_max first: (0.9, 0.4, 0.1), or the same as text.
+
+    Given times are taken as they are, whatever n_steps, t_min and t_max say. Raises UserError unless they descend
+    within [0, 1].
+    """
+    if isinstance(grid, str):
+        if not grid.startswith(("(", "[")):
+            check_choice(what, grid, GRIDS)
+            return GRIDS[grid]
+        grid = grid.strip("()[] ,").split(",")
+    try:
+        times = np.array([float(t) for t in grid])
+    except ValueError:
+        raise UserError(f"{what} is {grid!r}; allowed: a name, or numbers, (t_max, ..., t_min).") from None
+    if len(times) < 2 or not (np.diff(times) < 0).all() or times[0] > 1 or times[-1] < 0:
+        raise UserError(f"{what} is {tuple(grid)}; allowed: a name, or two or more descending times in [0, 1].")
+    return lambda path, n_steps, t_min, t_max: times.copy()
+
+
+def respace(n: int, spec: str | Sequence[int]) -> tuple[int, ...]:
+    """Which of the steps 0..n-1 of a chain to keep, in improved-diffusion's notation (arXiv:2102.09672, sec. 4).
+
+    "10,10,30": that many, evenly spread, of each of so many equal sections; "ddim50": 50 by an integer stride from 0.
+    Step i is the time (i + 1)/n. Raises UserError for a section with fewer steps, or a stride that does not exist.
+    """
+    if isinstance(spec, str) and spec.startswith("ddim"):
+        strides = (range(0, n, i) for i in range(1, n))
+        kept = next((steps for steps in strides if str(len(steps)) == spec.removeprefix("ddim")), None)
+        if kept is None:
+            raise UserError(f"respacing {spec!r}: no integer stride keeps that many of {n} steps.")
+        return tuple(kept)
+    try:
+        counts = [int(count) for count in (spec.split(",") if isinstance(spec, str) else spec)]
+    except ValueError:
+        counts = []
+    if not counts:
+        raise UserError(f"respacing is {spec!r}; allowed: counts such as '250' or '10,10,30', or 'ddim50'.")
+    kept = []
+    for count, section in zip(counts, np.array_split(np.arange(n), len(counts)), strict=True):
+        if not 0 <= count <= len(section):
+            raise UserError(f"respacing {spec!r}: cannot keep {count} of a section of {len(section)} steps.")
+        stride, position = (len(section) - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):
+            kept.append(int(section[round(position)]))
+            position += stride  # a sum, not a product: its roundings decide ties as the published tables have them
+    return tuple(kept)
 
 
 def finite_log_snr(path: Path, t: float) -> float:

@@ -1,8 +1,10 @@
 """One loss for every path, prediction and weighting."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,17 @@ from score_flow.numerics import expand, mean_flat, sum_flat
 from score_flow.paths.base import Coefficients
 from score_flow.prediction import Estimate
 from score_flow.times import TimeSampler
-from score_flow.types import Condition, Images, Key, Params, Times
+from score_flow.types import Condition, Images, Key, Params, Times, UserError, check_choice
+from score_flow.variational import VariationalBound
+
+Kind = Literal["simple", "hybrid", "vlb"]
+
+
+@functools.cache
+def min_snr(gamma: float = 5.0) -> Callable[[Coefficients], Times]:
+    """min(SNR, gamma) |x0 error|^2 = min(1, gamma/SNR) |noise error|^2 (Hang et al. 2023, arXiv:2303.09556)."""
+    return lambda c: jnp.minimum(1.0, gamma * (c.sigma / c.alpha) ** 2)
+
 
 # Weights of |noise_hat - noise|^2. Each is written as the space in which the error is a plain mean square.
 WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
@@ -21,6 +33,7 @@ WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
     "velocity": lambda c: (c.det / c.alpha) ** 2,  # |velocity error|^2 (Lipman et al. 2023)
     "data": lambda c: (c.sigma / c.alpha) ** 2,  # |x0 error|^2
     "likelihood": lambda c: c.g2 / c.sigma**2,  # g^2 |score error|^2 (Song et al. 2021, thm. 1, arXiv:2101.09258)
+    "min_snr": min_snr(),
 }
 
 
@@ -34,8 +47,12 @@ class Aux(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler.
+    """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler, or a chain's variational bound.
 
+    kind: "simple", that; "vlb", n L_t in bits per dimension, whose mean over the n steps is the bound without its
+    constant, the prior; "hybrid", simple + vlb_weight vlb, in which the bound trains the variance only: no gradient
+    flows from it to the mean (Nichol and Dhariwal 2021, sec. 3.1, arXiv:2102.09672). Theirs is lambda = 0.001 of the
+    whole bound for every n, that is n/1000 L_t beside a mean square; their unscaled variant, L_t, is vlb_weight = 1/n.
     reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
     label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598).
     """
@@ -46,6 +63,16 @@ class Objective:
     reduce: Literal["mean", "sum"] = "mean"
     label_dropout: float = 0.0
     null_label: int = 0
+    kind: Kind = "simple"
+    bound: VariationalBound | None = None
+    vlb_weight: float = 1e-3
+
+    def __post_init__(self):
+        check_choice("training.objective", self.kind, get_args(Kind))
+        if self.kind != "simple" and self.bound is None:
+            raise UserError(f"training.objective = {self.kind} needs the variational bound of a chain.")
+        if self.kind == "hybrid" and not self.bound.learned:
+            raise UserError("training.objective = hybrid trains a variance; training.variance must be range or log.")
 
     def __call__(
         self,
@@ -64,8 +91,10 @@ class Objective:
         if train and self.label_dropout and condition:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
             condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}
-        losses = importance * self.at(params, x0, noise, t, condition, key=dropout_key if train else None)
-        return jnp.mean(losses), Aux(losses, t, self.times.update(time_state, t, losses))
+        losses = self.at(params, x0, noise, t, condition, key=dropout_key if train else None)
+        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
+        losses = importance * losses
+        return jnp.mean(losses), Aux(losses, t, time_state)
 
     def at(
         self,
@@ -80,7 +109,25 @@ class Objective:
         """The weighted loss of each example at given times and noise."""
         model = self.model
         x = model.path.perturb(x0, noise, t)
-        output, _ = model.split(model.apply(params, x, t, condition, key=key), x)
+        output, variance = model.split(model.apply(params, x, t, condition, key=key), x)
+        match self.kind:
+            case "simple":
+                return self._square(output, x0, noise, t)
+            case "vlb":
+                return self._bound(output, variance, x0, x, t)
+            case "hybrid":
+                bound = self._bound(jax.lax.stop_gradient(output), variance, x0, x, t)
+                return self._square(output, x0, noise, t) + self.vlb_weight * bound
+
+    def _bound(self, output: Images, variance: Images | None, x0: Images, x: Images, t: Times) -> Float[Array, "b"]:
+        """n L_t of a network's output."""
+        estimate = self.model.prediction.decode(output, x, self.model.path.at(t).expand(x))
+        terms = self.bound.term(x0, x, estimate._replace(variance=variance), self.bound.step(t))
+        return len(self.bound.times) * terms * (1.0 if self.reduce == "mean" else 0.5 * math.prod(x0.shape[1:]))
+
+    def _square(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
+        """The weighted square of the error of a network's output."""
+        model = self.model
         c = model.path.at(t)
         # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.
         c = c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))

@@ -1,5 +1,6 @@
 """Which times a training step looks at: samplers of t with importance weights."""
 
+import math
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,26 +8,37 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.grid import finite_log_snr
 from score_flow.paths.base import Path
-from score_flow.types import Key, UserError
+from score_flow.types import Key, Times, UserError
 
 
 class TimeSampler(NamedTuple):
     """Draws (t, weight), each (b,): the mean of weight x f(t) estimates the mean of f under the sampler's base law.
 
-    init() is a state carried by the training state, update(state, t, losses) its next value; those below have none.
+    init() is a state carried by the training state and update(state, t, losses) its next value, the losses unweighted;
+    most have none. `times`: the times of a chain, ascending, where t is always one of them; () otherwise.
     """
 
     init: Callable[[], PyTree]
     sample: Callable[[PyTree, Key, int], tuple[Float[Array, "b"], Float[Array, "b"]]]
     update: Callable[[PyTree, Float[Array, "b"], Float[Array, "b"]], PyTree]
+    times: tuple[float, ...] = ()
 
 
-def _stateless(sample: Callable[[Key, int], tuple[Float[Array, "b"], Float[Array, "b"]]]) -> TimeSampler:
-    return TimeSampler(lambda: (), lambda state, key, b: sample(key, b), lambda state, t, losses: state)
+def _stateless(
+    sample: Callable[[Key, int], tuple[Float[Array, "b"], Float[Array, "b"]]], times: tuple[float, ...] = ()
+) -> TimeSampler:
+    return TimeSampler(lambda: (), lambda state, key, b: sample(key, b), lambda state, t, losses: state, times)
+
+
+def nearest(times: tuple[float, ...], t: Times) -> Int[Array, "..."]:
+    """The index of the nearest of some ascending times: exact for a chain's times in float32 too."""
+    middles = (np.asarray(times[1:]) + np.asarray(times[:-1])) / 2
+    t = jnp.asarray(t)
+    return jnp.searchsorted(jnp.asarray(middles, t.dtype), t)
 
 
 def uniform(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
@@ -52,15 +64,86 @@ def stratified(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
 def grid(path: Path, t_min: float, t_max: float = 1.0, n: int = 1000, closed: bool = False) -> TimeSampler:
     """t uniform on n grid times that lie in [t_min, t_max], weight 1: a chain's (i + 1)/n (discrete DDPM training), or,
     closed, i/(n - 1) from 0 to 1 (the n noise levels of SMLD)."""
-    times = np.linspace(0.0, 1.0, n) if closed else np.arange(1, n + 1) / n
-    times = times[(times >= t_min) & (times <= t_max)]
-    if not len(times):
-        raise UserError(f"time sampler grid: no i/{n} lies between t_min = {t_min} and t_max = {t_max}.")
+    times = _chain_times("grid", t_min, t_max, n, closed)
 
     def sample(key, b):
         return jnp.asarray(times, jnp.result_type(float))[jax.random.randint(key, (b,), 0, len(times))], jnp.ones(b)
 
-    return _stateless(sample)
+    return _stateless(sample, tuple(times.tolist()))
+
+
+def _chain_times(name: str, t_min: float, t_max: float, n: int, closed: bool) -> Float[np.ndarray, "times"]:
+    times = np.linspace(0.0, 1.0, n) if closed else np.arange(1, n + 1) / n
+    times = times[(times >= t_min) & (times <= t_max)]
+    if not len(times):
+        raise UserError(f"time sampler {name}: no i/{n} lies between t_min = {t_min} and t_max = {t_max}.")
+    return times
+
+
+class LossHistory(NamedTuple):
+    """The last losses seen at each time of a chain: history[i, counts[i] % h] is the next to be overwritten."""
+
+    history: Float[Array, "n h"]
+    counts: Int[Array, "n"]
+
+
+def loss_second_moment(
+    path: Path,
+    t_min: float,
+    t_max: float = 1.0,
+    n: int = 1000,
+    closed: bool = False,
+    history: int = 10,
+    uniform_prob: float = 0.001,
+) -> TimeSampler:
+    """`grid` with p(t_i) ~ sqrt(E[loss(t_i)^2]) over the last `history` losses of each time, weight 1/(n p).
+
+    A share uniform_prob of the draws is uniform, and all are until every time has its history (Nichol and Dhariwal
+    2021, sec. 3.3, arXiv:2102.09672).
+    """
+    times = _chain_times("loss_second_moment", t_min, t_max, n, closed)
+    chain = tuple(times.tolist())
+    if history < 1 or not 0 <= uniform_prob <= 1:
+        raise UserError(
+            f"time sampler loss_second_moment: history is {history}, uniform_prob {uniform_prob}; "
+            "allowed: at least 1, and from 0 to 1."
+        )
+
+    def init():
+        return LossHistory(jnp.zeros((len(times), history)), jnp.zeros(len(times), jnp.int32))
+
+    def sample(state, key, b):
+        p = second_moment_law(state, uniform_prob)
+        step = jax.random.choice(key, len(times), (b,), p=p)
+        return jnp.asarray(times, jnp.result_type(float))[step], 1 / (len(times) * p[step])
+
+    def update(state, t, losses):
+        return remember(state, nearest(chain, t), losses)
+
+    return TimeSampler(init, sample, update, chain)
+
+
+def second_moment_law(state: LossHistory, uniform_prob: float) -> Float[Array, "n"]:
+    """The probability of each time of a chain."""
+    n, h = state.history.shape
+    uniform_law = jnp.full((n,), 1 / n, state.history.dtype)
+    rms = jnp.sqrt(jnp.mean(state.history**2, axis=1))
+    total = jnp.sum(rms)
+    law = (1 - uniform_prob) * rms / jnp.where(total > 0, total, 1.0) + uniform_prob / n
+    return jnp.where(jnp.all(state.counts >= h) & (total > 0), law, uniform_law)
+
+
+def remember(state: LossHistory, steps: Int[Array, "b"], losses: Float[Array, "b"]) -> LossHistory:
+    """The history after losses at some steps, taken in order; of more than h at one step the last h stay."""
+    h = state.history.shape[1]
+    same, index = steps[:, None] == steps[None, :], jnp.arange(len(steps))
+    earlier = jnp.sum(same & (index[None, :] < index[:, None]), axis=1)
+    later = jnp.sum(same & (index[None, :] > index[:, None]), axis=1)
+    slot = jnp.where(later < h, (state.counts[steps] + earlier) % h, h)  # h is out of range: dropped
+    losses = losses.astype(state.history.dtype)
+    return LossHistory(
+        state.history.at[steps, slot].set(losses, mode="drop", unique_indices=True), state.counts.at[steps].add(1)
+    )
 
 
 def log_snr(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
@@ -94,4 +177,39 @@ def lognormal(path: Path, t_min: float, t_max: float = 1.0, mean: float = -1.2, 
     return _stateless(sample)
 
 
-TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified, "grid": grid, "log_snr": log_snr, "lognormal": lognormal}
+def logit_normal(path: Path, t_min: float, t_max: float = 1.0, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+    """log(t/(1 - t)) ~ N(mean, std^2) cut to [t_min, t_max]; weight 1: the law is part of the objective (Esser et al.
+    2024, sec. 3.1, arXiv:2403.03206)."""
+    law = statistics.NormalDist(mean, std)
+    low = law.cdf(math.log(t_min / (1 - t_min))) if t_min > 0 else 0.0
+    high = law.cdf(math.log(t_max / (1 - t_max))) if t_max < 1 else 1.0
+
+    def sample(key, b):
+        quantile = low + (high - low) * jax.random.uniform(key, (b,))
+        t = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(quantile))
+        return jnp.clip(t, t_min, t_max), jnp.ones(b)
+
+    return _stateless(sample)
+
+
+def shifted(path: Path, t_min: float, t_max: float = 1.0, shift: float = 3.0) -> TimeSampler:
+    """t = shift u / (1 + (shift - 1) u) in [t_min, t_max], u uniform; weight 1.
+
+    shift > 1 looks more at the noise, as images of shift^2 times the pixels need (Esser et al. 2024, eq. 23,
+    arXiv:2403.03206).
+    """
+    if shift <= 0:
+        raise UserError(f"time sampler shifted: shift is {shift}; it must be positive.")
+    low, high = (t / (shift - (shift - 1) * t) for t in (t_min, t_max))  # the inverse map
+
+    def sample(key, b):
+        u = low + (high - low) * jax.random.uniform(key, (b,))
+        return jnp.clip(shift * u / (1 + (shift - 1) * u), t_min, t_max), jnp.ones(b)
+
+    return _stateless(sample)
+
+
+TIME_SAMPLERS = {
+    "uniform": uniform, "stratified": stratified, "grid": grid, "loss_second_moment": loss_second_moment,
+    "log_snr": log_snr, "lognormal": lognormal, "logit_normal": logit_normal, "shifted": shifted,
+}  # fmt: skip

@@ -1,15 +1,18 @@
 """Time grids: exact ends, strictly descending, and uniform in the variable that names them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sampling.ode import Solver, flow
-from score_flow.grid import GRIDS, intervals, karras
+from score_flow.grid import GRIDS, choose, intervals, karras, respace
 from score_flow.paths.linear import Linear
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
+from tests.golden_data import golden_dir
 from tests.paths.variants import DEFAULTS, EPS, PATHS, coefficients
 
 T_MIN, T_MAX, N = 1e-3, 0.97, 127  # t = 1 has no finite log SNR on an interpolant
@@ -103,3 +106,64 @@ def test_a_solver_with_a_grid_of_log_snr_works_inside_jit(name):
     (mean, std), (end_mean, end_std) = denoiser.marginal(0.9), denoiser.marginal(0.01)
     np.testing.assert_allclose(y, end_mean + end_std * (x - mean) / std, atol=2e-2)  # second order, 16 steps
     np.testing.assert_allclose(y, solve(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(0.9, 0.4, 0.1), [0.9, 0.4, 0.1], "(0.9, 0.4, 0.1)", "[0.9,0.4,0.1,]"])
+def test_given_times_are_taken_as_they_are(grid):
+    np.testing.assert_array_equal(choose("grid", grid)(Linear(), 7, 0.2, 0.3), [0.9, 0.4, 0.1])
+
+
+@every_grid
+def test_a_named_grid_is_that_grid(name):
+    assert choose("grid", name) is GRIDS[name]
+
+
+@pytest.mark.parametrize(
+    "grid", ["unifrm", "(0.9, x)", (0.5,), (0.1, 0.9), (0.9, 0.9), (1.5, 0.1), (0.5, -0.1), (0.5, float("nan"))]
+)
+def test_a_bad_grid_is_refused_in_one_line(grid):
+    with pytest.raises(UserError, match="allowed") as caught:
+        choose("sampler x: grid", grid)
+    assert "sampler x: grid" in str(caught.value) and "\n" not in str(caught.value)
+
+
+RESPACED = [
+    (10, "10", tuple(range(10))),
+    (10, "1", (0,)),
+    (10, "4", (0, 3, 6, 9)),
+    (7, "3,2", (0, 2, 3, 4, 6)),  # the first section is the longer one; 1.5 rounds to the even 2
+    (10, "ddim5", (0, 2, 4, 6, 8)),
+    (10, "ddim4", (0, 3, 6, 9)),
+    (6, [2, 0, 1], (0, 1, 4)),
+]
+
+
+@pytest.mark.parametrize("n, spec, kept", RESPACED)
+def test_respacing(n, spec, kept):
+    assert respace(n, spec) == kept
+
+
+@pytest.mark.parametrize(
+    "n, spec",
+    [(10, "11"), (10, "4,6,1"), (10, "ddim6"), (10, "ddim1"), (10, "ddim"), (10, "ten"), (10, "-1"), (10, [])],
+)
+def test_a_respacing_that_does_not_exist_is_refused_in_one_line(n, spec):
+    with pytest.raises(UserError, match="respacing") as caught:
+        respace(n, spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_golden_respacing():
+    """Every recorded table of improved-diffusion, and every refusal."""
+    files = sorted((golden_dir() / "improved_diffusion" / "diffusion").glob("space_timesteps*.json"))
+    if not files:
+        pytest.skip("not in this set of reference numbers")
+    cases = [case for file in files for case in json.loads(file.read_text())]
+    assert any("error" in case for case in cases) and any("out" in case for case in cases)
+    for case in cases:
+        n, spec = case["num_timesteps"], case["section_counts"]
+        if "error" in case:
+            with pytest.raises(UserError):
+                respace(n, spec)
+        else:
+            assert list(respace(n, spec)) == case["out"], (n, spec)

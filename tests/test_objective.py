@@ -13,12 +13,14 @@ from score_flow.config import CHOICES, load
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.mlp import MLP
 from score_flow.numerics import mean_flat
-from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.objective import WEIGHTINGS, Objective, min_snr
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS, Estimate
-from score_flow.times import log_snr, uniform
+from score_flow.times import grid, log_snr, uniform
+from score_flow.types import UserError
+from score_flow.variational import VariationalBound, tables
 from tests.paths.variants import DEFAULTS, EPS
 from tests.test_model import MEAN, STD, Echo, drawn, perfect
 
@@ -182,3 +184,106 @@ def test_velocity_losses_and_gradients_exist_at_both_ends(path, weighting):
         output = model.apply(params, path.perturb(x0, noise, t), t)
         plain = mean_flat((output - c.dalpha * x0 - c.dsigma * noise) ** 2)
         np.testing.assert_allclose(losses, plain, rtol=64 * EPS[False])
+
+
+N = 5  # steps of a short chain
+
+
+class Learner(nn.Module):
+    """A network of one number for the mean and one for the variance's place in its range."""
+
+    @nn.compact
+    def __call__(self, x, time, condition=None, *, deterministic=True):
+        mean, variance = (self.param(name, nn.initializers.zeros, ()) for name in ("mean", "variance"))
+        return jnp.concatenate([mean * x, variance * jnp.cos(x)], axis=-1)
+
+
+def on_a_chain(kind, model, variance, **fields):
+    times = grid(model.path, 0.0, n=N)
+    bound = VariationalBound(model.path, times.times, variance)
+    return Objective(model, times, WEIGHTINGS["simple"], kind=kind, bound=bound, **fields)
+
+
+def test_the_bound_of_the_hybrid_trains_the_variance_alone():
+    """Its gradient at the mean is that of the simple loss to the bit; at the variance it is the weighted bound's."""
+    model = Model(Learner(), VP(), PREDICTIONS["noise"])
+    params = {"mean": jnp.asarray(0.3), "variance": jnp.asarray(0.2)}
+    x0 = X0[:64]
+
+    def gradient(kind, **fields):
+        loss = on_a_chain(kind, model, "range", **fields)
+        return jax.grad(lambda params: loss(params, (), KEY, x0)[0])(params)
+
+    simple, hybrid, vlb = gradient("simple"), gradient("hybrid", vlb_weight=0.5), gradient("vlb")
+    assert hybrid["mean"] == simple["mean"] != 0
+    assert simple["variance"] == 0 != vlb["mean"]
+    np.testing.assert_allclose(hybrid["variance"], 0.5 * vlb["variance"], rtol=16 * EPS[False])
+
+
+def test_the_bound_of_the_perfect_network_is_its_known_minimum():
+    """Inner steps, at the forward or posterior variance: the variances' part, and on_x0^2 var(x0 | x_t) / (2 var p)."""
+    path = VP()
+    for variance in ("small", "large"):
+        loss = on_a_chain("vlb", perfect(path, PREDICTIONS["noise"]), variance)
+        rows = tables(path, loss.bound.times)
+        log_model = rows.log_small if variance == "small" else rows.log_fixed_large
+        for i in range(1, N):
+            t = jnp.full(B, loss.bound.times[i])
+            alpha, sigma = (float(f(t[0])) for f in (path.alpha, path.sigma))
+            spread = rows.on_x0[i] ** 2 / (1 / STD**2 + (alpha / sigma) ** 2)
+            ratio = rows.log_small[i] - log_model[i]
+            least = 0.5 * (np.expm1(ratio) - ratio + spread * np.exp(-log_model[i])) * N / np.log(2)
+            losses = np.asarray(loss.at({}, X0, NOISE, t), np.float64)
+            assert abs(losses.mean() - least) <= 3 * losses.std() / B**0.5, (variance, i)
+
+
+def test_half_sums_of_the_bound():
+    model = perfect(VP(), PREDICTIONS["noise"])
+    mean, half_sum = (on_a_chain("vlb", model, "small", reduce=how)({}, (), KEY, X0)[0] for how in ("mean", "sum"))
+    np.testing.assert_allclose(half_sum, 0.5 * D * mean, rtol=8 * EPS[False])
+
+
+CHAINED = (
+    "path.name=vp", "model.prediction=noise", "model.learn_sigma=True", "data.uniform_dequantization=False",
+    "training.objective=hybrid", "training.time_sampler.name=grid",
+)  # fmt: skip
+
+
+def built(*overrides, levels=17):
+    config = load("configs/base.py", [f"--config.{override}" for override in (*CHAINED, *overrides)])
+    return build_objective(config, build_model(config, 1, build_conditioning(config, num_classes=10)), levels)
+
+
+def test_configs_build_the_bound_of_the_chain_that_they_draw_from():
+    loss = built("data.centered=False", "training.vlb_weight=0.25", "training.decoder=exact")
+    assert loss.bound.times == loss.times.times and len(loss.bound.times) == 1000
+    assert (loss.bound.low, loss.bound.high, loss.bound.levels) == (0.0, 1.0, 17)
+    assert (loss.kind, loss.vlb_weight, loss.bound.decoder) == ("hybrid", 0.25, "exact")
+    loss = built(
+        "training.time_sampler.name=loss_second_moment",
+        "training.objective=vlb",
+        "training.variance=log",
+    )
+    assert loss.kind == "vlb" and loss.bound.variance == "log" and len(loss.bound.times) == 1000
+
+
+@pytest.mark.parametrize("override, complaint", [
+    ("training.time_sampler.name=uniform", "needs a chain"),
+    ("data.uniform_dequantization=True", "bounds the likelihood of levels"),
+    ("model.learn_sigma=False", "small or large"),
+    ("training.variance=small", "range or log"),
+    ("training.objective=hybird", "Did you mean 'hybrid'"),
+])  # fmt: skip
+def test_a_bound_that_cannot_be_is_refused_in_one_line(override, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        built(override)
+    assert "\n" not in str(error.value)
+
+
+def test_min_snr_caps_the_signal_to_noise_ratio_of_data_errors():
+    """min(SNR, 5) |x0 error|^2, |noise error|^2 = SNR |x0 error|^2."""
+    c = VP().at(jnp.linspace(0.01, 0.99, 50))
+    snr = np.exp(np.asarray(c.log_snr, np.float64))
+    assert snr.min() < 5 < snr.max()
+    np.testing.assert_allclose(WEIGHTINGS["min_snr"](c), np.minimum(snr, 5) / snr, rtol=1e-4)
+    np.testing.assert_allclose(min_snr(1.0)(c), np.minimum(snr, 1) / snr, rtol=1e-4)

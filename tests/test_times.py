@@ -9,9 +9,21 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from score_flow.checkpoint import Checkpoints, target
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
-from score_flow.times import TIME_SAMPLERS, grid, log_snr, lognormal, stratified, uniform
+from score_flow.times import (
+    TIME_SAMPLERS,
+    grid,
+    log_snr,
+    logit_normal,
+    lognormal,
+    loss_second_moment,
+    nearest,
+    shifted,
+    stratified,
+    uniform,
+)
 from score_flow.types import UserError
 from tests.paths.variants import DEFAULTS, PATHS, coefficients
 
@@ -38,11 +50,14 @@ def test_every_sampler_draws_in_range_by_key_and_inside_jit(name):
     assert t.shape == weight.shape == (B,)
     assert (t >= T_MIN * (1 - 1e-6)).all() and (t <= T_MAX * (1 + 1e-6)).all() and (weight > 0).all()
     assert (sample(state, jax.random.key(1), B)[0] != t).mean() > 0.9
-    assert sampler.update(state, t, weight) == state == ()
+    later = sampler.update(state, t, weight)
+    assert jax.tree.structure(later) == jax.tree.structure(state)
+    assert sampler.times or state == later == ()
 
     @jax.jit
     def build_and_sample(key):
-        return TIME_SAMPLERS[name](VP(), t_min=T_MIN, t_max=T_MAX).sample((), key, B)
+        sampler = TIME_SAMPLERS[name](VP(), t_min=T_MIN, t_max=T_MAX)
+        return sampler.sample(sampler.init(), key, B)
 
     inside = build_and_sample(jax.random.key(0))
     np.testing.assert_allclose(inside[0], t, rtol=1e-4)  # bisection amplifies the rounding of log SNR by 1/(t rate)
@@ -134,3 +149,87 @@ def test_an_infinite_log_snr_is_refused_when_built(make, path_name, ends):
             attempt()
         end = ends[1] if ends[1] == 1.0 else ends[0]
         assert f"t = {end}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.2, 0.6)], ids=str)
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-0.5, 2.0)])
+def test_logit_normal_is_cut_to_its_range(mean, std, ends):
+    t, weight = draw(logit_normal(VP(), *ends, mean, std))
+    law = scipy.stats.norm(mean, std)
+    low, high = (law.cdf(scipy.special.logit(end)) for end in ends)
+    quantile = (law.cdf(scipy.special.logit(t)) - low) / (high - low)
+    assert scipy.stats.kstest(quantile, "uniform").pvalue > SIGNIFICANCE
+    np.testing.assert_array_equal(weight, 1.0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_shifted_times_are_a_map_of_uniform_ones_cut_to_the_range(shift):
+    t, weight = draw(shifted(VP(), T_MIN, T_MAX, shift))
+    u, *ends = (x / (shift - (shift - 1) * x) for x in (t, T_MIN, T_MAX))
+    assert scipy.stats.kstest(u, "uniform", args=(ends[0], ends[1] - ends[0])).pvalue > SIGNIFICANCE
+    np.testing.assert_array_equal(weight, 1.0)
+    with pytest.raises(UserError, match="must be positive"):
+        shifted(VP(), T_MIN, T_MAX, -1.0)
+
+
+@pytest.mark.parametrize("n", [3, 4000])
+def test_times_of_a_chain_are_found_in_float32(n):
+    times = tuple((np.arange(1, n + 1) / n).tolist())
+    np.testing.assert_array_equal(nearest(times, jnp.asarray(times, jnp.float32)), np.arange(n))
+
+
+def second_moments(seed, n=5, history=3, uniform_prob=0.1, n_batches=12):
+    """A sampler after batches of losses of known size, and (index, loss) of each in the order in which they came."""
+    sampler, rng = (
+        loss_second_moment(VP(), 0.0, n=n, history=history, uniform_prob=uniform_prob),
+        np.random.default_rng(seed),
+    )
+    state, seen = sampler.init(), []
+    for _ in range(n_batches):
+        step = rng.integers(0, n, 16)
+        losses = (step + 1) * rng.uniform(0.5, 1.5, 16)
+        t = jnp.asarray(np.asarray(sampler.times)[step], jnp.float32)
+        state = jax.jit(sampler.update)(state, t, jnp.asarray(losses, jnp.float32))
+        seen += list(zip(step, losses, strict=True))
+    return sampler, state, seen
+
+
+def test_second_moments_decide_the_law():
+    """p ~ root mean square of the last losses of each time, mixed with a tenth of the uniform law; weight 1/(n p)."""
+    sampler, state, seen = second_moments(seed=0)
+    last = [[loss for i, loss in seen if i == step][-3:] for step in range(5)]
+    rms = np.sqrt(np.mean(np.square(last), axis=1))
+    p = 0.9 * rms / rms.sum() + 0.1 / 5
+    t, weight = (np.asarray(a, np.float64) for a in sampler.sample(state, jax.random.key(0), 20000))
+    step = np.rint(t * 5).astype(int) - 1
+    np.testing.assert_allclose(weight, 1 / (5 * p[step]), rtol=1e-5)
+    assert scipy.stats.chisquare(np.bincount(step, minlength=5), 20000 * p).pvalue > SIGNIFICANCE
+    estimate = weight * np.cos(5 * t)
+    exact = np.cos(np.arange(1, 6)).mean()
+    assert abs(estimate.mean() - exact) <= 3 * estimate.std() / np.sqrt(len(t))
+
+
+def test_second_moments_are_uniform_until_every_time_has_its_history():
+    sampler = loss_second_moment(VP(), 0.0, n=5, history=3)
+    state = sampler.update(sampler.init(), jnp.full(64, 0.2), jnp.full(64, 7.0))
+    t, weight = sampler.sample(state, jax.random.key(0), 2000)
+    np.testing.assert_array_equal(weight, 1.0)
+    counts = np.bincount(np.rint(np.asarray(t) * 5).astype(int), minlength=6)[1:]
+    assert scipy.stats.chisquare(counts).pvalue > SIGNIFICANCE
+
+
+def test_second_moments_survive_a_checkpoint(tmp_path):
+    _, state, _ = second_moments(seed=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 0)
+    items = {"train": {"time_state": state}}
+    checkpoints.save(1, items, {}, wait=True)
+    restored = checkpoints.restore(1, target(items, jax.tree.map(lambda leaf: leaf.sharding, items)))
+    checkpoints.close()
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("fields", [{"history": 0}, {"uniform_prob": 1.5}])
+def test_second_moments_refuse_what_has_no_law(fields):
+    with pytest.raises(UserError, match="at least 1, and from 0 to 1"):
+        loss_second_moment(VP(), 0.0, **fields)

@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sampling.base import example_keys
 from sampling.ddim import ddim
+from sampling.heun import heun
+from sampling.multistep import dpm_solver, recur
 from sampling.ode import METHODS, Solver, flow
 from sampling.predictor_corrector import ancestral, euler, reverse_diffusion
 from sampling.sde import reverse_sde
-from score_flow.grid import intervals, uniform
+from sampling.unipc import unipc
+from score_flow.grid import intervals, karras, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
 from tests.discover import builds
-from tests.exact import GaussianDenoiser
+from tests.exact import GaussianDenoiser, MixtureDenoiser
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "bosh3": 3, "tsit5": 5, "dopri5": 5, "dopri8": 8}
 
@@ -100,3 +104,65 @@ def test_reverse_sde_has_weak_order_one_and_srk_more():
     assert min(errors) > 10 * exact * np.sqrt(2 / x.size)
     assert abs(slope(ns, errors) - 1) < 0.15
     assert error("shark", 40) < 0.3 * errors[0]
+
+
+# UniPC of order p is accurate to p + 1 (arXiv:2302.04867, theorem 3.1).
+FAST = {
+    "dpm1": (lambda path, times: dpm_solver(path, times, 1), "x0", 1),
+    "dpm2": (lambda path, times: dpm_solver(path, times, 2), "x0", 2),
+    "dpm3": (lambda path, times: dpm_solver(path, times, 3), "x0", 3),
+    "unipc2": (lambda path, times: unipc(path, times, 2), "x0", 3),
+    "unipc2_bh1": (lambda path, times: unipc(path, times, 2, "bh1"), "x0", 3),
+    "unipc3": (lambda path, times: unipc(path, times, 3), "x0", 4),
+    "heun": (heun, "noise", 2),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("data", ["gaussian", "mixture"])
+def test_fast_samplers_have_their_order(name, data):
+    """End states from near the prior (where the first steps' low orders cost nothing) to near the data, in float64."""
+    rows, estimate, order = FAST[name]
+    with jax.enable_x64(True):
+        path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 144, 216])
+        x = jax.random.normal(jax.random.key(0), (8, 3))
+        means = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+        denoiser = GaussianDenoiser(path) if data == "gaussian" else MixtureDenoiser(path, means, 0.6)
+        # Its error is far below the smallest of theirs, 4e-7.
+        exact, _ = flow(denoiser, x, 0.99, 1e-3, Solver("dopri8", rtol=1e-12, atol=1e-12, per_example=False))
+        errors = []
+        for n in ns:
+            table = rows(path, karras(path, int(n), 1e-3, 0.99))
+            end = jax.jit(lambda x, table=table: recur(keys, denoiser, x, table, estimate))(x)
+            errors.append(float(jnp.sqrt(jnp.mean((end - exact) ** 2))))
+    assert abs(slope(ns, errors) - order) < 0.2
+
+
+def variance(rows, denoiser) -> float:
+    """Variance after a recursion on Gaussian data, where estimates are affine in x: no Monte Carlo."""
+    k = rows.weights.shape[1]
+    spread = np.zeros((k, k))  # covariance of x and the estimates of the last k - 1 calls
+    spread[0, 0] = denoiser.marginal(float(rows.t[0]))[1] ** 2
+    zero, one = (denoiser.x0(jnp.full((len(rows.t), 1), value), jnp.asarray(rows.t))[:, 0] for value in (0.0, 1.0))
+    for slope_x0, scale, weights, std in zip(np.asarray(one - zero), *rows[1:], strict=True):
+        move = np.eye(k, k=-1)
+        if k > 1:
+            move[1] = np.eye(k)[0] * slope_x0
+        move[0] = np.append(scale + weights[0] * slope_x0, weights[1:])
+        spread = move @ spread @ move.T
+        spread[0, 0] += std**2
+    return float(spread[0, 0])
+
+
+def test_the_sde_variant_has_weak_order_one_and_its_second_order_errs_less():
+    with jax.enable_x64(True):
+        path, ns = VP(), np.array([80, 160, 320])
+        denoiser = GaussianDenoiser(path)
+        exact = denoiser.marginal(1e-2)[1] ** 2
+
+        def error(order, n):
+            return abs(variance(dpm_solver(path, karras(path, int(n), 1e-2, 0.99), order, "sde"), denoiser) - exact)
+
+        first, second = ([error(order, n) for n in ns] for order in (1, 2))
+    assert abs(slope(ns, first) - 1) < 0.2
+    assert (np.array(second) < 0.1 * np.array(first)).all()

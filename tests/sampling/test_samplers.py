@@ -34,6 +34,9 @@ VARIANTS = {
         {"predictor": "ancestral", "corrector": "langevin", "snr": 0.03},
     ],
     "ddim": [{}, {"eta": 0.5, "grid": "log_snr"}],
+    "heun": [{}, {"s_churn": 40.0, "s_min": 0.02, "grid": "log_snr"}],
+    "multistep": [{}, {"order": 3, "grid": "uniform"}, {"variant": "sde"}],
+    "unipc": [{}, {"order": 3, "b": "bh1"}],
 }
 
 
