@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     optim.grad_clip = 1.0  # largest global norm of the gradient; 0 or less = no limit
     optim.weight_decay = 0.0
 
-    # the sampler, a file of sampling/: ode, sde, predictor_corrector, ancestral, ddim
+    # the sampler, a file of sampling/: ode, sde, predictor_corrector, ancestral, ddim, heun, multistep, unipc
     config.sampling = component("ode", t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4)
 
     config.guidance = guidance = ConfigDict()

@@ -1,7 +1,6 @@
 """lsun_bedroom_lr2e-5 (Nichol and Dhariwal 2021, arXiv:2102.09672, tables 1 to 4).
 
-113,676,678 parameters in the source. The published weights were trained with the hybrid objective; from scratch this
-recipe minimises the simple loss, which leaves the learned variances where they start.
+113,676,678 parameters in the source.
 
 Hardware   not stated.
 Expected   no figure.
@@ -28,6 +27,7 @@ def get_config():
     config.model.time_shift = -1.0
     config.data.image_shape = (256, 256, 3)
     config.data.source = component("folder", image_size=256)
+    config.training.objective = "hybrid"
     config.training.time_sampler = component("grid", n=1000)
     config.optim.lr = 2e-5
     config.sampling = component("ancestral", n_steps=1000, t_min=0.0, variance="learned")

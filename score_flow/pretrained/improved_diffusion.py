@@ -16,6 +16,7 @@ from score_flow.types import UserError, check_choice
 MARKS = ("time_embed.0.weight", "input_blocks.0.0.weight")
 CHANNEL_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}  # by image size
 CLASSES = 1000
+SCHEDULES = {"uniform": "grid", "loss-second-moment": "loss_second_moment"}  # laws of the step in training
 
 # Their settings with the values that they have when they are not given.
 DIFFUSION = {
@@ -23,7 +24,7 @@ DIFFUSION = {
     "noise_schedule": "linear",
     "predict_xstart": False,
     "rescale_timesteps": True,
-    # How to sample and what to minimise: read here, but no part of the network, of the path or of the prediction.
+    # How to sample and what to minimise. Respacing is of a run of their sampler: config.sampling.n_steps says it here.
     "sigma_small": False,
     "timestep_respacing": "",
     "use_kl": False,
@@ -187,16 +188,22 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(given: dict[str, Any], learned: bool) -> dict[str, Any]:
-    """The simple loss on the steps of the chain, AdamW without warm-up or clipping, ancestral sampling."""
+    """What is minimised on the steps of the chain, AdamW without warm-up or clipping, ancestral sampling."""
     n = given["diffusion_steps"]
+    check_choice("schedule_sampler of improved-diffusion", given["schedule_sampler"], SCHEDULES)
+    fixed = "small" if given["sigma_small"] else "large"
     return {
+        "training.objective": "vlb" if given["use_kl"] else "hybrid" if learned else "simple",
+        # Theirs adds L_t times n/1000, or as it is; ours adds n L_t times this.
+        "training.vlb_weight": 1e-3 if given["rescale_learned_sigmas"] else 1 / n,
+        "training.variance": "range" if learned else fixed,
         "data.uniform_dequantization": False,
         "model.ema_rate": tuple(float(rate) for rate in str(given["ema_rate"]).split(",")),
         "model.ema_warmup": False,
         "training.batch_size": given["batch_size"],
         "training.log_freq": given["log_interval"],
         "training.snapshot_freq": given["save_interval"],
-        "training.time_sampler.name": "grid",
+        "training.time_sampler.name": SCHEDULES[given["schedule_sampler"]],
         "training.time_sampler.n": n,
         "training.smallest_time": 0.0,
         "optim.optimizer": "AdamW",
@@ -207,7 +214,7 @@ def _training(given: dict[str, Any], learned: bool) -> dict[str, Any]:
         "sampling.name": "ancestral",
         "sampling.n_steps": n,
         "sampling.t_min": 0.0,
-        "sampling.variance": "learned" if learned else "small" if given["sigma_small"] else "large",
+        "sampling.variance": "learned" if learned else fixed,
     }
 
 

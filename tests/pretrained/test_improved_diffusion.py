@@ -123,6 +123,9 @@ def test_flags_become_a_config():
     training = {key: value for key, value in overrides.items() if key not in expected}
     assert overrides == expected | training
     assert training == {
+        "training.objective": "hybrid",
+        "training.vlb_weight": 1e-3,
+        "training.variance": "range",
         "data.uniform_dequantization": False,
         "model.ema_rate": (0.9999,),
         "model.ema_warmup": False,
@@ -151,9 +154,11 @@ def test_flags_become_a_config():
         ({"predict_xstart": True}, {"model.prediction": "data"}),
         ({"attention_resolutions": 32}, {"network.attention_resolutions": (32,)}),  # as a command line reads 32 and
         ({"attention_resolutions": (8, 4)}, {"network.attention_resolutions": (8, 4)}),  # 8,4
-        ({"sigma_small": True}, {"sampling.variance": "small"}),
+        ({"sigma_small": True}, {"sampling.variance": "small", "training.variance": "small"}),
+        ({"use_kl": True, "rescale_learned_sigmas": False}, {"training.objective": "vlb", "training.vlb_weight": 1e-3}),
         ({"ema_rate": "0.999,0.9999"}, {"model.ema_rate": (0.999, 0.9999)}),
-        ({"use_kl": True, "timestep_respacing": "ddim25", "rescale_learned_sigmas": False}, {}),
+        ({"schedule_sampler": "loss-second-moment"}, {"training.time_sampler.name": "loss_second_moment"}),
+        ({"timestep_respacing": "ddim25"}, {}),
     ],
 )
 def test_each_flag_changes_its_fields_only(settings, changed):
