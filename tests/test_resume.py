@@ -33,7 +33,11 @@ def largest_difference(one, other) -> float:
 
 @pytest.mark.parametrize(
     "moments",
-    [["step:20:SIGKILL"], ["step:17:SIGTERM"], ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"]],
+    [
+        pytest.param(["step:20:SIGKILL"], marks=pytest.mark.slow),
+        pytest.param(["step:17:SIGTERM"], marks=pytest.mark.slow),
+        ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"],
+    ],
     ids=str,
 )
 def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moments):

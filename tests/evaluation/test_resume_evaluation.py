@@ -43,21 +43,33 @@ def arrays(workdir, folder):
     return json.loads((directory / "results.json").read_text()), found
 
 
-def test_killed_at_five_moments(trained, cache):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["round:6:SIGTERM", "round:3:SIGKILL"],
+        pytest.param(
+            ["round:2:SIGKILL", "round:6:SIGTERM", "round:3:SIGKILL", "round:5:SIGTERM", "round:1:SIGKILL"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=len,
+)
+def test_killed_and_gone_on(trained, cache, moments):
     """SIGKILL and SIGTERM in the loss and the likelihood job (the batches asked for are counted): bitwise the same."""
-    for moment in ("round:2:SIGKILL", "round:6:SIGTERM", "round:3:SIGKILL", "round:5:SIGTERM", "round:1:SIGKILL"):
+    folder = f"broken{len(moments)}"
+    for moment in moments:
         kill = moment.endswith("SIGKILL")
         run(
             trained,
             *FLAGS,
-            "--eval_folder=broken",
+            f"--eval_folder={folder}",
             mode="eval",
             moment=moment,
             cache=cache,
             expected=-9 if kill else 75,
         )
-    run(trained, *FLAGS, "--eval_folder=broken", mode="eval", cache=cache)
-    (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, "broken")
+    run(trained, *FLAGS, f"--eval_folder={folder}", mode="eval", cache=cache)
+    (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, folder)
     assert one == other
     assert arrays_one.keys() == arrays_other.keys()
     for name in arrays_one:
