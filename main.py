@@ -33,14 +33,17 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--mode",
         required=True,
-        choices=("train", "eval", "sample", "import"),
-        help="train; eval: loss, samples, bits/dim, report; sample: samples only; import: published weights",
+        choices=("train", "eval", "sample", "control", "import"),
+        help="train; eval: loss, samples, bits/dim, report; sample: samples only; control: samples of which something "
+        "is known (config.control: inpainting, ...); import: published weights",
     )
     parser.add_argument("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
     parser.add_argument(
         "--reference_config", help="import: the settings that the network was trained with in its own project, as .json"
     )
-    parser.add_argument("--eval_folder", default="eval", help="sub-folder of workdir for results (default: eval)")
+    parser.add_argument(
+        "--eval_folder", default="", help="sub-folder of workdir for results (default, by mode: eval, samples, control)"
+    )
     known, rest = parser.parse_known_args(argv)
     return known, rest
 
@@ -68,12 +71,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
             guide = build_guide(built, config)
             train(built, config, workdir, sheet(built, build_sampler(config), guide, workdir / "samples"))
         else:
-            from evaluation.run import SAMPLES_FOLDER, evaluate, jobs
+            from evaluation.run import evaluate
 
-            names, folder = (
-                (jobs(config), options.eval_folder) if options.mode == "eval" else (["samples"], SAMPLES_FOLDER)
-            )
-            evaluate(built, config, workdir, folder, names)
+            evaluate(built, config, workdir, options.mode, options.eval_folder)
 
 
 def config_of(workdir: str) -> str:

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     model.low_res = 0  # super-resolution: give the image at this many pixels a side to the network; 0 = no
     model.learn_sigma = False  # twice the output channels: the second half is a variance (unused by interpolants)
     model.ema_rate = (0.9999,)  # one average of the weights for each rate; evaluation uses the first
+    model.ema_std = ()  # after them, one by powers of the step for each width, a share of the run: 0.05, 0.1 (EDM2)
     model.ema_warmup = True  # min(rate, (1 + n)/(10 + n)): short runs are not averaged with their start
 
     config.data = data = ConfigDict()
@@ -52,7 +53,7 @@ def get_config() -> ConfigDict:
         5000  # steps between resumable checkpoints (checkpoints-meta/), newest two kept
     )
     training.snapshot_sampling = True  # draw a sheet of samples at each milestone
-    training.objective = "simple"  # simple (weighted squared error), vlb (variational bound of a chain), hybrid (both)
+    training.objective = "simple"  # simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier
     training.vlb_weight = 1e-3  # hybrid: weight of the bound, which trains only the variance, beside a mean square
     training.variance = "range"  # of a step, for the bound: small, large, or learned (model.learn_sigma): range, log
     training.decoder = "tanh"  # normal distribution function of the bound's first step: tanh (as published) or exact
@@ -66,6 +67,7 @@ def get_config() -> ConfigDict:
     training.smallest_time = 1e-5  # t is drawn from [smallest_time, largest_time]
     training.largest_time = 1.0
     training.reduce_mean = True  # mean of the squared error over pixels instead of half its sum
+    training.coupling = "independent"  # of images and noise; ot: optimal transport within a batch, for flows only
     training.label_dropout = 0.0  # probability of hiding a label, for classifier-free guidance
     training.fsdp = False  # shard parameters, EMA and optimiser state over the devices too
 
@@ -89,6 +91,14 @@ def get_config() -> ConfigDict:
     guidance.channels = 0  # guide only the first so many channels; 0 = all
     guidance.threshold = "none"  # x0 stays in the data's range: none, static (clipped), dynamic (by its percentile)
     guidance.percentile = 0.995  # of |x0| over an image, for dynamic
+    guidance.temperature = 1.0  # standard deviation of the noise that samples start from, relative to the prior's
+    guidance.classifier = ""  # workdir of a classifier (training.objective) on the same path: guides to a label each
+    guidance.classifier_scale = 1.0  # ... by score + classifier_scale grad log p(label | x_t); 0 = off
+    guidance.bad = ""  # workdir of a worse model of the same data: `scale` extrapolates from it (autoguidance) instead
+
+    # --mode=control, a file of sampling/control/: inpaint, colourise, super_resolution, linear, sdedit; its fields are
+    # given beside the name: input (an image, or an .npz of several), mask, matrix, method, sigma_y, ...
+    config.control = component("inpaint")  # what is known of the samples: inpaint, colourise, super_resolution, ...
 
     config.eval = evaluation = ConfigDict()
     evaluation.enable_loss = True  # the loss on the data set, by time
@@ -97,21 +107,26 @@ def get_config() -> ConfigDict:
     evaluation.jobs = ()  # further jobs, by the name of their file in evaluation/
     evaluation.batch_size = 128  # global; changes speed, not results
     evaluation.num_samples = 256
+    evaluation.low_res = ""  # what a super-resolution model refines: an .npz of images, as a base model's samples.npz
     evaluation.num_repeats = 1  # passes over the data with new dequantisation noise and probes, for the loss and bpd
     evaluation.bpd_dataset = "test"  # split that the loss and bpd are computed on: train or test
     evaluation.begin_ckpt = 0  # first and last milestone to evaluate, counted from 1;
     evaluation.end_ckpt = 0  # 0 = the newest
-    evaluation.ema = 0  # which EMA rate to evaluate; -1 = the raw weights
+    evaluation.ema = 0  # which average to evaluate, of model.ema_rate, then ema_std; -1 = the raw weights
+    evaluation.ema_std = 0.0  # evaluate one of this width, made of all milestones' model.ema_std, instead; 0 = off
     evaluation.smallest_time = 1e-5  # the likelihood integrates from here to largest_time
     evaluation.largest_time = 1.0
     evaluation.probe = "rademacher"  # of the divergence: rademacher, gaussian, exact
     evaluation.n_probes = 1
+    evaluation.vlb_steps = 0  # of the job vlb: this many even times up to largest_time; 0 = the chain of training
+    evaluation.vlb_variance = "small"  # of a step, where training learned none for its bound: small or large
+    evaluation.vlb_clip = True  # keep the estimate of x0 in the range of the data, as published
     evaluation.solver = ConfigDict()
     evaluation.solver.method = "tsit5"  # tsit5, dopri5, dopri8, bosh3, heun, midpoint, ralston, euler
     evaluation.solver.rtol = 1e-5
     evaluation.solver.atol = 1e-5
     evaluation.solver.n_steps = 0  # 0 = adaptive steps; else this many steps on `grid`
-    evaluation.solver.grid = "uniform"  # uniform, quadratic, karras, log_snr
+    evaluation.solver.grid = "uniform"  # uniform, quadratic, karras, log_snr, or the times: (1.0, ..., 1e-5)
     evaluation.solver.per_example = True  # adapt the steps of each image alone: results do not depend on the batch
     evaluation.solver.max_steps = 4096
     return config

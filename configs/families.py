@@ -57,6 +57,7 @@ def improved_diffusion() -> ConfigDict:
     config.optim.lr = 1e-4
     config.optim.warmup = 0
     config.optim.grad_clip = 0.0
+    config.guidance.threshold = "static"  # their samplers clip x0 unless told not to
     return config
 
 

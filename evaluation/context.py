@@ -1,40 +1,87 @@
 """What an evaluation job is given: a trained model with its parameters, data and settings."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Integer, PyTree
 from ml_collections import ConfigDict
 
+from evaluation.weights import checkpoints_of, load_params
 from sampling.base import Sampler
-from sampling.guidance import Guide, guide
-from score_flow.build import Experiment
+from sampling.control.base import Control
+from sampling.control.inputs import existing_file
+from sampling.guidance import guide
+from score_flow.build import Experiment, experiment, resolve
+from score_flow.classification import Classification
+from score_flow.conditioning import Conditioning
+from score_flow.config import load
+from score_flow.data import arrays
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
-from score_flow.model import NetworkDenoiser
+from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.sharding import batch_sharding
-from score_flow.types import Batch, Params
+from score_flow.types import Batch, Condition, Params, UserError
+
+
+@flax.struct.dataclass
+class Guidance:
+    """What samplers see of a model's denoiser, and the condition of each sample.
+
+    A tree whose leaves are the parameters of the other runs that guide it: hand it to a compiled function as an
+    argument, and they are none of its constants.
+    """
+
+    wrap: Callable[..., Denoiser] = flax.struct.field(pytree_node=False)
+    conditioning: Conditioning = flax.struct.field(pytree_node=False)
+    classification: Classification | None = flax.struct.field(pytree_node=False, default=None)
+    classifier: PyTree = None  # its parameters
+    bad_model: Model | None = flax.struct.field(pytree_node=False, default=None)
+    bad: PyTree = None  # its parameters
+    base: Batch | None = None  # the samples that a super-resolution model refines
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        """The guided denoiser; free to build inside jit."""
+        bad = self.bad_model and self.bad_model.bind(self.bad)
+        log_prob = self.classification and functools.partial(self.classification.log_prob, self.classifier)
+        return self.wrap(denoiser, bad, log_prob)
+
+    def in_turn(self, indices: Integer[Array, "b"]) -> Condition:
+        """The condition of samples by their global index; a classifier guides a model without classes to its own."""
+        return self.conditioning.in_turn(indices, self.base)
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
     """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder.
 
-    `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter.
+    `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter: an argument of what
+    is compiled, as `params` are.
     `judged`: whether results are compared with the data set, or samples are all that is wanted.
+    `control`: what is known of the samples, wrapped around the guided denoiser.
     """
 
     run: Experiment
     params: Params
     step: int
     sampler: Sampler
-    guide: Guide
+    guide: Guidance
     options: ConfigDict
     directory: Path
     judged: bool = True
+    control: Control | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples are wanted: of controlled ones, which are to be looked at, at most eight an input."""
+        n = self.options.num_samples
+        return min(n, 8 * len(self.control.known)) if self.control else n
 
     @property
     def source(self) -> Source:
@@ -65,9 +112,79 @@ class Context:
         return lambda *arrays: compiled(self.params, *arrays)
 
 
-def build_guide(run: Experiment, config: ConfigDict) -> Guide:
-    """What config.guidance asks of a run's model; raises UserError where the model cannot give it."""
+def build_guide(run: Experiment, config: ConfigDict) -> Guidance:
+    """What config.guidance asks of a run's model; raises UserError where the model, or another run, cannot give it."""
+    settings = dict(config.guidance)
+    folders = {name: settings.pop(name) for name in ("classifier", "bad")}
+    if folders["bad"] and settings["scale"] == 1:
+        raise UserError("config.guidance.bad is given, but config.guidance.scale is 1: nothing would be guided.")
     # Trained without ever hiding a label, a network has a null class in name only.
     null = run.conditioning.num_classes if config.training.label_dropout > 0 else 0
     channels, range_of_data = run.image_shape[-1], (run.scaling.low, run.scaling.high)
-    return guide(null, channels, *range_of_data, **config.guidance)
+    wrap = guide(null, channels, *range_of_data, autoguided=bool(folders["bad"]), **settings)
+    guidance = Guidance(wrap, run.conditioning)
+    if folders["bad"]:
+        other, params = _load(run, "bad", folders["bad"])
+        guidance = guidance.replace(bad_model=other.model, bad=params)
+    if folders["classifier"]:
+        other, params = _load(run, "classifier", folders["classifier"])
+        labels = dataclasses.replace(run.conditioning, num_classes=other.conditioning.num_classes)
+        guidance = guidance.replace(conditioning=labels, classification=other.objective, classifier=params)
+    return guidance.replace(base=load_base(run, config.eval.low_res))
+
+
+def load_base(run: Experiment, file: str) -> Batch | None:
+    """The samples of a base model, in the model's range, that config.eval.low_res gives to a super-resolution model.
+
+    The .npz holds uint8 `image` and, for a model of classes, the `label` of each, as samples.npz does.
+    """
+    side = run.conditioning.low_res
+    if not file:
+        return None
+    if not side:
+        raise UserError("config.eval.low_res is given, but config.model.low_res is 0: the model refines no images.")
+    source = arrays.build(path=str(existing_file(file, "config.eval.low_res")), levels=run.scaling.levels)
+    shape = (side, side, run.image_shape[-1])
+    if source.image_shape != shape:
+        raise UserError(f"config.eval.low_res: {file} holds images of shape {source.image_shape}; allowed: {shape}")
+    base = {"low_res": run.scaling.normalise(jnp.asarray(source.image))}
+    classes = run.conditioning.num_classes
+    if not classes or source.label is None:
+        return base
+    if source.num_classes > classes:
+        raise UserError(f"config.eval.low_res: {file} has labels up to {source.num_classes - 1}; allowed: < {classes}")
+    return base | {"label": jnp.asarray(source.label)}
+
+
+def build_control(run: Experiment, config: ConfigDict) -> Control:
+    """What config.control names."""
+    return resolve(
+        "sampling.control", config.control, "config.control",
+        image_shape=run.image_shape, scaling=run.scaling, dequantised=run.dequantised, data_std=config.model.data_std,
+    )  # fmt: skip
+
+
+def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params]:
+    """Another run, with the weights that it evaluates of its newest checkpoint; raises UserError if it does not fit."""
+    where, file = f"config.guidance.{field} = {workdir}", Path(workdir) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
+    settings = load(str(file), [])
+    other = dataclasses.replace(experiment(settings), mesh=run.mesh)
+    if isinstance(other.objective, Classification) != (field == "classifier"):
+        needed = "a classifier (training.objective = classifier)" if field == "classifier" else "a model of images"
+        raise UserError(f"{where} was trained with training.objective = {settings.training.objective}; give {needed}.")
+    classes, theirs = run.conditioning.num_classes, other.conditioning.num_classes
+    for what, ours, found in (
+        ("path", run.model.path, other.model.path),
+        ("shape of images", run.image_shape, other.image_shape),
+        ("range of pixels", (run.scaling.low, run.scaling.high), (other.scaling.low, other.scaling.high)),
+        ("side of low-resolution images", run.conditioning.low_res, other.conditioning.low_res),
+        ("number of classes", classes or theirs, theirs or classes),
+    ):
+        if ours != found:
+            raise UserError(f"{where} has another {what}: {found}, where this run has {ours}.")
+    if field == "bad" and theirs > classes:
+        raise UserError(f"{where} needs labels, which this run's samples have not.")
+    checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
+    return other, load_params(other, settings, checkpoints, step)

@@ -21,47 +21,60 @@ CONFIDENT = 0.9
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 Features = Float[np.ndarray, "n d"]
+Labels = Int[np.ndarray, "n"]
 Map = Callable[[Features], Features]  # of flat pixels in [0, 1]
 
 
-@threadpool_limits.wrap(limits=1)  # small matrices: threads cost more than they give, and would round by their number
-def compare(images: Pixels, train: Source, test: Source) -> dict[str, Any]:
+class Judge:
     """Squared Frechet distance of images to the test split, and what a classifier makes of them when there are labels.
 
     `frechet_distance_train` is the distance of as many training images (all, if there are fewer): what perfect samples
     would get at this number. All three sets need two images to have a covariance; the result is {} without.
+    `classifier_accuracy` is the share of images that the classifier takes for what their labels say.
     """
-    n = len(images)
-    if min(n, len(train), len(test)) < 2:
-        return {}
-    order = np.random.RandomState(0).permutation(len(train))  # legacy generator: its stream is frozen for ever
-    classifier = _fit_classifier(train, order[:CLASSIFIER_IMAGES]) if train.num_classes and test.num_classes else None
-    if classifier is None:
-        what, features = _components(_pixels(train.read(order[:COMPONENT_IMAGES])["image"], train.levels))
-    else:
-        what, features = (
-            f"hidden layer ({WIDTH}) of an MLP classifier trained on the training images",
-            _hidden(classifier),
-        )
-    sampled = _map(features, images, train.levels)
-    of_test, of_train = _over(features, test, np.arange(len(test))), _over(features, train, order[:n])
-    result = {
-        "features": what,
-        "n_features": sampled.shape[1],
-        "frechet_distance": frechet_distance(*moments(sampled), *moments(of_test)),
-        "frechet_distance_train": frechet_distance(*moments(of_train), *moments(of_test)),
-    }
-    return result if classifier is None else result | _classified(classifier, images, test)
+
+    def __init__(self, train: Source, test: Source):
+        self._train, self._test = train, test
+        order = np.random.RandomState(0).permutation(len(train))  # legacy generator: its stream is frozen for ever
+        self._order, self._classifier = order, None
+        if min(len(train), len(test)) < 2:
+            return
+        with threadpool_limits(limits=1):  # small matrices: threads cost more than they give, and round by their number
+            if train.num_classes and test.num_classes:
+                self._classifier = _fit_classifier(train, order[:CLASSIFIER_IMAGES])
+            if self._classifier is None:
+                pixels = _pixels(train.read(order[:COMPONENT_IMAGES])["image"], train.levels)
+                self._what, self._features = _components(pixels)
+            else:
+                self._what = f"hidden layer ({WIDTH}) of an MLP classifier trained on the training images"
+                self._features = _hidden(self._classifier)
+            self._of_test = moments(_over(self._features, test, np.arange(len(test))))
+
+    @threadpool_limits.wrap(limits=1)
+    def __call__(self, images: Pixels, labels: Labels | None = None) -> dict[str, Any]:
+        n, train, test = len(images), self._train, self._test
+        if min(n, len(train), len(test)) < 2:
+            return {}
+        sampled = _map(self._features, images, train.levels)
+        of_train = _over(self._features, train, self._order[:n])
+        result = {
+            "features": self._what,
+            "n_features": sampled.shape[1],
+            "frechet_distance": frechet_distance(*moments(sampled), *self._of_test),
+            "frechet_distance_train": frechet_distance(*moments(of_train), *self._of_test),
+        }
+        return result if self._classifier is None else result | _classified(self._classifier, images, test, labels)
 
 
-def _classified(classifier: MLPClassifier, images: Pixels, test: Source) -> dict[str, Any]:
+def _classified(classifier: MLPClassifier, images: Pixels, test: Source, labels: Labels | None) -> dict[str, Any]:
     """Accuracy on the test split; confidence (largest probability) on samples and on test images; class counts."""
     every = np.arange(len(test))
-    labels = np.concatenate([test.read(part)["label"] for part in _chunks(every)])
+    truth = np.concatenate([test.read(part)["label"] for part in _chunks(every)])
     real, sampled = _over(classifier.predict_proba, test, every), _map(classifier.predict_proba, images, test.levels)
     classes = classifier.classes_[sampled.argmax(axis=1)]
-    return {
-        "classifier_test_accuracy": float((classifier.classes_[real.argmax(axis=1)] == labels).mean()),
+    accuracy = {} if labels is None else {"classifier_accuracy": float((classes == labels).mean())}
+    return accuracy | {
+        "classifier_test_accuracy": float((classifier.classes_[real.argmax(axis=1)] == truth).mean()),
         "classifier_confidence": float(sampled.max(axis=1).mean()),
         "classifier_confidence_test": float(real.max(axis=1).mean()),
         "classifier_confident_share": float((sampled.max(axis=1) > CONFIDENT).mean()),

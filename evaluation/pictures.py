@@ -1,10 +1,13 @@
 """Sheets of images as PNG files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+Pixels = UInt8[np.ndarray, "n h w c"]
 
 
 def grid(
@@ -19,6 +22,17 @@ def grid(
     for i, image in enumerate(stretched):
         sheet[i // columns, :h, i % columns, :w] = image
     return sheet.reshape(rows * (h + border), columns * (w + border), c)[: -border or None, : -border or None]
+
+
+def beside(
+    shown: Sequence[UInt8[np.ndarray, "n h w c"]], samples: UInt8[np.ndarray, "m h w c"]
+) -> tuple[UInt8[np.ndarray, "cells h w c"], int]:
+    """(images, columns) of a sheet with a row an input: what is shown of it, then its samples, i of input i mod n."""
+    n = min(len(shown[0]), len(samples))
+    missing = np.zeros((-len(samples) % n, *samples.shape[1:]), np.uint8)
+    drawn = np.concatenate([samples, missing]).reshape(-1, n, *samples.shape[1:])
+    columns = [*(pictures[:n] for pictures in shown), *drawn]
+    return np.stack(columns, axis=1).reshape(-1, *samples.shape[1:]), len(columns)
 
 
 def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0) -> None:

@@ -11,33 +11,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import report
-from evaluation.context import Context, build_guide
+from evaluation.context import Context, build_control, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.fold import write_json
+from evaluation.weights import checkpoints_of, load_params, weights_of
 from score_flow.build import Experiment, build_sampler, resolve
-from score_flow.checkpoint import Checkpoints, target
+from score_flow.classification import Classification
 from score_flow.config import differences
-from score_flow.sharding import barrier, is_main, replicated
-from score_flow.train import refuse_other_config
-from score_flow.types import Params, UserError
+from score_flow.sharding import barrier, is_main
+from score_flow.types import UserError
 
-MODEL = (
-    "path",
-    "network",
-    "model.prediction",
-    "model.time",
-    "model.time_scale",
-    "model.time_shift",
-    "model.learn_sigma",
-    "model.low_res",
-    "model.input",
-    "model.data_std",
-    "model.class_conditional",
-    "data.centered",
-)
-
-
-SAMPLES_FOLDER = "samples"  # of --mode=sample
+# mode -> folder of its results in the workdir
+FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
 
 
 def jobs(config: ConfigDict) -> list[str]:
@@ -52,19 +37,31 @@ def jobs(config: ConfigDict) -> list[str]:
     return [name for name, enabled in wanted.items() if enabled] + list(options.jobs)
 
 
-def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, names: list[str]) -> dict[str, Any]:
-    """Run the jobs, write results.json and the report; returns {job: result} of the last checkpoint."""
-    options, judged = config.eval, folder != SAMPLES_FOLDER  # against the data set, which drawing samples does not need
+def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
+    """Raise UserError when more is asked of a classifier than its loss and accuracy."""
+    more = [name for name in names if name not in ("loss", "accuracy")]
+    if isinstance(run.objective, Classification) and more:
+        raise UserError(
+            f"a classifier (training.objective = classifier) has no {', '.join(more)}: evaluate it with "
+            "config.eval.enable_sampling=False and config.eval.enable_bpd=False, jobs loss and accuracy."
+        )
+
+
+def evaluate(run: Experiment, config: ConfigDict, workdir: Path, mode: str, folder: str = "") -> dict[str, Any]:
+    """Run a mode's jobs, write results.json and the report; returns {job: result} of the last checkpoint."""
+    options, judged = config.eval, mode == "eval"  # against the data set, which drawing samples does not need
+    names, control = jobs(config) if judged else ["samples"], build_control(run, config) if mode == "control" else None
+    refuse_samples_of_classifier(run, names)
     sampler, guide, results = build_sampler(config), build_guide(run, config), {}
     chosen = checkpoints_of(workdir, options.begin_ckpt, options.end_ckpt)
     for checkpoints, step in chosen:
         params = load_params(run, config, checkpoints, step)
-        directory = workdir / folder / str(step)
-        refuse_other_settings(directory, config)
+        directory = workdir / (folder or FOLDERS[mode]) / str(step)
+        refuse_other_settings(directory, config, ("control",) if control else ())
         results = {}
         for name in names:
             (directory / name).mkdir(parents=True, exist_ok=True)
-            context = Context(run, params, step, sampler, guide, options, directory / name, judged)
+            context = Context(run, params, step, sampler, guide, options, directory / name, judged, control)
             fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=context)
             results[name] = run_fold(fold, directory / name, name)
             if is_main():
@@ -85,53 +82,7 @@ def evaluate(run: Experiment, config: ConfigDict, workdir: Path, folder: str, na
     return results
 
 
-def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
-    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
-    if not any(any(folder.glob("*.manifest.json")) for folder in (milestones, meta)):
-        raise UserError(
-            f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run."
-        )
-    opened = Checkpoints(milestones, reader=True)
-    steps = opened.steps()
-    if not steps:
-        opened = Checkpoints(meta, reader=True)
-        return [(opened, opened.newest_good())]
-    if not begin and not end:
-        return [(opened, opened.newest_good())]
-    first, last = begin or len(steps), end or len(steps)
-    if not 1 <= first <= last <= len(steps):
-        raise UserError(
-            f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: there are {len(steps)} milestones, counted from 1."
-        )
-    for step in steps[first - 1 : last]:
-        if problem := opened.damage(step):
-            raise UserError(f"checkpoint {milestones / str(step)} is damaged ({problem}).")
-    return [(opened, step) for step in steps[first - 1 : last]]
-
-
-def weights_of(meta: dict[str, Any], config: ConfigDict) -> str:
-    """Which weights of a checkpoint an evaluation uses; an imported file may hold one kind for both."""
-    which = config.eval.ema
-    kind = meta["weights"]["raw" if which < 0 else "ema"]
-    return "raw" if kind == "raw" else f"EMA {config.model.ema_rate[max(which, 0)]}"
-
-
-def load_params(run: Experiment, config: ConfigDict, checkpoints: Checkpoints, step: int) -> Params:
-    """The wanted weights of a checkpoint, on every device; refuses one of another model."""
-    saved, which = checkpoints.meta(step)["config"], config.eval.ema
-    refuse_other_config(saved, config, MODEL, checkpoints.directory)
-    n = len(saved["model"]["ema_rate"])
-    if which >= n:
-        raise UserError(f"config.eval.ema is {which}, but the checkpoint has {n} EMA rate(s), counted from 0.")
-    shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
-    wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
-    if which < 0:
-        return checkpoints.restore(step, {"params": wanted})["params"]
-    return checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
-
-
-def refuse_other_settings(directory: Path, config: ConfigDict) -> None:
+def refuse_other_settings(directory: Path, config: ConfigDict, more: tuple[str, ...] = ()) -> None:
     """One evaluation folder holds results of one set of settings; others need another --eval_folder."""
     settings = json.loads(config.to_json_best_effort())
     # What changes results. The batch size and which jobs run do not.
@@ -140,10 +91,14 @@ def refuse_other_settings(directory: Path, config: ConfigDict) -> None:
         for k, v in settings["eval"].items()
         if not k.startswith("enable") and k not in ("batch_size", "jobs", "begin_ckpt", "end_ckpt")
     }
-    sections = ("sampling", "guidance", "seed")
+    sections = ("sampling", "guidance", "seed", *more)
     digest = {"eval": evaluation} | {section: settings[section] for section in sections}
+    if "control" in more:
+        digest["control"] |= {f"{key} (content)": value for key, value in contents(config.control).items()}
     file = directory / "settings.json"
-    if file.exists():
+    # A command that failed before it made anything may be mended and run again.
+    made = any(path.is_file() and path != file for path in directory.rglob("*"))
+    if file.exists() and made:
         changed = differences(json.loads(file.read_text()), digest, ("eval", *sections))
         if changed:
             raise UserError(
@@ -153,6 +108,12 @@ def refuse_other_settings(directory: Path, config: ConfigDict) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(file, digest)
     barrier(f"settings {directory}")
+
+
+def contents(section: ConfigDict) -> dict[str, str]:
+    """A digest of every file that a section names."""
+    files = {key: Path(value).expanduser() for key, value in section.items() if isinstance(value, str)}
+    return {key: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for key, file in files.items() if file.is_file()}
 
 
 def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:

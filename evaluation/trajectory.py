@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.context import Context
+from evaluation.drawing import STREAM  # the first samples of that job, when its sampler is the flow
 from evaluation.fold import Fold, write_arrays
 from sampling.base import example_keys
 from sampling.ode import Solver, flow
 from score_flow.sharding import place, to_host
 
-STREAM = 3  # the first samples of the sampling job, when its sampler is the flow
 N_TIMES = 10
 
 
@@ -21,9 +21,9 @@ def build(context: Context) -> Fold:
     t_min, t_max = context.options.smallest_time, context.options.largest_time
     times = jnp.linspace(t_max, t_min, N_TIMES)
 
-    def draw(params, seeds):
-        denoiser = context.guide(run.model.bind(params, run.conditioning.in_turn(seeds)))
-        x = run.model.path.prior_sample(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
+    def draw(params, guide, seeds):
+        denoiser = guide(run.model.bind(params, guide.in_turn(seeds)))
+        x = denoiser.start(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
 
         def onwards(x, ends):
             estimate = denoiser.x0(x, ends[0])
@@ -35,7 +35,8 @@ def build(context: Context) -> Fold:
         return run.scaling.quantise(states, run.dequantised), run.scaling.quantise(estimates, run.dequantised)
 
     def step(state, round_number):
-        image, x0 = to_host(jax.jit(draw)(context.params, place(run.mesh, np.arange(n, dtype=np.uint32))))
+        seeds = place(run.mesh, np.arange(n, dtype=np.uint32))
+        image, x0 = to_host(jax.jit(draw)(context.params, context.guide, seeds))
         write_arrays(context.directory / "trajectory.npz", image=image, x0=x0, t=np.asarray(times))
         return state
 

@@ -1,7 +1,7 @@
 """Ancestral DDPM sampling."""
 
 from sampling.base import Kernel, Sampler, chain_sampler
-from score_flow.grid import GRIDS, intervals
+from score_flow.grid import choose_in_chain, intervals
 from score_flow.transition import Gaussian, forward_step, posterior
 from score_flow.types import UserError, check_choice
 
@@ -36,10 +36,11 @@ def build(
     t_min: float = 1e-3,
     t_max: float = 1.0,
     n_steps: int = 1000,
-    grid: str = "uniform",
+    grid: str | tuple[float, ...] = "uniform",
     variance: str = "small",
+    respacing: str = "",
 ) -> Sampler:
-    """n_steps ancestral steps from t_max to t_min."""
+    """n_steps ancestral steps from t_max to t_min, or those that a respacing keeps ("250") of a chain of n_steps."""
     check_choice("sampler ancestral: variance", variance, VARIANCES)
-    check_choice("sampler ancestral: grid", grid, GRIDS)
-    return chain_sampler([ancestral(variance)], lambda path: intervals(GRIDS[grid](path, n_steps, t_min, t_max)), t_max)
+    times = choose_in_chain("sampler ancestral", grid, n_steps, respacing)
+    return chain_sampler([ancestral(variance)], lambda path: intervals(times(path, n_steps, t_min, t_max)))

@@ -44,15 +44,23 @@ def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Im
 def chain(
     keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals, denoise: bool = True
 ) -> Images:
-    """Apply every kernel on each interval (s, t) in turn; denoise: return the last mean, without the last noise."""
+    """Apply every kernel on each interval (s, t) in turn; denoise: return the last mean, without the last noise.
+
+    What constrains the denoiser constrains the result of each kernel, with noise of its own: the last kernel of an
+    interval arrives at s, those before it (correctors) stay at t.
+    """
+    denoiser, n_calls = denoiser.in_chain(), len(kernels) * len(intervals)
 
     def visit(carry, row):
         x, _ = carry
         index, (s, t) = row
         for j, kernel in enumerate(kernels):
-            noise, law = normal(keys, x.shape[1:], index * len(kernels) + j), kernel(denoiser, x, s, t)
+            fold, law = index * len(kernels) + j, kernel(denoiser, x, s, t)
+            noise = normal(keys, x.shape[1:], fold)
             mean, std = law(noise) if callable(law) else law
-            x = mean + std * noise
+            arrived = s if j == len(kernels) - 1 else t
+            again = normal(keys, x.shape[1:], n_calls + fold)  # compiled away unless it is used
+            x, mean = denoiser.constrain(mean + std * noise, mean, again, arrived)
         return (x, mean), None
 
     intervals = jnp.asarray(intervals, x.dtype)
@@ -60,13 +68,13 @@ def chain(
     return mean if denoise else x
 
 
-def chain_sampler(kernels: Sequence[Kernel], times: Callable, t_max: float, denoise: bool = True) -> Sampler:
-    """Draw from the prior at t_max, then `chain` over the intervals that times(path) gives."""
+def chain_sampler(kernels: Sequence[Kernel], times: Callable, denoise: bool = True) -> Sampler:
+    """Draw from the prior where the intervals that times(path) gives begin, then `chain` over them."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         intervals = times(denoiser.path)
         prior_keys, noise_keys = split(keys)
-        x = denoiser.path.prior_sample(prior_keys, shape, t_max)
+        x = denoiser.start(prior_keys, shape, float(intervals[0, 1]))
         x = chain(noise_keys, kernels, denoiser, x, intervals, denoise)
         return Samples(x, jnp.asarray(len(intervals) * len(kernels)), finite(x))
 

@@ -19,9 +19,10 @@ from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.prediction import Estimate, data
-from score_flow.types import Condition, Images, Times, UserError
+from score_flow.types import Condition, Images, Keys, Times, UserError
 
-Guide = Callable[[Denoiser], Denoiser]
+# (x, t, label), each of a batch -> log p(label | x_t) in nats
+LogProb = Callable[[Images, Float[Array, "b"], Integer[Array, "b"]], Float[Array, "b"]]
 
 
 def guide(
@@ -36,15 +37,20 @@ def guide(
     channels: int = 0,
     threshold: str = "none",
     percentile: float = 0.995,
-) -> Guide:
-    """Classifier-free guidance, then thresholding of a model's denoiser; what is off costs nothing.
+    classifier_scale: float = 1.0,
+    autoguided: bool = False,
+    temperature: float = 1.0,
+) -> Callable[..., Denoiser]:
+    """(denoiser, worse one or None, a classifier's log_prob or None) -> the guided denoiser; what is off costs nothing.
+
+    Autoguidance if `autoguided`, else classifier-free guidance; then that of a classifier; then thresholding.
 
     The model has `null` classes, after which its null class is numbered (0: it knows none), and images of so many
     channels in [low, high].
     Raises UserError for a scale without a null class, an interval out of order, or more channels than an image has.
     """
     guidance = Extrapolation(scale, interval, rescale, channels)
-    if scale != 1 and not null:
+    if scale != 1 and not null and not autoguided:
         raise UserError(
             f"config.guidance.scale is {scale}, but the model knows no null class: it must be trained with "
             "model.class_conditional and training.label_dropout above 0."
@@ -52,12 +58,16 @@ def guide(
     if channels > image_channels:
         raise UserError(f"config.guidance.channels is {channels}, but images have {image_channels}.")
 
-    def guided(denoiser: Denoiser) -> Denoiser:
-        if scale != 1:
+    def guided(denoiser: Denoiser, bad: Denoiser | None = None, log_prob: LogProb | None = None) -> Denoiser:
+        if autoguided:
+            denoiser = Autoguided(denoiser, bad, guidance)
+        elif scale != 1:
             denoiser = ClassifierFree(denoiser, null, guidance)
+        if log_prob is not None and classifier_scale:
+            denoiser = ClassifierGuided(denoiser, log_prob, classifier_scale)
         if threshold != "none":
             denoiser = Thresholded(denoiser, low, high, percentile if threshold == "dynamic" else None)
-        return denoiser
+        return denoiser if temperature == 1 else Tempered(denoiser, temperature)
 
     return guided
 
@@ -129,6 +139,32 @@ class Around(Denoiser):
 
     def given(self, condition: Condition) -> "Around":
         return dataclasses.replace(self, denoiser=self.denoiser.given(condition))
+
+    def start(self, keys: Keys, shape: tuple[int, ...], t: float) -> Images:
+        return self.denoiser.start(keys, shape, t)
+
+    def in_chain(self) -> "Around":
+        return dataclasses.replace(self, denoiser=self.denoiser.in_chain())
+
+    def constrain(self, x: Images, mean: Images, noise: Images, t: Times) -> tuple[Images, Images]:
+        return self.denoiser.constrain(x, mean, noise, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tempered(Around):
+    """Samplers begin from `temperature` times a draw of the prior: below 1 fewer kinds of samples, each more typical.
+
+    A deterministic sampler then draws from the latents near the mode; what a stochastic one adds on its way, it adds in
+    full.
+    """
+
+    temperature: float
+
+    def estimate(self, x: Images, t: Times) -> Estimate:
+        return self.denoiser.estimate(x, t)
+
+    def start(self, keys: Keys, shape: tuple[int, ...], t: float) -> Images:
+        return self.temperature * self.denoiser.start(keys, shape, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +258,7 @@ class ClassifierGuided(Around):
     Raises UserError for a denoiser without labels.
     """
 
-    log_prob: Callable[[Images, Float[Array, "b"], Integer[Array, "b"]], Float[Array, "b"]]
+    log_prob: LogProb
     scale: float = 1.0
 
     def estimate(self, x: Images, t: Times) -> Estimate:

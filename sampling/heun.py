@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from sampling.base import Sampler
 from sampling.multistep import Recursion, levels, recursion_sampler
-from score_flow.grid import Grid, choose, finite_log_snr
+from score_flow.grid import Grid, choose
 from score_flow.paths.base import Path
 from score_flow.types import UserError
 
@@ -20,7 +20,8 @@ def churned(path: Path, times: Grid, s_churn: float, s_min: float, s_max: float)
     Only levels between s_min and s_max are raised, and none above that of times[0]: the first step has no churn.
     """
     start, (alpha, sigma) = times[:-1], levels(path, times[:-1])
-    noise = sigma / alpha
+    with np.errstate(divide="ignore"):
+        noise = sigma / alpha
     gamma = min(s_churn / len(start), math.sqrt(2) - 1) * ((s_min <= noise) & (noise <= s_max))
     if not np.any(gamma):
         return start
@@ -33,24 +34,28 @@ def churned(path: Path, times: Grid, s_churn: float, s_min: float, s_max: float)
 def heun(
     path: Path, times: Grid, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
 ) -> Recursion:
-    """Heun steps of dy/dv = E[noise | x], y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
+    """Heun steps of dy/dv = (y - x0)/v, y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
 
-    A call at a step's start moves y by d = step x noise, the call at its end by (d' - d)/2: with n steps 2 n - 1 calls.
-    Churn then adds s_noise sqrt(v_start^2 - v^2) z, which takes y to the next start.
+    A step from v to w calls at its start, y <- (w/v) y + (1 - w/v) x0, and at its end, y <- y + (v/w - 1)/2 (x0' - x0):
+    with n steps 2 n - 1 calls. Churn then adds s_noise sqrt(w_start^2 - w^2) z, which takes y to the next start. From
+    v = infinity (alpha = 0) the step is Euler's too, w z + x0, and that call is the only one.
     """
-    finite_log_snr(path, float(times[0]))
+    if len(times) > 2 and levels(path, times[:1])[0][0] == 0:
+        first, rest = heun(path, times[:2]), heun(path, times[1:], s_churn, s_min, s_max, s_noise)
+        return Recursion(*(np.concatenate(columns) for columns in zip(first, rest, strict=True)))
     start = churned(path, times, s_churn, s_min, s_max)
     ends = times[1:]
     calls = np.stack([start, ends], axis=1).ravel()[:-1]
     after = np.stack([ends, np.append(start[1:], ends[-1])], axis=1).ravel()[:-1]
     (alpha, sigma), (alpha_after, sigma_after) = levels(path, calls), levels(path, after)
-    noise, noise_after = sigma / alpha, sigma_after / alpha_after
-    step = (noise_after - noise)[::2]
+    scale, ratio = sigma_after / sigma, (sigma_after * alpha / (alpha_after * sigma))[::2]  # w/v
     weights, std = np.zeros((len(calls), 2)), np.zeros(len(calls))
-    weights[::2, 0] = step
-    weights[1::2] = step[:-1, None] * np.array([0.5, -0.5])
-    std[1::2] = s_noise * np.sqrt(np.maximum(noise_after[1::2] ** 2 - noise[1::2] ** 2, 0.0))
-    return Recursion(calls, alpha_after / alpha, alpha_after[:, None] * weights, alpha_after * std)
+    weights[::2, 0] = 1 - ratio
+    weights[1::2] = (1 / ratio[:-1, None] - 1) * np.array([0.5, -0.5])
+    scale[1::2] = alpha_after[1::2] / alpha[1::2]
+    added = (sigma_after[1::2] / alpha_after[1::2]) ** 2 - (sigma[1::2] / alpha[1::2]) ** 2
+    std[1::2] = s_noise * np.sqrt(np.maximum(added, 0.0))
+    return Recursion(calls, scale, alpha_after[:, None] * weights, alpha_after * std)
 
 
 def build(
@@ -63,7 +68,10 @@ def build(
     s_max: float = math.inf,
     s_noise: float = 1.0,
 ) -> Sampler:
-    """n_steps steps in 2 n_steps - 1 network calls; s_churn = 0 is deterministic; s_min, s_max bound sigma/alpha."""
+    """n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
+
+    s_churn = 0 is deterministic; s_min and s_max bound the noise levels sigma/alpha that churn raises.
+    """
     times = choose("sampler heun: grid", grid)
     if min(s_churn, s_min, s_noise) < 0 or s_min > s_max:
         raise UserError(
@@ -74,4 +82,4 @@ def build(
     def rows(path: Path) -> Recursion:
         return heun(path, times(path, n_steps, t_min, t_max), s_churn, s_min, s_max, s_noise)
 
-    return recursion_sampler(rows, "noise")
+    return recursion_sampler(rows)

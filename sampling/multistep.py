@@ -24,7 +24,7 @@ B = {"bh1": lambda h: h, "bh2": lambda h: -np.expm1(-h)}
 
 
 class Recursion(NamedTuple):
-    """x <- scale x + sum_j weights[j] e_j + std z, a row for each network call; e_j is the estimate made j calls ago.
+    """x <- scale x + sum_j weights[j] e_j + std z, a row for each network call; e_j is E[x0 | x] as of j calls ago.
 
     Grids are known on the host, and so are the rows, in float64: what runs is one network call in one scan.
     """
@@ -35,14 +35,14 @@ class Recursion(NamedTuple):
     std: Float[np.ndarray, "n"]
 
 
-def recur(keys: Keys, denoiser: Denoiser, x: Images, rows: Recursion, estimate: str = "x0") -> Images:
-    """Run a recursion from x at rows.t[0]; estimate names the posterior mean that it reads, x0 or noise."""
+def recur(keys: Keys, denoiser: Denoiser, x: Images, rows: Recursion) -> Images:
+    """Run a recursion from x at rows.t[0]."""
     noisy = bool(np.any(rows.std))
 
     def visit(carry, row):
         x, history = carry
         index, (t, scale, weights, std) = row
-        history = (getattr(denoiser.estimate(x, t), estimate), *history[:-1])
+        history = (denoiser.x0(x, t), *history[:-1])
         x = scale * x + sum(weight * value for weight, value in zip(weights, history, strict=True))
         if noisy:
             x = x + std * normal(keys, x.shape[1:], index)
@@ -54,14 +54,14 @@ def recur(keys: Keys, denoiser: Denoiser, x: Images, rows: Recursion, estimate: 
     return x
 
 
-def recursion_sampler(rows: Callable[[Path], Recursion], estimate: str = "x0") -> Sampler:
+def recursion_sampler(rows: Callable[[Path], Recursion]) -> Sampler:
     """Draw from the prior at the first time of rows(path), then `recur`."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         recursion = rows(denoiser.path)
         prior_keys, noise_keys = split(keys)
-        x = denoiser.path.prior_sample(prior_keys, shape, float(recursion.t[0]))
-        x = recur(noise_keys, denoiser, x, recursion, estimate)
+        x = denoiser.start(prior_keys, shape, float(recursion.t[0]))
+        x = recur(noise_keys, denoiser, x, recursion)
         return Samples(x, jnp.asarray(len(recursion.t)), finite(x))
 
     return sample

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sampling.base import Sampler, Samples, finite
-from score_flow.grid import GRIDS
+from score_flow.grid import GRIDS, Grid, choose
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
 from score_flow.types import Keys, UserError, check_choice
@@ -33,6 +33,7 @@ METHODS = {
 class Solver:
     """How to integrate: a method with an error-controlled step (n_steps = 0), or n_steps steps on a time grid.
 
+    grid: a name, or the times of the steps one by one, which must run from one end of the integral to the other.
     per_example: each example has its own steps (the result does not depend on the batch); otherwise the whole batch
     shares them, controlled by the mean error.
     """
@@ -41,17 +42,26 @@ class Solver:
     rtol: float = 1e-5
     atol: float = 1e-5
     n_steps: int = 0
-    grid: str = "uniform"
+    grid: str | tuple[float, ...] = "uniform"
     per_example: bool = True
     max_steps: int = 4096
 
     def __post_init__(self):
         check_choice("solver method", self.method, METHODS)
-        check_choice("solver grid", self.grid, GRIDS)
+        choose("solver grid", self.grid)
         if self.n_steps < 0 or self.max_steps < 1 or self.rtol <= 0 or self.atol <= 0:
             raise UserError(f"solver needs n_steps >= 0, max_steps >= 1, rtol > 0 and atol > 0, got {self}.")
-        if self.n_steps == 0 and self.method == "euler":
+        if not self.fixed and self.method == "euler":
             raise UserError("solver euler has no error estimate: give n_steps.")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the steps are those of a grid."""
+        return self.n_steps > 0 or self.grid not in GRIDS
+
+    def times(self, path: Path, t_min: float, t_max: float) -> Grid:
+        """The times of fixed steps, descending."""
+        return choose("solver grid", self.grid)(path, self.n_steps, t_min, t_max)
 
 
 Time = float | Float[Array, ""]  # traced ones only with adaptive steps
@@ -74,12 +84,12 @@ def solve_flow(
     jit: a failed example has ok = False.
     """
     method, per_step, first = METHODS[solver.method]
-    steps = _steps(path, t0, t1, solver)
+    steps, max_steps = _steps(path, t0, t1, solver)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field), method(), t0, t1, None, y, args, stepsize_controller=steps,
-            max_steps=solver.n_steps or solver.max_steps, throw=False,
+            max_steps=max_steps, throw=False,
         )  # fmt: skip
         y = jax.tree.map(lambda leaf: leaf[0], solution.ys)
         return y, solution.stats["num_steps"], solution.result == diffrax.RESULTS.successful
@@ -101,16 +111,21 @@ def solve_flow(
     return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok)
 
 
-def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> diffrax.AbstractStepSizeController:
-    if solver.n_steps == 0:
+def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> tuple[diffrax.AbstractStepSizeController, int]:
+    """What chooses the steps, and how many there may be."""
+    if not solver.fixed:
         # Proportional-integral control (Hairer & Wanner 1996, IV.2) and short steps: on Gaussians, whose bits/dim are
         # known, diffrax's integral control at safety 0.9 misses 1e-5 at rtol = atol = 1e-5; this stays below it, for a
         # fifth more calls.
-        return diffrax.PIDController(
+        controller = diffrax.PIDController(
             rtol=solver.rtol, atol=solver.atol, norm=_worst_part, pcoeff=0.3, icoeff=0.4, safety=0.8
         )
-    times = GRIDS[solver.grid](path, solver.n_steps, min(t0, t1), max(t0, t1))
-    return diffrax.StepTo(ts=jnp.asarray(times if t1 < t0 else times[::-1], jnp.result_type(float)))
+        return controller, solver.max_steps
+    times = solver.times(path, min(t0, t1), max(t0, t1))
+    if sorted((t0, t1)) != [times[-1], times[0]]:
+        raise UserError(f"solver grid runs from {times[0]} to {times[-1]}, the integral from {t0} to {t1}.")
+    ts = jnp.asarray(times if t1 < t0 else times[::-1], jnp.result_type(float))
+    return diffrax.StepTo(ts=ts), len(times) - 1
 
 
 def _worst_part(error: Any) -> Float[Array, ""]:
@@ -135,15 +150,21 @@ def build(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     n_steps: int = 0,
-    grid: str = "uniform",
+    grid: str | tuple[float, ...] = "uniform",
     per_example: bool = True,
     max_steps: int = 4096,
 ) -> Sampler:
-    """The probability-flow sampler: a prior draw at t_max carried to t_min; the other fields as in Solver."""
+    """The probability-flow sampler: a prior draw at t_max carried to t_min; the other fields as in Solver.
+
+    Times that are given one by one have their own ends, in place of t_max and t_min.
+    """
     solver = Solver(method, rtol, atol, n_steps, grid, per_example, max_steps)
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
-        x, stats = flow(denoiser, denoiser.path.prior_sample(keys, shape, t_max), t_max, t_min, solver)
+        start, end = t_max, t_min
+        if solver.fixed:
+            start, *_, end = solver.times(denoiser.path, t_min, t_max).tolist()
+        x, stats = flow(denoiser, denoiser.start(keys, shape, start), start, end, solver)
         return Samples(x, stats.n_evaluations, stats.ok)
 
     return sample

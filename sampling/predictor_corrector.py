@@ -12,7 +12,7 @@ from jaxtyping import Float
 from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import Kernel, Sampler, chain_sampler
 from sampling.sde import stable
-from score_flow.grid import GRIDS, Intervals, intervals
+from score_flow.grid import Intervals, choose, intervals
 from score_flow.model import score_of, velocity_of
 from score_flow.numerics import expand, sum_flat
 from score_flow.paths.base import Path
@@ -197,16 +197,13 @@ def correct(name: str, snr: float, chain: str = "", n: int = 0, norms: str = "ex
     return langevin(snr, forward, norms) if name == "langevin" else annealed_langevin(snr, forward)
 
 
-def _check(grid, predictor, corrector, norms, chain, probability_flow) -> None:
+def _check(predictor, corrector, norms, chain, probability_flow) -> None:
     check_choice("sampler predictor_corrector: predictor", predictor, ["", *PREDICTORS])
     check_choice("sampler predictor_corrector: corrector", corrector, ["", *CORRECTORS])
-    check_choice("sampler predictor_corrector: grid", grid, GRIDS)
     check_choice("sampler predictor_corrector: norms", norms, NORMS)
     check_choice("sampler predictor_corrector: chain", chain, ["", *CHAINS])
     if not predictor and not corrector:
         raise UserError("sampler predictor_corrector: name a predictor, a corrector, or both.")
-    if chain and grid != "uniform":
-        raise UserError(f"sampler predictor_corrector: chain = {chain} has its own times; grid must be uniform.")
     if norms == "batch" and corrector != "langevin":
         raise UserError(f"sampler predictor_corrector: norms = batch needs corrector = langevin, got {corrector!r}.")
     if probability_flow and predictor not in ("euler", "reverse_diffusion"):
@@ -220,7 +217,7 @@ def build(
     t_min: float = 1e-3,
     t_max: float = 1.0,
     n_steps: int = 1000,
-    grid: str = "uniform",
+    grid: str | tuple[float, ...] = "uniform",
     predictor: str = "reverse_diffusion",
     corrector: str = "",
     snr: float = 0.16,
@@ -236,13 +233,16 @@ def build(
     ddpm (VP), smld (VE), euler (any). Its presets also take norms = batch. probability_flow: predict along the flow.
     denoise: leave out the noise of the last step.
     """
-    _check(grid, predictor, corrector, norms, chain, probability_flow)
+    _check(predictor, corrector, norms, chain, probability_flow)
+    grid_times = choose("sampler predictor_corrector: grid", grid)
+    if chain and grid != "uniform":
+        raise UserError(f"sampler predictor_corrector: chain = {chain} has its own times; grid must be uniform.")
     kernels = [correct(corrector, snr, chain, n_steps, norms)] * n_corrector_steps if corrector else []
     kernels += [predict(predictor, chain, n_steps, probability_flow)] if predictor else []
 
     def times(path: Path) -> Intervals:
         if chain:
             return published_intervals(n_steps, t_min, t_max)
-        return intervals(GRIDS[grid](path, n_steps, t_min, t_max))
+        return intervals(grid_times(path, n_steps, t_min, t_max))
 
-    return chain_sampler(kernels, times, t_max, denoise)
+    return chain_sampler(kernels, times, denoise)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sampling.base import Kernel, Sampler, Samples, chain, finite, split
-from score_flow.grid import GRIDS, intervals
+from score_flow.grid import choose, intervals
 from score_flow.model import Denoiser, score_of, velocity_of
 from score_flow.paths.base import Coefficients
 from score_flow.transition import Gaussian
@@ -174,7 +174,7 @@ def build(
     t_max: float = 1.0,
     n_steps: int = 250,
     method: str = "euler",
-    grid: str = "uniform",
+    grid: str | tuple[float, ...] = "uniform",
     diffusion: str | Callable[[Coefficients, Times, float], Times] = "g2",
     norm: float = 1.0,
     last_step: str = "mean",
@@ -187,7 +187,7 @@ def build(
     (see `stable`), as SiT does.
     """
     check_choice("sampler sde: method", method, METHODS)
-    check_choice("sampler sde: grid", grid, GRIDS)
+    grid_times = choose("sampler sde: grid", grid)
     check_choice("sampler sde: last_step", last_step, LAST_STEPS)
     if not callable(diffusion):
         check_choice("sampler sde: diffusion", diffusion, DIFFUSIONS)
@@ -200,11 +200,16 @@ def build(
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         prior_keys, noise_keys = split(keys)
-        x = denoiser.path.prior_sample(prior_keys, shape, t_max)
-        times = GRIDS[grid](denoiser.path, n_steps, t_end, t_max)
+        times = grid_times(denoiser.path, n_steps, t_end, t_max)
+        if method == "noise_first_heun":  # a chain, here to its last step
+            denoiser = denoiser.in_chain()
+        x = denoiser.start(prior_keys, shape, float(times[0]))
         x = reverse_sde(noise_keys, denoiser, x, times, w, method, bound)
-        x = last(denoiser, x, t_end, t_end, last_step, w, bound)
-        calls = n_steps * METHODS[method][1] + (last_step != "none")
+        end = float(times[-1])
+        kind = last_step if end > 0 else "none"
+        x = last(denoiser, x, end, end, kind, w, bound)
+        x = denoiser.constrain(x, x, jnp.zeros_like(x), jnp.zeros(()))[1]
+        calls = (len(times) - 1) * METHODS[method][1] + (kind != "none")
         return Samples(x, jnp.asarray(calls), finite(x))
 
     return sample

@@ -11,21 +11,24 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_flow.classification import Classification
 from score_flow.conditioning import Conditioning
 from score_flow.config import ROOT, convert
 from score_flow.data.base import Source
 from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
+from score_flow.networks.classifier import WideResNet
 from score_flow.objective import WEIGHTINGS, Objective, min_snr
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
-from score_flow.times import TIME_SAMPLERS
-from score_flow.training import Preprocess, make_optimiser
+from score_flow.times import TIME_SAMPLERS, TimeSampler
+from score_flow.training import Loss, Preprocess, make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Params, UserError, check_choice
 from score_flow.variational import VariationalBound
 
@@ -35,7 +38,7 @@ class Experiment:
     """What a config decides, built: shared by training, sampling and evaluation."""
 
     model: Model
-    objective: Objective
+    objective: Loss
     optimiser: optax.GradientTransformation
     open_source: Callable[[str], Source]  # the data set's split; opened when first needed
     image_shape: tuple[int, int, int]
@@ -151,10 +154,11 @@ def _open(data: ConfigDict, split: str) -> Source:
 
 def build_conditioning(config: ConfigDict, num_classes: int) -> Conditioning:
     """What the network is told besides x and t; num_classes is the data set's."""
-    options = config.model
-    if options.class_conditional and not num_classes:
-        raise UserError("config.model.class_conditional is True, but the data have no labels.")
-    return Conditioning(num_classes if options.class_conditional else 0, options.low_res)
+    options, classifies = config.model, config.training.objective == "classifier"
+    if (options.class_conditional or classifies) and not num_classes:
+        what = "training.objective is classifier" if classifies else "model.class_conditional is True"
+        raise UserError(f"config.{what}, but the data have no labels.")
+    return Conditioning(num_classes if options.class_conditional or classifies else 0, options.low_res)
 
 
 def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -> Model:
@@ -162,11 +166,8 @@ def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -
     options = config.model
     check_choice("config.model.prediction", options.prediction, PREDICTIONS)
     prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
-    offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
-    if options.learn_sigma:
-        offered["out_channels"] = 2 * channels
     return Model(
-        network=resolve("score_flow.networks", config.network, "config.network", **offered),
+        network=build_network(config, channels, conditioning),
         path=resolve("score_flow.paths", config.path, "config.path"),
         prediction=prediction,
         preconditioning=Preconditioning(
@@ -175,16 +176,22 @@ def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -
     )
 
 
-def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Objective:
+def build_network(config: ConfigDict, channels: int, conditioning: Conditioning) -> nn.Module:
+    """The network that config.network names; the classifier is the one that a classifier may be."""
+    offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
+    if config.training.objective == "classifier":
+        check_choice("config.network.name (training.objective = classifier)", config.network.name, ["classifier"])
+        return call(WideResNet, config.network, "config.network", **offered)
+    if config.model.learn_sigma:
+        offered["out_channels"] = 2 * channels
+    return resolve("score_flow.networks", config.network, "config.network", **offered)
+
+
+def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Loss:
     """The training loss, for data of so many pixel levels."""
-    training = config.training
-    name = "log_snr" if training.importance_weighting else training.time_sampler.name
-    check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
-    section = ConfigDict({"name": name}) if training.importance_weighting else training.time_sampler
-    times = call(
-        TIME_SAMPLERS[name], section, "config.training.time_sampler",
-        path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
-    )  # fmt: skip
+    training, times = config.training, build_times(config, model)
+    if training.objective == "classifier":
+        return build_classification(config, model, times)
     weighting = "likelihood" if training.likelihood_weighting else training.weighting
     classes = model.network.num_classes
     return Objective(
@@ -197,7 +204,35 @@ def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Obje
         training.objective,
         None if training.objective == "simple" else build_bound(config, model, times.times, levels),
         training.vlb_weight,
+        training.coupling,
     )
+
+
+def build_times(config: ConfigDict, model: Model) -> TimeSampler:
+    """Which times training looks at."""
+    training = config.training
+    name = "log_snr" if training.importance_weighting else training.time_sampler.name
+    check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
+    section = ConfigDict({"name": name}) if training.importance_weighting else training.time_sampler
+    return call(
+        TIME_SAMPLERS[name], section, "config.training.time_sampler",
+        path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
+    )  # fmt: skip
+
+
+# What a classifier has no use for: it is told x and t alone, and makes no images.
+NOT_FOR_CLASSIFIERS = ("model.class_conditional", "model.low_res", "model.learn_sigma", "training.snapshot_sampling")
+
+
+def build_classification(config: ConfigDict, model: Model, times: TimeSampler) -> Classification:
+    """The loss of a classifier; raises UserError for what only models of images have."""
+    for key in NOT_FOR_CLASSIFIERS:
+        section, name = key.split(".")
+        if config[section][name]:
+            raise UserError(f"config.{key} is {config[section][name]}; training.objective = classifier needs it off.")
+    if config.training.coupling != "independent":
+        raise UserError("config.training.coupling must be independent for training.objective = classifier.")
+    return Classification(model, times)
 
 
 def build_bound(config: ConfigDict, model: Model, times: tuple[float, ...], levels: int) -> VariationalBound:

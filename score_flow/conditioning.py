@@ -30,14 +30,20 @@ class Conditioning:
             condition["low_res"] = jnp.zeros((n, self.low_res, self.low_res, channels))
         return condition or None
 
-    def in_turn(self, indices: Integer[Array, "b"]) -> Condition:
-        """The condition of samples by their global index: a conditional model goes through its classes in turn."""
-        if self.low_res:
+    def in_turn(self, indices: Integer[Array, "b"], base: Batch | None = None) -> Condition:
+        """The condition of samples by their global index: a conditional model goes through its classes in turn.
+
+        A super-resolution model goes through the images of a base model, {"low_res": (n, h, w, c)} in the model's
+        range, and takes its {"label": (n,)} with them, if there are any.
+        """
+        if self.low_res and base is None:
             raise UserError(
-                f"a super-resolution model needs images of {self.low_res} x {self.low_res} pixels to start from; "
-                "train and evaluate it on data, or sample a model that needs none."
+                f"a super-resolution model needs images of {self.low_res} x {self.low_res} pixels to start from: "
+                "give config.eval.low_res, such as the samples.npz of a base model."
             )
-        return {"label": (indices % self.num_classes).astype(jnp.int32)} if self.num_classes else None
+        given = {name: value[indices % len(value)] for name, value in (base or {}).items()}
+        labels = {"label": (indices % self.num_classes).astype(jnp.int32)} if self.num_classes else {}
+        return (labels | given) or None
 
 
 def block_mean(x: Images, side: int) -> Float[Array, "b side side c"]:

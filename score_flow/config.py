@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from score_flow.types import UserError, check_choice
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
 
 MINIMUM = {
     "training.batch_size": 1,
@@ -31,13 +32,17 @@ MINIMUM = {
     "optim.weight_decay": 0,
     "guidance.scale": 0,
     "guidance.channels": 0,
+    "guidance.temperature": 0,
+    "guidance.classifier_scale": 0,
     "eval.batch_size": 1,
     "eval.num_samples": 1,
     "eval.num_repeats": 1,
     "eval.begin_ckpt": 0,
     "eval.end_ckpt": 0,
     "eval.ema": -1,
+    "eval.ema_std": 0,
     "eval.n_probes": 1,
+    "eval.vlb_steps": 0,
     "eval.smallest_time": 0,
     "seed": 0,
     "model.data_std": 0,
@@ -58,7 +63,9 @@ CHOICES = {
     "eval.bpd_dataset": ("train", "test"),
     "guidance.threshold": ("none", "static", "dynamic"),
     "eval.probe": ("rademacher", "gaussian", "exact"),
-    "training.objective": ("simple", "hybrid", "vlb"),
+    "eval.vlb_variance": ("small", "large"),
+    "training.objective": ("simple", "hybrid", "vlb", "classifier"),
+    "training.coupling": ("independent", "ot"),
     "training.variance": ("small", "large", "range", "log"),
     "training.decoder": ("tanh", "exact"),
     "training.weighting": ("simple", "velocity", "data", "likelihood", "min_snr"),
@@ -222,6 +229,10 @@ def check(config: ConfigDict) -> None:
         isinstance(rate, float | int) and 0 <= rate < 1 for rate in config.model.ema_rate
     ):
         raise UserError(f"config.model.ema_rate is {config.model.ema_rate}; give one or more rates in [0, 1).")
+    if not all(isinstance(std, float) and 0 < std <= WIDEST_EMA for std in config.model.ema_std):
+        raise UserError(f"config.model.ema_std is {config.model.ema_std}; give widths in (0, {WIDEST_EMA:.3f}).")
+    if config.eval.ema_std > WIDEST_EMA:
+        raise UserError(f"config.eval.ema_std is {config.eval.ema_std}; it must be at most {WIDEST_EMA:.3f}.")
 
 
 def explain() -> str:
@@ -240,11 +251,15 @@ def explain() -> str:
 
 
 def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
-    """'key: saved value -> current value' for every difference within the named sections (dotted names allowed)."""
+    """'key: saved value -> current value' for every difference within the named sections (dotted names allowed).
+
+    A field that is younger than what was saved had what is now its default (of a component, its `build` knows).
+    """
 
     def plain(tree: dict) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
 
-    old, new = plain(saved), plain(current)
+    old, new, base = plain(saved), plain(current), plain(from_recipe(ROOT / "configs" / "base.py").to_dict())
+    old = {k: v for k, v in base.items() if k in new and f"{k.rpartition('.')[0]}.name" not in base} | old
     keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
     return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]

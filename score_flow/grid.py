@@ -1,4 +1,7 @@
-"""Time grids, descending from t_max to t_min, in float64 on the host. A grid of n steps has n + 1 times."""
+"""Time grids, descending from t_max to t_min, in float64 on the host. A grid of n steps has n + 1 times.
+
+Grids in log SNR reach an end where it is infinite (alpha = 0 or sigma = 0) in one of their steps, see `STEEP`.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,15 +31,17 @@ def quadratic(path: Path, n_steps: int, t_min: float, t_max: float) -> Grid:
 
 def karras(path: Path, n_steps: int, t_min: float, t_max: float, rho: float = 7.0) -> Grid:
     """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5, arXiv:2206.00364)."""
-    noise_max, noise_min = (math.exp(-finite_log_snr(path, t) / 2) for t in (t_max, t_min))
-    noise = np.linspace(noise_max ** (1 / rho), noise_min ** (1 / rho), n_steps + 1) ** rho
-    return _at_log_snr(path, -2 * np.log(noise), t_min, t_max)
+
+    def spaced(noisy: float, clean: float, n: int) -> Grid:
+        first, last = (math.exp(-value / (2 * rho)) for value in (noisy, clean))
+        return -2 * rho * np.log(np.linspace(first, last, n))
+
+    return _between(path, n_steps, t_min, t_max, spaced)
 
 
 def log_snr(path: Path, n_steps: int, t_min: float, t_max: float) -> Grid:
     """Equal steps in log SNR (Lu et al. 2022, arXiv:2206.00927)."""
-    values = np.linspace(finite_log_snr(path, t_max), finite_log_snr(path, t_min), n_steps + 1)
-    return _at_log_snr(path, values, t_min, t_max)
+    return _between(path, n_steps, t_min, t_max, np.linspace)
 
 
 def intervals(times: Grid) -> Float[np.ndarray, "times-1 2"]:
@@ -65,6 +70,24 @@ def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
     if len(times) < 2 or not (np.diff(times) < 0).all() or times[0] > 1 or times[-1] < 0:
         raise UserError(f"{what} is {tuple(grid)}; allowed: a name, or two or more descending times in [0, 1].")
     return lambda path, n_steps, t_min, t_max: times.copy()
+
+
+def choose_in_chain(what: str, grid: str | Sequence[float], n_steps: int, respacing: str) -> GridFunction:
+    """The grid that is chosen or, respaced, that of the kept steps of a chain of n_steps, down to t = 0.
+
+    The chain's step i goes from the time (i + 1)/n_steps; of the kept ones each goes to the next, the last to t = 0, as
+    in improved-diffusion. Its times are its own: a grid beside it is refused, t_min and t_max do not count.
+    """
+    times = choose(f"{what}: grid", grid)
+    if not respacing:
+        return times
+    if grid != "uniform":
+        raise UserError(f"{what}: respacing = {respacing} has its own times; grid must be uniform, got {grid!r}.")
+    kept = np.array(sorted(respace(n_steps, respacing)), np.float64)
+    if not len(kept):
+        raise UserError(f"{what}: respacing {respacing!r} keeps no step.")
+    chain = np.append((kept[::-1] + 1) / n_steps, 0.0)
+    return lambda path, n_steps, t_min, t_max: chain.copy()
 
 
 def respace(n: int, spec: str | Sequence[int]) -> tuple[int, ...]:
@@ -98,18 +121,36 @@ def respace(n: int, spec: str | Sequence[int]) -> tuple[int, ...]:
 
 def finite_log_snr(path: Path, t: float) -> float:
     """log SNR at a time, on the host even while a jit around it traces; UserError where it is infinite."""
-    with jax.ensure_compile_time_eval():
-        value = float(path.log_snr(jnp.asarray(t, float)))
+    value = _log_snr(path, t)
     if not math.isfinite(value):
         raise UserError(f"log SNR of {type(path).__name__} is {value} at t = {t}: t_min or t_max must stop short.")
     return value
 
 
-def _at_log_snr(path: Path, values: Grid, t_min: float, t_max: float) -> Grid:
+def _log_snr(path: Path, t: float) -> float:
+    with jax.ensure_compile_time_eval():
+        return float(path.log_snr(jnp.asarray(t, float)))
+
+
+# Where log SNR is infinite at an end, the step there goes to this value: what it skips is a share e^-10 = 5e-5 of the
+# variance, as much as VP leaves of the data (log SNR -10.05 at t = 1) and less than a pixel level of noise.
+STEEP = 10.0
+
+
+def _between(path: Path, n_steps: int, t_min: float, t_max: float, spaced: Callable[[float, float, int], Grid]) -> Grid:
+    """n_steps steps from t_max to t_min, spaced(noisy, clean, n) in log SNR.
+
+    At an end with alpha = 0 or sigma = 0, where log SNR is infinite, one of the steps goes to the finite rest.
+    """
+    noisy, clean = _log_snr(path, t_max), _log_snr(path, t_min)
+    start, end = math.isinf(noisy), math.isinf(clean)
+    noisy = min(-STEEP, STEEP if end else clean - STEEP) if start else noisy
+    clean = max(STEEP, noisy + STEEP) if end else clean
     # A grid is a handful of numbers made once: the default float is ample for where to put its points.
     with jax.ensure_compile_time_eval():
-        times = path.inverse_log_snr(jnp.asarray(values, float), t_min, t_max)
-    return _pin(np.array(times, np.float64), t_min, t_max)
+        values = jnp.asarray(spaced(noisy, clean, max(n_steps + 1 - start - end, 0)), float)
+        inside = np.array(path.inverse_log_snr(values, t_min, t_max), np.float64)
+    return _pin(np.concatenate([[t_max] * start, inside, [t_min] * end]), t_min, t_max)
 
 
 def _pin(times: Grid, t_min: float, t_max: float) -> Grid:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.prediction import Estimate, Prediction
-from score_flow.types import Condition, Images, Key, Params, Times, check_choice
+from score_flow.types import Condition, Images, Key, Keys, Params, Times, check_choice
 
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
@@ -79,6 +79,18 @@ class Denoiser(abc.ABC):
     @abc.abstractmethod
     def estimate(self, x: Images, t: Times) -> Estimate:
         """E[x0 | x_t] and E[noise | x_t]; one network call."""
+
+    def start(self, keys: Keys, shape: tuple[int, ...], t: float) -> Images:
+        """What samplers begin from at time t: a draw of the prior, unless sampling is controlled."""
+        return self.path.prior_sample(keys, shape, t)
+
+    def in_chain(self) -> "Denoiser":
+        """The denoiser for kernels in a chain, which calls `constrain`; one that needs this refuses any other use."""
+        return self
+
+    def constrain(self, x: Images, mean: Images, noise: Images, t: Times) -> tuple[Images, Images]:
+        """A kernel's draw of x_t and its mean, with what is known of x0 put in; noise is new and standard normal."""
+        return x, mean
 
     def x0(self, x: Images, t: Times) -> Images:
         return self.estimate(x, t).x0

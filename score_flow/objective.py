@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from score_flow.coupling import optimal
 from score_flow.model import Model
 from score_flow.numerics import expand, mean_flat, sum_flat
 from score_flow.paths.base import Coefficients
@@ -19,6 +20,7 @@ from score_flow.types import Condition, Images, Key, Params, Times, UserError, c
 from score_flow.variational import VariationalBound
 
 Kind = Literal["simple", "hybrid", "vlb"]
+Coupling = Literal["independent", "ot"]
 
 
 @functools.cache
@@ -55,6 +57,9 @@ class Objective:
     whole bound for every n, that is n/1000 L_t beside a mean square; their unscaled variant, L_t, is vlb_weight = 1/n.
     reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
     label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598).
+    coupling: "independent" noise, or "ot": the batch's noise goes to its images by optimal transport. The velocity then
+        still is that of a flow from noise to data, but -E[noise | x_t]/sigma no longer the score: samplers of the flow
+        and its likelihood are right, those with noise are not. Labels are not looked at.
     """
 
     model: Model
@@ -66,9 +71,13 @@ class Objective:
     kind: Kind = "simple"
     bound: VariationalBound | None = None
     vlb_weight: float = 1e-3
+    coupling: Coupling = "independent"
 
     def __post_init__(self):
         check_choice("training.objective", self.kind, get_args(Kind))
+        check_choice("training.coupling", self.coupling, get_args(Coupling))
+        if self.coupling != "independent" and self.kind != "simple":
+            raise UserError(f"training.coupling = {self.coupling} needs training.objective = simple, got {self.kind}.")
         if self.kind != "simple" and self.bound is None:
             raise UserError(f"training.objective = {self.kind} needs the variational bound of a chain.")
         if self.kind == "hybrid" and not self.bound.learned:
@@ -88,6 +97,8 @@ class Objective:
         time_key, noise_key, dropout_key, label_key = jax.random.split(key, 4)
         t, importance = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        if self.coupling == "ot":
+            noise = optimal(x0, noise)
         if train and self.label_dropout and condition:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
             condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}

@@ -15,6 +15,7 @@ from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
 from score_flow.data.pipeline import Batches, check, gather, rounds
+from score_flow.ema import n_averages
 from score_flow.model import count_parameters
 from score_flow.record import MetricLog, Recorder
 from score_flow.sharding import batch_sharding, is_main, state_shardings
@@ -32,7 +33,7 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
     options = config.training
     check(run.train_source, options.batch_size, run.mesh.size)
     saver = Saver(workdir, config, snapshot)
-    init = functools.partial(_init, run, len(config.model.ema_rate))
+    init = functools.partial(_init, run, n_averages(config.model))
     shapes = jax.eval_shape(init)
     shardings = state_shardings(run.mesh, shapes)
     start = saver.newest(config)
@@ -49,6 +50,7 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
         run.seed,
         run.mesh,
         shardings,
+        config.model.ema_std,
     )
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)

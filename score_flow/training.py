@@ -12,9 +12,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from score_flow.classification import Classification
+from score_flow.ema import gamma_of, power_share
 from score_flow.objective import Objective
 from score_flow.sharding import agree, batch_sharding, replicated, to_host
 from score_flow.types import Batch, Condition, Images, Key, NonFinite, Params
+
+Loss = Objective | Classification
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -25,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: PyTree  # int32 ()
     params: PyTree
-    ema: tuple[PyTree, ...]  # one for each rate
+    ema: tuple[PyTree, ...]  # one for each rate, then for each width
     opt_state: PyTree
     time_state: PyTree
 
@@ -56,7 +60,7 @@ def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array,
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(params: Params, objective: Objective, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
+def init_state(params: Params, objective: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
     """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), objective.times.init())
@@ -67,7 +71,7 @@ Preprocess = Callable[[Key, Batch], tuple[Images, Condition]]
 
 
 def make_train_steps(
-    objective: Objective,
+    objective: Loss,
     optimiser: optax.GradientTransformation,
     ema_rates: Sequence[float],
     ema_warmup: bool,
@@ -75,11 +79,14 @@ def make_train_steps(
     seed: int,
     mesh: Mesh,
     shardings: TrainState,
+    ema_stds: Sequence[float] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One program for the steps along the leading axis of a batch {"image": (k, b, h, w, c), ...}; donates the state.
 
-    The result does not depend on k: the key of a step is folded from its number.
+    The result does not depend on k: the key of a step is folded from its number. The state's averages are exponential
+    ones of the rates, then power-function ones of the relative widths ema_stds.
     """
+    gammas = [gamma_of(std) for std in ema_stds]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -89,10 +96,9 @@ def make_train_steps(
         (loss, aux), grads = loss_and_grads(state.params, state.time_state, loss_key, x0, condition)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = tuple(
-            optax.incremental_update(params, old, 1 - ema_rate_at(rate, state.step, ema_warmup))
-            for rate, old in zip(ema_rates, state.ema, strict=True)
-        )
+        shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
+        shares += [power_share(gamma, state.step) for gamma in gammas]
+        ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
         state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
         return state, Metrics(loss, optax.tree.norm(grads))
 

@@ -19,6 +19,7 @@ from score_flow.build import (
     resolve,
 )
 from score_flow.config import CHOICES, MINIMUM, UNIT, convert, differences, explain, load, parse, recipes
+from score_flow.data.scaling import Scaling
 from score_flow.model import count_parameters
 from score_flow.training import init_state
 from score_flow.types import UserError
@@ -57,6 +58,8 @@ def refused(*overrides: str, file: str = DIGITS) -> str:
         config = load(file, list(overrides))
         build_all(config)
         resolve("score_flow.data", config.data.source, "config.data.source", split="train")
+        known = {"image_shape": (8, 8, 1), "scaling": Scaling(), "dequantised": True}
+        resolve("sampling.control", config.control, "config.control", **known)
     message = str(error.value)
     assert message and "\n" not in message
     return message

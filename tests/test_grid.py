@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sampling import ancestral, ddim, ode, predictor_corrector, sde
+from sampling.base import example_keys
 from sampling.ode import Solver, flow
-from score_flow.grid import GRIDS, choose, intervals, karras, respace
+from score_flow.grid import GRIDS, choose, choose_in_chain, intervals, karras, respace
 from score_flow.paths.linear import Linear
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
@@ -75,12 +77,25 @@ def test_intervals_are_contiguous_and_descend(name):
 
 @pytest.mark.parametrize("name", ["karras", "log_snr"])
 @pytest.mark.parametrize("path_name", ["linear", "gvp"])
-@pytest.mark.parametrize("ends", [(1e-3, 1.0), (0.0, 0.9)], ids=["t_max", "t_min"])
-def test_an_infinite_log_snr_is_refused_in_one_line(name, path_name, ends):
-    with pytest.raises(UserError) as caught:
-        GRIDS[name](PATHS[path_name], N, *ends)
-    end = ends[1] if ends[1] == 1.0 else ends[0]
-    assert f"t = {end}" in str(caught.value) and "\n" not in str(caught.value)
+@pytest.mark.parametrize("ends", [(1e-3, 1.0), (0.0, 0.9), (0.0, 1.0)], ids=["t_max", "t_min", "both"])
+def test_an_infinite_log_snr_is_reached_in_one_step(name, path_name, ends):
+    """The other times are those of the grid between the ends at which log SNR is -10 or 10."""
+    path, (low, high) = PATHS[path_name], ends
+    with jax.enable_x64(True):
+        times = GRIDS[name](path, N, low, high)
+        inside = times[high == 1 : N + (low > 0)]
+        assert len(times) == N + 1 and times[0] == high and times[-1] == low and (np.diff(times) < 0).all()
+        np.testing.assert_allclose(inside, GRIDS[name](path, len(inside) - 1, inside[-1], inside[0]), rtol=1e-12)
+        for time, value in [(times[1], -10.0)] * (high == 1) + [(times[-2], 10.0)] * (low == 0):
+            assert abs(float(path.log_snr(jnp.asarray(time))) - value) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+@pytest.mark.parametrize("ends", [(0.999, 1.0), (0.0, 0.001)])
+def test_infinite_ends_close_to_the_finite_one(name, ends):
+    """Where all of the grid lies beyond a log SNR of 10, it goes on to 10 more."""
+    times = GRIDS[name](Linear(), 6, *ends)
+    assert len(times) == 7 and (np.diff(times) < 0).all()
 
 
 @pytest.mark.parametrize("path", [PATHS["vp"], PATHS["ddpm"]], ids=["vp", "ddpm"])
@@ -125,6 +140,64 @@ def test_a_bad_grid_is_refused_in_one_line(grid):
     with pytest.raises(UserError, match="allowed") as caught:
         choose("sampler x: grid", grid)
     assert "sampler x: grid" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec, kept", [("4", [9, 6, 3, 0]), ("ddim5", [8, 6, 4, 2, 0])])
+def test_a_respaced_chain_goes_through_its_kept_steps_to_the_data(spec, kept):
+    times = choose_in_chain("sampler x", "uniform", 10, spec)(Linear(), 10, 0.2, 0.3)
+    np.testing.assert_allclose(times, [*((i + 1) / 10 for i in kept), 0.0], rtol=1e-15)
+    assert choose_in_chain("sampler x", "karras", 10, "") is karras
+
+
+@pytest.mark.parametrize("grid, spec", [("karras", "4"), ("uniform", "0"), ("uniform", "11"), ("unifrm", "4")])
+def test_a_respacing_that_cannot_be_is_refused(grid, spec):
+    with pytest.raises(UserError):
+        choose_in_chain("sampler x", grid, 10, spec)
+
+
+@pytest.mark.parametrize("module", [ancestral, ddim], ids=["ancestral", "ddim"])
+def test_a_respaced_sampler_is_the_one_on_those_times(module):
+    """And draws from the prior at the first of them."""
+    denoiser, keys = GaussianDenoiser(PATHS["ddpm"]), example_keys(0, jnp.arange(4))
+    times = tuple(choose_in_chain("sampler x", "uniform", 10, "ddim5")(denoiser.path, 10, 0.0, 1.0))
+    respaced, given = module.build(n_steps=10, respacing="ddim5"), module.build(grid=times)
+    x, same = (jax.jit(lambda s=sampler: s(keys, denoiser, (3,)))() for sampler in (respaced, given))
+    np.testing.assert_array_equal(x.x, same.x)
+    assert int(x.n_evaluations) == 5
+
+
+TIMES = (0.8, 0.5, 0.3, 0.1)
+
+
+@pytest.mark.parametrize("module", [ancestral, ddim, sde, predictor_corrector, ode])
+def test_samplers_take_given_times(module):
+    """They start at the first and call the network at each but the last, whatever the other settings say."""
+    times = []
+
+    class Recording(GaussianDenoiser):
+        def start(self, keys, shape, t):
+            times.append(t)
+            return super().start(keys, shape, t)
+
+        def estimate(self, x, t):
+            jax.debug.callback(lambda t: times.append(float(t)), t, ordered=True)
+            return super().estimate(x, t)
+
+    fields = {ode: {"method": "euler", "per_example": False}, sde: {"last_step": "none"}}.get(module, {})
+    sampler, denoiser = module.build(grid=str(TIMES), t_max=0.99, **fields), Recording(Linear())
+    result = jax.jit(lambda keys: sampler(keys, denoiser, (3,)))(example_keys(0, jnp.arange(2)))
+    jax.effects_barrier()
+    assert int(result.n_evaluations) == 3 and np.isfinite(result.x).all()
+    np.testing.assert_allclose(times, [0.8, *TIMES[:-1]], atol=1e-6)
+
+
+def test_a_solver_refuses_times_of_another_integral():
+    solver, denoiser = Solver(method="euler", grid=TIMES), GaussianDenoiser(Linear())
+    assert hash(solver) == hash(Solver(method="euler", grid=TIMES)) and solver.fixed
+    with pytest.raises(UserError, match="runs from 0.8 to 0.1, the integral from 0.9 to 0.1"):
+        flow(denoiser, jnp.ones((1, 2)), 0.9, 0.1, solver)
+    up, _ = flow(denoiser, jnp.ones((1, 2)), 0.1, 0.8, solver)
+    assert np.isfinite(up).all()
 
 
 RESPACED = [

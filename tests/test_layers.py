@@ -34,7 +34,7 @@ SEAMS = {
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/features.py"),
-    "optax": ("score_flow/training.py", "score_flow/build.py"),
+    "optax": ("score_flow/training.py", "score_flow/build.py", "score_flow/coupling.py"),
     "tensorflow": (),
     "torch": (),
     "pickle": (),

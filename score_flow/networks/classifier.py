@@ -1,6 +1,7 @@
 """The classifier of noisy images that guides class-conditional sampling (Song et al. 2021, app. I.1, arXiv:2011.13456).
 
-No plug-in, hence no `build`: it predicts a label, not a readout of (x0, noise).
+No plug-in, hence no `build`: it predicts a label, not a readout of (x0, noise). config.training.objective = classifier
+trains it, with config.network.name = classifier and its fields.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from score_flow.networks import layers
 from score_flow.networks.resample import downsample
-from score_flow.types import UserError
+from score_flow.types import Condition, UserError
 
 STEM = 16  # channels before the first group
 WIDTHS = (16, 32, 64)  # of the groups, times channel_multiplier
@@ -49,9 +50,14 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], time: Float[Array, "b"], *, deterministic: bool = True
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, "b"],
+        condition: Condition = None,
+        *,
+        deterministic: bool = True,
     ) -> Float[Array, "b num_classes"]:
-        """time is log sigma; the result is at least float32."""
+        """time is log sigma, as published; the result is at least float32. The condition is not looked at."""
         self._check_size(x)
         features = layers.FourierFeatures(FOURIER_FEATURES, self.fourier_scale, name="fourier")(time)
         embed = layers.Embedding(EMBEDDING, kernel_init=lecun_normal, dtype=self.dtype, name="embedding")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from score_flow.build import Experiment, available
 from score_flow.checkpoint import Checkpoints
 from score_flow.config import read_json
+from score_flow.ema import n_averages
 from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
 from score_flow.pretrained.files import read
@@ -98,7 +99,7 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
         "weights": chosen,
         "imported": {"project": published.project, "file": published.file.name, "sha256": digest, "holds": kinds},
     }
-    items = {"params": on_device[chosen["raw"]], "ema": [on_device[chosen["ema"]]] * len(config.model.ema_rate)}
+    items = {"params": on_device[chosen["raw"]], "ema": [on_device[chosen["ema"]]] * n_averages(config.model)}
     checkpoints.save(step, items, meta, wait=True)
     checkpoints.close()
     print(

@@ -5,12 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation.features import CHUNK, compare
+from evaluation.features import CHUNK, Judge
 from score_flow.data import digits
 from score_flow.data.base import ArraySource
 
 TRAIN, TEST = digits.build("train"), digits.build("test")
 N = 256
+
+
+def compare(images, train, test):
+    return Judge(train, test)(images)
 
 
 def unlabelled(source):
@@ -35,6 +39,13 @@ def random():
 def test_says_what_the_features_are(real):
     assert real["features"] == "hidden layer (64) of an MLP classifier trained on the training images"
     assert real["n_features"] == 64
+
+
+def test_accuracy_of_labelled_images():
+    """On the test digits the share that it gets right is its test accuracy; shifted labels are all wrong."""
+    judged, wrong = (Judge(TRAIN, TEST)(TEST.image, (TEST.label + shift) % 10) for shift in (0, 1))
+    assert judged["classifier_accuracy"] == judged["classifier_test_accuracy"] > 0.95
+    assert wrong["classifier_accuracy"] < 0.05
 
 
 def test_the_classifier_knows_digits(real):

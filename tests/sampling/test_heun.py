@@ -59,7 +59,7 @@ def test_it_is_algorithm_2(path, churn):
         keys, times = example_keys(0, jnp.arange(4)), karras(path, N, 1e-3, 0.99)
         x = path.sigma(jnp.asarray(0.99)) * jax.random.normal(jax.random.key(0), (4, 3))
         rows = heun(path, times, **churn)
-        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows, "noise"))(x)
+        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows))(x)
         start = churned(path, times, *(churn.get(k, 0.0) for k in ("s_churn", "s_min", "s_max")))
         expected = algorithm_2(denoiser, x, times, start, churn.get("s_noise", 1.0), keys)
     assert len(rows.t) == 2 * N - 1 and rows.std.any() == bool(churn)
@@ -98,10 +98,15 @@ def test_a_grid_may_end_at_the_data(path):
     np.testing.assert_allclose(result.x, 0.7, rtol=1e-5)
 
 
-def test_an_end_without_data_is_refused():
-    with pytest.raises(UserError, match="t = 1.0") as caught:
-        build(grid="uniform")(example_keys(0, jnp.arange(2)), GaussianDenoiser(Linear()), (4,))
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("churn", [0.0, 8.0])
+def test_an_end_without_data_is_left_in_one_step(churn):
+    """From alpha = 0 the first call goes to alpha_s x0 + sigma_s z; what follows starts there as it would alone."""
+    times = np.array([1.0, 0.8, 0.5, 0.1])
+    whole, rest = heun(Linear(), times, churn), heun(Linear(), times[1:], churn)
+    assert len(whole.t) == len(rest.t) + 1
+    np.testing.assert_allclose([whole.scale[0], *whole.weights[0], whole.std[0]], [0.8, 0.2, 0, 0], rtol=1e-6)
+    for column, same in zip(whole, rest, strict=True):
+        np.testing.assert_array_equal(column[1:], same)
 
 
 @pytest.mark.parametrize("fields", [{"s_churn": -1.0}, {"s_noise": -1.0}, {"s_min": 2.0, "s_max": 1.0}])

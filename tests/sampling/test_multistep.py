@@ -45,7 +45,7 @@ def test_first_order_is_ddim_and_ancestral_sampling():
             sampler = build(T_MIN, T_MAX, N, "uniform", order=1, variant=variant)
             x = jax.jit(lambda keys, s=sampler: s(keys, denoiser, SHAPE).x)(keys)
             for kernel in kernels:
-                same = chain_sampler([kernel], rows, T_MAX)
+                same = chain_sampler([kernel], rows)
                 expected = jax.jit(lambda keys, s=same: s(keys, denoiser, SHAPE).x)(keys)
                 np.testing.assert_allclose(x, expected, atol=1e-9)
 

@@ -1,0 +1,56 @@
+"""The one way in which samples are drawn, for every job that shows or judges them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from sampling.base import Sampler, example_keys
+from score_flow.build import Experiment
+from score_flow.sharding import batch_sharding, place, to_host
+from score_flow.types import NonFinite
+
+STREAM = 3  # of example keys: one index is one sample, whichever job draws it
+
+# (parameters, guidance, control or None, global indices) -> ({"image": levels, "label": ...}, network calls, which
+# arrived with finite values), on the host
+Drawer = Callable[[Any, Any, Any, Int[np.ndarray, "b"]], tuple[dict[str, np.ndarray], int, Bool[np.ndarray, "b"]]]
+
+
+def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM) -> Drawer:
+    """The samples of some global indices as pixel levels, with their conditions; compiled once for each batch size."""
+
+    def draw(params, guide, control, seeds) -> tuple[dict[str, Array], Int[Array, ""], Bool[Array, "b"]]:
+        condition = guide.in_turn(seeds)
+        denoiser = guide(run.model.bind(params, condition))
+        if control:
+            denoiser = control(denoiser, seeds)
+        samples = sampler(example_keys(run.seed, seeds, stream), denoiser, run.image_shape)
+        arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
+        return arrays, samples.n_evaluations, samples.ok
+
+    compiled = jax.jit(draw, in_shardings=(None, None, None, batch_sharding(run.mesh)))
+
+    def drawn(params, guide, control, indices):
+        arrays, calls, ok = to_host(compiled(params, guide, control, place(run.mesh, indices.astype(np.uint32))))
+        return arrays, int(calls), ok
+
+    return drawn
+
+
+def refuse_failed(indices: Int[np.ndarray, "b"], ok: Bool[np.ndarray, "b"]) -> None:
+    """Raise NonFinite, with the first indices, where a wanted sample did not arrive."""
+    if not ok.all():
+        raise NonFinite(
+            f"samples {indices[~ok][:8].tolist()} are not finite or did not arrive: "
+            "use more steps or looser tolerances."
+        )
+
+
+def joined(files: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The arrays of the files of several rounds, one after the other."""
+    parts = [np.load(file, allow_pickle=False) for file in files]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}

@@ -1,0 +1,36 @@
+"""Inpainting: some pixels of an image are known."""
+
+import numpy as np
+
+from sampling.control.base import Control, measured
+from sampling.control.inputs import read_images, require_size, to_model
+from sampling.control.measurement import Mask
+from score_flow.data.scaling import Scaling
+from score_flow.types import UserError
+
+
+def build(
+    image_shape: tuple[int, int, int],
+    scaling: Scaling,
+    dequantised: bool,
+    input: str,
+    mask: str,
+    method: str = "pseudo_inverse",
+    sigma_y: float = 0.0,
+    data_std: float = 0.5,
+) -> Control:
+    """The pixels of `input` where the image file `mask` is white are known, the black ones are sampled.
+
+    input: one image file, or an .npz of several, taken in turn. method: pseudo_inverse (guidance, with every sampler)
+    or replacement (of the known pixels by the noised input after every kernel of a chain). sigma_y: standard deviation
+    of the noise in what is known, of pixels in [0, 1]. data_std: of the data, in the model's range.
+    """
+    images = read_images(input, "config.control.input", image_shape[-1], scaling.levels)
+    require_size(images, image_shape[:2], "config.control.input")
+    white = read_images(mask, "config.control.mask", 1, 256)
+    require_size(white, image_shape[:2], "config.control.mask")
+    known = (white[0] >= 128).astype(np.float32)
+    if not known.any():
+        raise UserError(f"config.control.mask: {mask} has no white pixel; allowed: white where the image is known")
+    x0 = to_model(images, scaling, dequantised)
+    return measured(Mask(known), known * x0, method, sigma_y * (scaling.high - scaling.low), data_std, x0)

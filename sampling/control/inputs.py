@@ -1,0 +1,104 @@
+"""What controls read: images and arrays from files, checked before time is spent; nothing is unpickled."""
+
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from score_flow.data import arrays
+from score_flow.data.base import one_line
+from score_flow.data.folder import FORMATS, Decoder
+from score_flow.data.scaling import Scaling
+from score_flow.types import UserError
+
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 4 << 30
+
+
+def existing_file(file: str | Path, what: str) -> Path:
+    """The path of a file; raises UserError when there is none."""
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UserError(f"{what}: no such file: {path}")
+    return path
+
+
+def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Levels 0 .. levels - 1 of one image file, or of the stack in an .npz (uint8 `image`, as in samples.npz).
+
+    An image file is stretched from 0..255; alpha is dropped. Raises UserError.
+    """
+    path = existing_file(file, what)
+    if path.suffix == ".npz":
+        images = arrays.build(path=str(path), levels=levels, max_bytes=MAX_BYTES).image
+    else:
+        images = np.rint(_decode(path, channels) * ((levels - 1) / 255)).astype(np.uint8)[None]
+    if images.shape[-1] != channels:
+        raise UserError(f"{what}: {path} has {images.shape[-1]} channels; allowed: {channels}")
+    return images
+
+
+def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    if channels not in (1, 3):
+        raise UserError(f"{path}: an image file has 1 or 3 channels, the model {channels}; allowed: an .npz of images")
+    if refused := Decoder(1, channels, MAX_PIXELS).check(path):
+        raise UserError(refused)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.info.pop("transparency", None)  # dropped either way; PIL would warn
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # hostile bytes raise almost anything
+        raise UserError(f"{path}: cannot be read as an image ({one_line(error)})") from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def require_size(images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int], what: str) -> None:
+    """Raises UserError unless the images are of size (h, w)."""
+    if images.shape[1:3] != tuple(size):
+        got, wanted = (" x ".join(map(str, shape)) for shape in (images.shape[1:3], size))
+        raise UserError(f"{what}: got images of {got} pixels (height x width); allowed: {wanted}")
+
+
+def to_model(levels: UInt8[np.ndarray, "n h w c"], scaling: Scaling, dequantised: bool) -> Float[Array, "n h w c"]:
+    """Levels in the model's range; where the model's data fill the cells of their levels, the middles of the cells."""
+    v = jnp.asarray(levels)
+    return scaling.dequantise(v, jnp.full(v.shape, 0.5)) if dequantised else scaling.normalise(v)
+
+
+def holds(file: str | Path, what: str, name: str) -> bool:
+    """Whether a file is an .npy, or an .npz with an array of a name."""
+    path = existing_file(file, what)
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return path.suffix == ".npy"
+    with zipfile.ZipFile(path) as archive:
+        return f"{name}.npy" in archive.namelist()
+
+
+def read_array(file: str | Path, what: str, name: str) -> Float[np.ndarray, "..."]:
+    """A real array from an .npy file, or the one called `name` (or the only one) of an .npz; raises UserError."""
+    path = existing_file(file, what)
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                size = max((entry.file_size for entry in archive.infolist()), default=0)
+        else:
+            size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{what}: {path} unpacks to {size} bytes; allowed: {MAX_BYTES}")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                only = loaded.files[0] if len(loaded.files) == 1 else name
+                if only not in loaded.files:
+                    raise UserError(f"{what}: {path} holds {', '.join(loaded.files) or 'nothing'}; allowed: {name}")
+                loaded = loaded[only]
+    except UserError:
+        raise
+    except Exception as error:  # hostile bytes raise almost anything
+        raise UserError(f"{what}: {path} is no readable .npy or .npz of plain arrays ({one_line(error)})") from error
+    if loaded.dtype.kind not in "fiub" or not loaded.size or not np.isfinite(loaded).all():
+        raise UserError(f"{what}: {path} holds {loaded.dtype} of shape {loaded.shape}; allowed: finite real numbers")
+    return loaded
