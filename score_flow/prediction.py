@@ -31,27 +31,27 @@ class Prediction(NamedTuple):
     gain: Callable[[Coefficients], Float[Array, "..."]]
 
 
-def _positive(value: Float[Array, "..."]) -> Float[Array, "..."]:
+def _over(value: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
     # The one guard of this file: at t = 0 (t = 1) of an interpolant x_t holds nothing of the noise (of the data), and
-    # what is asked for is 0/0. The floor makes that the finite 0 instead of NaN and changes no value above 1e-12.
-    return jnp.maximum(value, 1e-12)
+    # what is asked for is 0/0 but for roundings and a network's error. It counts as 0; no value above 1e-12 changes.
+    return jnp.where(scale >= 1e-12, value / jnp.maximum(scale, 1e-12), 0.0)
 
 
 def _from_noise(n: Images, x: Images, c: Coefficients) -> Estimate:
-    return Estimate((x - c.sigma * n) / _positive(c.alpha), n)
+    return Estimate(_over(x - c.sigma * n, c.alpha), n)
 
 
 noise = Prediction(target=lambda e, c: e.noise, decode=_from_noise, gain=lambda c: jnp.ones_like(c.alpha))
 
 data = Prediction(
     target=lambda e, c: e.x0,
-    decode=lambda x0, x, c: Estimate(x0, (x - c.alpha * x0) / _positive(c.sigma)),
-    gain=lambda c: -c.alpha / _positive(c.sigma),
+    decode=lambda x0, x, c: Estimate(x0, _over(x - c.alpha * x0, c.sigma)),
+    gain=lambda c: -_over(c.alpha, c.sigma),
 )
 
 # score = grad log p_t(x) = -noise / sigma (Vincent 2011).
 score = Prediction(
-    target=lambda e, c: -e.noise / _positive(c.sigma),
+    target=lambda e, c: -_over(e.noise, c.sigma),
     decode=lambda s, x, c: _from_noise(-c.sigma * s, x, c),
     gain=lambda c: -c.sigma,
 )

@@ -28,7 +28,8 @@ from tests.pretrained.imported import Imported
 from tests.test_golden_sde import Process
 
 FOLDER = "score_sde/sampling"
-pytestmark = pytest.mark.skipif(not (golden_dir() / FOLDER).is_dir(), reason=f"no {FOLDER}")
+HERE = all((golden_dir() / FOLDER / f"{name}.npz").exists() for name in ("updates", "samplers"))
+pytestmark = pytest.mark.skipif(not HERE, reason=f"no {FOLDER}")
 
 # The source's names.
 PREDICTORS = {"euler_maruyama": "euler", "reverse_diffusion": "reverse_diffusion", "ancestral_sampling": "ancestral"}

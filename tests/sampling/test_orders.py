@@ -1,23 +1,26 @@
 """Solvers converge at their orders on Gaussian data, whose flow and marginals are known."""
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling.base import example_keys
+from sampling import sde
+from sampling.base import chain, example_keys
 from sampling.ddim import ddim
 from sampling.heun import heun
 from sampling.multistep import dpm_solver, recur
 from sampling.ode import METHODS, Solver, flow
 from sampling.predictor_corrector import ancestral, euler, reverse_diffusion
-from sampling.sde import reverse_sde
 from sampling.unipc import unipc
 from score_flow.grid import intervals, karras, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
 from tests.discover import builds
 from tests.exact import GaussianDenoiser, MixtureDenoiser
+from tests.paths.variants import DEFAULTS
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "bosh3": 3, "tsit5": 5, "dopri5": 5, "dopri8": 8}
 
@@ -87,34 +90,65 @@ def test_kernels_have_weak_order_one(kernel, path):
     assert abs(slope(ns, errors) - 1) < 0.15
 
 
-def test_reverse_sde_has_weak_order_one_and_srk_more():
-    """Euler's second-moment error falls like 1/n, ShARK's is smaller; both far above the noise of 2^20 draws."""
-    path = VP()
-    denoiser, keys = GaussianDenoiser(path), jax.vmap(jax.random.key)(jnp.arange(2**14))
-    x = denoiser.marginal(0.8)[0] + denoiser.marginal(0.8)[1] * jax.random.normal(jax.random.key(1), (2**14, 64))
-    exact = denoiser.marginal(0.05)[1] ** 2
-    ns = np.array([40, 80, 160])
+class Impulses(diffrax.AbstractBrownianPath):
+    """Each of the independent standard normal numbers behind n steps set to 1 in one example, all others to 0.
 
-    def error(method, n):
-        times = uniform(path, int(n), 0.05, 0.8)
-        end = jax.jit(lambda x: reverse_sde(keys, denoiser, x, times, lambda c, t: c.g2, method))(x)
-        return abs(float(jnp.var(end)) - exact)
+    They are the steps' W/sqrt(h) and, of methods that see a Levy area, H/sqrt(h/12). Two more examples have none.
+    """
 
-    errors = [error("euler", n) for n in ns]
-    assert min(errors) > 10 * exact * np.sqrt(2 / x.size)
-    assert abs(slope(ns, errors) - 1) < 0.15
-    assert error("shark", 40) < 0.3 * errors[0]
+    tau: jax.Array
+    levy_area: type = eqx.field(static=True)
+
+    @property
+    def t0(self):
+        return None
+
+    @property
+    def t1(self):
+        return None
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        n, h = len(self.tau) - 1, t1 - t0
+        step, row = jnp.searchsorted(self.tau, (t0 + t1) / 2) - 1, jnp.arange(2 * n + 2)[:, None]
+        w, area = jnp.sqrt(h) * (row == step), jnp.sqrt(h / 12) * (row == n + step)
+        return diffrax.SpaceTimeLevyArea(dt=h, W=w, H=area) if use_levy else w
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method, order", [
+    ("euler", 1), ("shark", 2), pytest.param("heun", 2, marks=slow), pytest.param("sra1", 2, marks=slow),
+])  # fmt: skip
+def test_reverse_sdes_have_their_weak_order(method, order, monkeypatch):
+    """The variance, a sum over the squared responses to each normal number: a method is linear in them on Gaussians."""
+    with jax.enable_x64(True):
+        path, ns = VP(), np.array([80, 160])
+        denoiser = GaussianDenoiser(path)
+        (mean, std), exact = denoiser.marginal(0.8), denoiser.marginal(0.05)[1] ** 2
+
+        def error(n):
+            times = uniform(path, int(n), 0.05, 0.8)
+            tau = jnp.asarray(0.8 - times)
+            monkeypatch.setattr(sde, "ExampleNoise", lambda keys, shape, levy: Impulses(tau, levy))
+            x = jnp.full((2 * n + 2, 1), mean).at[-1].add(std)  # the last example's impulse is the start's
+            keys = example_keys(0, jnp.arange(2 * n + 2))
+            end = jax.jit(lambda x: sde.reverse_sde(keys, denoiser, x, times, lambda c, t: c.g2, method))(x)
+            return abs(float(jnp.sum((end - end[-2]) ** 2)) - exact)
+
+        errors = [error(n) for n in ns]
+    assert abs(slope(ns, errors) - order) < 0.15
 
 
 # UniPC of order p is accurate to p + 1 (arXiv:2302.04867, theorem 3.1).
 FAST = {
-    "dpm1": (lambda path, times: dpm_solver(path, times, 1), "x0", 1),
-    "dpm2": (lambda path, times: dpm_solver(path, times, 2), "x0", 2),
-    "dpm3": (lambda path, times: dpm_solver(path, times, 3), "x0", 3),
-    "unipc2": (lambda path, times: unipc(path, times, 2), "x0", 3),
-    "unipc2_bh1": (lambda path, times: unipc(path, times, 2, "bh1"), "x0", 3),
-    "unipc3": (lambda path, times: unipc(path, times, 3), "x0", 4),
-    "heun": (heun, "noise", 2),
+    "dpm1": (lambda path, times: dpm_solver(path, times, 1), 1),
+    "dpm2": (lambda path, times: dpm_solver(path, times, 2), 2),
+    "dpm3": (lambda path, times: dpm_solver(path, times, 3), 3),
+    "unipc2": (lambda path, times: unipc(path, times, 2), 3),
+    "unipc2_bh1": (lambda path, times: unipc(path, times, 2, "bh1"), 3),
+    "unipc3": (lambda path, times: unipc(path, times, 3), 4),
+    "heun": (heun, 2),
 }
 
 
@@ -122,7 +156,7 @@ FAST = {
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
 def test_fast_samplers_have_their_order(name, data):
     """End states from near the prior (where the first steps' low orders cost nothing) to near the data, in float64."""
-    rows, estimate, order = FAST[name]
+    rows, order = FAST[name]
     with jax.enable_x64(True):
         path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 144, 216])
         x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -133,9 +167,25 @@ def test_fast_samplers_have_their_order(name, data):
         errors = []
         for n in ns:
             table = rows(path, karras(path, int(n), 1e-3, 0.99))
-            end = jax.jit(lambda x, table=table: recur(keys, denoiser, x, table, estimate))(x)
+            end = jax.jit(lambda x, table=table: recur(keys, denoiser, x, table))(x)
             errors.append(float(jnp.sqrt(jnp.mean((end - exact) ** 2))))
     assert abs(slope(ns, errors) - order) < 0.2
+
+
+@pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS)
+def test_first_order_is_ddim_on_every_path(path):
+    """DPM-Solver-1 from t = 1, where alpha may be 0, to t = 0, where sigma may be: the same samples as DDIM."""
+    with jax.enable_x64(True):
+        keys, times = example_keys(0, jnp.arange(8)), uniform(path, 20, 0.0, 1.0)
+        denoiser = MixtureDenoiser(path, jnp.asarray(np.random.default_rng(0).normal(size=(4, 3))), 0.3)
+
+        @jax.jit
+        def both(x):
+            kernels = chain(keys, [ddim(0.0)], denoiser, x, intervals(times))
+            return recur(keys, denoiser, x, dpm_solver(path, times, 1)), kernels
+
+        ours, theirs = both(path.sigma(jnp.asarray(1.0)) * jax.random.normal(jax.random.key(0), (8, 3)))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def variance(rows, denoiser) -> float:
