@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo gallery test test-all lint bench clean
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=train
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=eval
+
+gallery: $(VENV)/.installed
+	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=train
+	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=eval
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest

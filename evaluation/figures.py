@@ -1,6 +1,7 @@
 """The plots of a report, as transparent PNG bytes in colours that read on white and on black."""
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 TEXT, GRID = "#7d8590", "#7d859040"
 BLUE, ORANGE = "#4a8df0", "#ee8434"
+CYCLE = (BLUE, ORANGE, "#3fb68b", "#b45fd6", "#d64f6f", "#c9a227", "#2aa9c9", "#8a8f98", "#7bbf3a", "#e07bb5")
 SIZE, DPI = (5.2, 3.1), 200  # twice the pixels that a page shows: sharp on dense screens
 
 
@@ -51,6 +53,21 @@ def histogram(values: Float[np.ndarray, "n"], xlabel: str) -> bytes:
     axes.axvline(values.mean(), color=ORANGE, linewidth=1.6, label=f"mean {values.mean():.3f}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
+    return _png(figure)
+
+
+def quality_by_calls(curves: dict[str, list[tuple[int, float]]], reference: float | None, ylabel: str) -> bytes:
+    """A line of (network calls, quality) for each sampler, and what data themselves would get."""
+    figure, axes = _axes("network calls", ylabel)
+    for color, (name, points) in zip(itertools.cycle(CYCLE), curves.items(), strict=False):
+        calls, quality = zip(*points, strict=True)
+        axes.plot(calls, quality, color=color, linewidth=1.3, marker="o", markersize=3, label=name)
+    if reference is not None:
+        axes.axhline(reference, color=TEXT, linewidth=1.0, linestyle="--", label="training images")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _log_y(axes, np.array([y for points in curves.values() for _, y in points]), ratio=5.0)
+    axes.legend(frameon=False, labelcolor=TEXT, fontsize=7, ncols=2)
     return _png(figure)
 
 

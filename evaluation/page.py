@@ -103,6 +103,13 @@ def table(rows: dict[str, Any], caption: str = "") -> str:
     return f"<table>{title}<tbody>\n{body}</tbody></table>\n"
 
 
+def matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with a head above each column."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<table class="matrix"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n'
+
+
 def details(summary: str, inner: str) -> str:
     """Something long, folded."""
     return f"<details><summary>{escape(summary)}</summary>{inner}</details>\n"
@@ -182,6 +189,9 @@ caption { text-align: left; padding-bottom: 6px; font-weight: 600; }
 th, td { border-top: 1px solid var(--line); padding: 6px 0; text-align: left; vertical-align: top;
   overflow-wrap: anywhere; }
 th { width: 17rem; padding-right: 20px; color: var(--soft); font-weight: 400; }
+.matrix { table-layout: auto; }
+.matrix th { width: auto; }
+.matrix th:not(:first-child), .matrix td:not(:first-child) { text-align: right; padding-left: 12px; }
 details { margin-top: 20px; border-top: 1px solid var(--line); padding-top: 14px; }
 summary { cursor: pointer; font-weight: 600; }
 details > * + * { margin-top: 14px; }

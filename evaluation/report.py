@@ -6,39 +6,17 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from evaluation import figures, page
 from evaluation.page import Images
+from evaluation.report_samples import Record, calls, gallery, interpolation, samples, trajectory
 from score_flow.record import read_lines
 
-N_TRAJECTORIES, N_EXTREMES = 8, 16
-
-
-class Record(NamedTuple):
-    """What there is of a run; what is missing is empty."""
-
-    name: str
-    config: dict[str, Any]  # flat: {"path.name": "vp", ...}
-    rows: list[dict[str, Any]]  # of metrics.jsonl
-    parameters: str
-    results: dict[str, dict[str, Any]]  # by job
-    split: str | None  # that `real` is from
-    evaluation: Path
-    real: Images
-    levels: int
-    facts: dict[str, str]
-
-    def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
-        """The arrays of a job, {} without them."""
-        path = self.evaluation / job / file
-        if not path.exists():
-            return {}
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+N_EXTREMES = 16
 
 
 def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dict[str, str]) -> Path:
@@ -55,7 +33,8 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
     )  # fmt: skip
-    sections = (samples(record), trajectory(record), training(record), likelihood(record), tables(record))
+    parts = (samples, trajectory, interpolation, gallery, calls, training, likelihood, tables)
+    sections = [part(record) for part in parts]
     html = page.document(record.name, _subtitle(record), cards(record), "".join(sections))
     file, temporary = workdir / "report.html", workdir / "report.html.tmp"
     temporary.write_text(html, encoding="utf-8")
@@ -85,40 +64,6 @@ def cards(record: Record) -> list[str]:
     if total := re.search(r"Total: ([\d,]+)", record.parameters):
         found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), "", total[1]))
     return found
-
-
-def samples(record: Record) -> str:
-    """As many samples as real images, side by side."""
-    image, real = record.arrays("samples", "samples.npz").get("image", record.real[:0]), record.real
-    if not len(image):
-        return ""
-    most = int(np.clip(page.SHEET // image.shape[2], 2, 10)) ** 2
-    n = min(most, len(image), len(real) or most)
-    sheets = [
-        page.sheet(image[:n], record.levels, f"{n} samples of the model", f"Samples: the first {n} of {len(image):,}")
-    ]
-    if len(real):
-        spread = np.linspace(0, len(real) - 1, n).astype(int)  # a split may be in order of class
-        sheets.append(page.sheet(real[spread], record.levels, f"{n} images of the test set", "Test images"))
-    features = record.results.get("samples", {}).get("features")
-    return page.section(
-        "Samples", page.pair(*sheets), note=f"Features of the Fréchet distance: {features}." if features else ""
-    )
-
-
-def trajectory(record: Record) -> str:
-    """x(t) and E[x(0) | x(t)] of some samples at some times."""
-    arrays = record.arrays("trajectory", "trajectory.npz")
-    sheets = []
-    for name, what in (("image", "State x(t)"), ("x0", "Denoised estimate E[x(0) | x(t)]")):
-        if name in arrays and "t" in arrays:
-            rows = np.swapaxes(arrays[name][:, :N_TRAJECTORIES], 0, 1)  # one row a sample
-            images = rows.reshape(-1, *rows.shape[2:])
-            alt = f"{what} of {len(rows)} samples, one a row, at {len(arrays['t'])} times from noise to data"
-            sheets.append(page.sheet(images, record.levels, alt, what, heads=[f"{t:.2f}" for t in arrays["t"]]))
-    return page.section(
-        "From noise to data", page.pair(*sheets), note="The time t is above each column: 1 is noise, 0 data."
-    )
 
 
 def training(record: Record) -> str:
@@ -169,7 +114,7 @@ def extremes(record: Record, bits: Float[np.ndarray, "n"]) -> str:
 def tables(record: Record) -> str:
     """Every figure of every job, the facts, the configuration and the parameters."""
     jobs = page.two_columns(
-        *(page.table(flatten(result), caption=name) for name, result in record.results.items() if result)
+        *(page.table(values, caption=name) for name, result in record.results.items() if (values := plain(result)))
     )
     setup = [
         page.table(record.facts) if record.facts else "",
@@ -177,6 +122,15 @@ def tables(record: Record) -> str:
         page.details("Parameters", page.preformatted(record.parameters)) if record.parameters else "",
     ]
     return page.section("Figures", jobs) + page.section("Setup", *setup)
+
+
+def plain(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a job, without the lists of rows that have a section of their own."""
+    return {
+        name: value
+        for name, value in flatten(result).items()
+        if not (isinstance(value, list) and any(isinstance(row, dict) for row in value))
+    }
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
