@@ -1,19 +1,22 @@
 """Ancestral DDPM sampling."""
 
+import jax.numpy as jnp
+
 from sampling.base import Kernel, Sampler, chain_sampler
 from score_flow.grid import choose_in_chain, intervals
 from score_flow.transition import Gaussian, forward_step, posterior
 from score_flow.types import UserError, check_choice
 
-VARIANCES = ("small", "large", "learned")
+VARIANCES = ("small", "large", "range", "log")
 
 
 def ancestral(variance: str = "small") -> Kernel:
     """q(x_s | x_t, x0) at x0 = E[x0 | x_t], its variance the posterior's ("small") or the forward step's ("large").
 
-    Ho et al. 2020, sec. 3.2, arXiv:2006.11239: the two are exact for a point mass and for N(0, I) data. "learned": the
+    Ho et al. 2020, sec. 3.2, arXiv:2006.11239: the two are exact for a point mass and for N(0, I) data. "range": the
     network's second output v in [-1, 1] says where between them, log variance = (1 + v)/2 log large + (1 - v)/2 log
-    small (Nichol and Dhariwal 2021, eq. 15, arXiv:2102.09672).
+    small (Nichol and Dhariwal 2021, eq. 15, arXiv:2102.09672). "log": v is log variance itself. The names are those of
+    training.variance.
     """
 
     def kernel(denoiser, x, s, t) -> Gaussian:
@@ -25,7 +28,9 @@ def ancestral(variance: str = "small") -> Kernel:
         if variance == "large":
             return Gaussian(law.mean, large)
         if estimate.variance is None:
-            raise UserError("sampler ancestral: variance = learned needs a network trained with model.learn_sigma.")
+            raise UserError(f"sampler ancestral: variance = {variance} needs a network trained with model.learn_sigma.")
+        if variance == "log":
+            return Gaussian(law.mean, jnp.exp(estimate.variance / 2))
         share = (1 + estimate.variance) / 2
         return Gaussian(law.mean, large**share * law.std ** (1 - share))
 

@@ -11,9 +11,26 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_llvm_disable_expensive_passes=true"
 )
 
+import gc
+
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Eight devices share two threads: programs in flight together can wait for each other in a collective for ever.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 install_import_hook(["score_flow", "sampling", "evaluation"], "beartype.beartype")
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """No file uses the programs of another; thousands of them take gigabytes, and every collection goes through them."""
+    yield
+    jax.clear_caches()
+    gc.collect()

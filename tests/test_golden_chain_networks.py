@@ -52,7 +52,7 @@ def test_networks(row, monkeypatch):
             times = model.path.times()[list(respace(row["steps"], row["respacing"]))]
             bound = VariationalBound(model.path, tuple(times.tolist()), "range")
             denoiser = Thresholded(model.bind(params, condition), -1.0, 1.0)
-            sampler = ancestral.build(0.0, 1.0, row["steps"], variance="learned", respacing=row["respacing"])
+            sampler = ancestral.build(0.0, 1.0, row["steps"], variance="range", respacing=row["respacing"])
             values = {"p_loop.out": sample(monkeypatch, sampler, denoiser, arrays[f"{key}.p_loop.noise"])}
             if x64:
                 x0 = jnp.asarray(nhwc(arrays[f"{key}.x_start"]), float)

@@ -124,7 +124,7 @@ def sampler_of(settings, kind):
     respacing = settings["respacing"].removeprefix("none")
     chain = {"t_min": 0.0, "n_steps": settings["steps"], "respacing": respacing}
     if kind == "p":
-        return ancestral.build(**chain, variance=variance_of(settings).replace("range", "learned"))
+        return ancestral.build(**chain, variance=variance_of(settings))
     return ddim.build(**chain, eta=float(kind.removeprefix("ddim")))
 
 

@@ -21,5 +21,5 @@ def get_config():
     config.data.source = component("tfds", dataset="downsampled_imagenet/64x64")
     config.training.objective = "vlb"
     config.training.time_sampler = component("loss_second_moment", n=4000)
-    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="learned")
+    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="range")
     return config

@@ -29,5 +29,5 @@ def get_config():
     config.data.source = component("folder", image_size=256)
     config.training.objective = "hybrid"
     config.training.time_sampler = component("grid", n=1000)
-    config.sampling = component("ancestral", n_steps=1000, t_min=0.0, variance="learned")
+    config.sampling = component("ancestral", n_steps=1000, t_min=0.0, variance="range")
     return config

@@ -30,5 +30,5 @@ def get_config():
     config.training.objective = "hybrid"
     config.training.time_sampler = component("grid", n=1000)
     config.optim.lr = 2e-5
-    config.sampling = component("ancestral", n_steps=1000, t_min=0.0, variance="learned")
+    config.sampling = component("ancestral", n_steps=1000, t_min=0.0, variance="range")
     return config

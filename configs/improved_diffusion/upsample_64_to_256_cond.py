@@ -29,5 +29,5 @@ def get_config():
     config.training.time_sampler = component("grid", n=4000)
     config.training.vlb_weight = 0.00025
     config.optim.lr = 0.0003
-    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="learned", respacing="250")
+    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="range", respacing="250")
     return config

@@ -24,7 +24,7 @@ DIFFUSION = {
     "noise_schedule": "linear",
     "predict_xstart": False,
     "rescale_timesteps": True,
-    # How to sample and what to minimise. Respacing is of a run of their sampler: config.sampling.n_steps says it here.
+    # How to sample and what to minimise.
     "sigma_small": False,
     "timestep_respacing": "",
     "use_kl": False,
@@ -214,7 +214,8 @@ def _training(given: dict[str, Any], learned: bool) -> dict[str, Any]:
         "sampling.name": "ancestral",
         "sampling.n_steps": n,
         "sampling.t_min": 0.0,
-        "sampling.variance": "learned" if learned else fixed,
+        "sampling.variance": "range" if learned else fixed,
+        "sampling.respacing": given["timestep_respacing"],
     }
 
 

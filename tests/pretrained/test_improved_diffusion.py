@@ -143,7 +143,7 @@ def test_flags_become_a_config():
         "sampling.name": "ancestral",
         "sampling.n_steps": 4000,
         "sampling.t_min": 0.0,
-        "sampling.variance": "learned",
+        "sampling.variance": "range",
     }
 
 
@@ -158,7 +158,7 @@ def test_flags_become_a_config():
         ({"use_kl": True, "rescale_learned_sigmas": False}, {"training.objective": "vlb", "training.vlb_weight": 1e-3}),
         ({"ema_rate": "0.999,0.9999"}, {"model.ema_rate": (0.999, 0.9999)}),
         ({"schedule_sampler": "loss-second-moment"}, {"training.time_sampler.name": "loss_second_moment"}),
-        ({"timestep_respacing": "ddim25"}, {}),
+        ({"timestep_respacing": "ddim25"}, {"sampling.respacing": "ddim25"}),
     ],
 )
 def test_each_flag_changes_its_fields_only(settings, changed):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import chain, example_keys
 from sampling.predictor_corrector import ancestral, annealed_langevin, langevin
 from score_flow.grid import intervals, uniform
@@ -114,3 +115,24 @@ def test_intervals_are_contiguous():
     assert rows.shape == (10, 2)
     assert rows[0, 1] == 1.0 and rows[-1, 0] == 1e-3
     np.testing.assert_array_equal(rows[1:, 1], rows[:-1, 0])
+
+
+def test_variances_of_an_ancestral_step():
+    """Learned: "range" goes from the small variance (v = -1) to the large (v = 1), "log" is the logarithm itself."""
+    path = VP()
+
+    class Learned(GaussianDenoiser):
+        def estimate(self, x, t):
+            return super().estimate(x, t)._replace(variance=v)
+
+    def std(variance):
+        return ancestral_kernel(variance)(Learned(path), x, s, t).std
+
+    x, s, t = jnp.ones((3, 2)), jnp.asarray(0.4), jnp.asarray(0.5)
+    for end, variance in ((-1.0, "small"), (1.0, "large")):
+        v = jnp.full(x.shape, end)
+        np.testing.assert_allclose(std("range"), np.full(x.shape, std(variance)), rtol=1e-6)
+    v = jnp.full(x.shape, -3.0)
+    np.testing.assert_allclose(std("log"), math.exp(-1.5), rtol=1e-6)
+    with pytest.raises(UserError, match="learn_sigma"):
+        ancestral_kernel("range")(GaussianDenoiser(path), x, s, t)
