@@ -30,7 +30,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """No file uses the programs of another; thousands of them take gigabytes, and every collection goes through them."""
+    """No file uses the programs of another; thousands of them take gigabytes, which every collection goes through."""
     yield
     jax.clear_caches()
     gc.collect()

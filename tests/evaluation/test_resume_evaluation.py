@@ -76,6 +76,7 @@ def test_killed_and_gone_on(trained, cache, moments):
         np.testing.assert_array_equal(arrays_one[name], arrays_other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_batches_and_devices(trained, cache):
     """Batches of 100 on 8 devices against 64 on one: 1e-5 bits/dim, and the same 100 images."""
     flags = [flag for flag in FLAGS if "batch_size" not in flag] + [
@@ -91,6 +92,7 @@ def test_other_batches_and_devices(trained, cache):
     assert np.abs(a - b).max() <= 1 and (a != b).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_done_jobs_are_not_done_again(trained, cache):
     """A second evaluation reads the results; other settings need another folder; sample mode spares the report."""
     output = run(trained, *FLAGS, mode="eval", cache=cache)

@@ -16,8 +16,9 @@ from score_flow.networks.flowpp_layers import Conv, LogisticMixture
 from score_flow.pretrained import base
 from score_flow.pretrained.flowpp_layout import flax_layout
 from score_flow.types import UserError
+from tests.discover import thinned
 
-every_preset = pytest.mark.parametrize("name", flowpp.PRESETS)
+every_preset = pytest.mark.parametrize("name", thinned(flowpp.PRESETS, 3))
 SMALL = {"width": 4, "components": 2, "couplings": 2, "blocks": 1, "context_width": 4, "context_blocks": 1, "heads": 2}
 SHAPE = (2, 4, 2)  # of an image
 

@@ -11,6 +11,7 @@ import pytest
 
 from score_flow.networks import layers
 from score_flow.prediction import scaled_score
+from tests.discover import thinned
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Compiled, Imported, allowed, nhwc, relative_error
 
@@ -59,7 +60,7 @@ def float32_frequencies(time, half, divisor):
     return time[:, None] * frequencies
 
 
-@pytest.mark.parametrize("x64", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("x64", thinned([True, False], 2), ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_stored_output(case, x64, monkeypatch):
     description, arrays = load(case)

@@ -183,6 +183,7 @@ def test_a_bare_file_needs_a_recipe_or_settings(tmp_path, capsys):
     assert "give --config or --reference_config" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_imported_weights(tmp_path):
     """A fresh optimiser, the file's weights: the first step starts from them."""
     if "sit/models" not in CASES:

@@ -144,6 +144,7 @@ def test_flags_become_a_config():
         "sampling.n_steps": 4000,
         "sampling.t_min": 0.0,
         "sampling.variance": "range",
+        "sampling.respacing": "",
     }
 
 

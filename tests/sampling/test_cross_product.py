@@ -74,7 +74,7 @@ def product():
         variants = VARIANTS.get(name, [({}, 1)])
         for j, (fields, order) in enumerate(variants):
             for k, path_name in enumerate(DEFAULTS):
-                few = j % (1 + len(variants) // 3) == 0 and (i + j) % len(DEFAULTS) == k
+                few = j % (1 + len(variants) // 2) == 0 and (i + j) % len(DEFAULTS) == k
                 yield path_name, name, fields, order, few
 
 

@@ -20,6 +20,7 @@ from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS, Estimate
 from score_flow.types import UserError
+from tests.discover import thinned
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.golden_data import golden_dir, load
 from tests.launch import TINY
@@ -87,7 +88,7 @@ def consistent(estimate, path, x, t):
     close(c.alpha * estimate.x0 + c.sigma * estimate.noise, x, np.abs(c.sigma * estimate.noise).max())
 
 
-@pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS)
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 def test_the_score_is_that_of_the_tilted_density(path):
     """p_t(x | y)^w p_t(x)^(1 - w), differentiated; guidance by the classifier of the same classes is the same."""
     w = 2.5
@@ -236,7 +237,7 @@ def test_channels_and_variance():
     np.testing.assert_allclose(ours.variance, good.variance, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS)
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 @pytest.mark.parametrize("channels", [0, 2])
 def test_rescaling_keeps_the_standard_deviation(path, channels):
     with jax.enable_x64(True):
@@ -361,6 +362,7 @@ def run(workdir, mode, *flags):
     return main([*FLAGS, f"--workdir={workdir}", f"--mode={mode}", *flags])
 
 
+@pytest.mark.slow
 def test_guided_samples_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Training with snapshots, samples and trajectories; the folder keeps the settings and refuses others."""
     guided = (*LABELS, "--config.guidance.scale=2", "--config.guidance.threshold=dynamic")

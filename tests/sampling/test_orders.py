@@ -18,7 +18,7 @@ from sampling.unipc import unipc
 from score_flow.grid import intervals, karras, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
-from tests.discover import builds
+from tests.discover import builds, thinned
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.paths.variants import DEFAULTS
 
@@ -30,7 +30,7 @@ def slope(ns, errors) -> float:
     return -np.polyfit(np.log(ns), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thinned(METHODS, 2))
 def test_ode_order(method):
     """End state against the exact flow z = m_t + (s_t/s_0)(x - m_0), in float64; counted in steps."""
     with jax.enable_x64(True):
@@ -49,7 +49,7 @@ def test_ode_order(method):
         assert slope(ns, errors) < ORDERS[method] + 1.0  # symmetric errors may cancel, never a whole order more
 
 
-@pytest.mark.parametrize("name", builds("score_flow.paths"))
+@pytest.mark.parametrize("name", thinned(builds("score_flow.paths"), 2))
 def test_adaptive_flow_reaches_the_exact_state(name):
     """The error of Tsit5 at rtol = atol = 1e-6 stays below 1e-4, there and back again; each example steps alone."""
     denoiser = GaussianDenoiser(builds("score_flow.paths")[name]())
@@ -81,7 +81,7 @@ def moments(kernel, denoiser, times) -> float:
 
 @pytest.mark.parametrize("kernel", [euler, reverse_diffusion, ancestral, ddim(0.0), ddim(1.0)],
                          ids=["euler", "reverse_diffusion", "ancestral", "ddim0", "ddim1"])  # fmt: skip
-@pytest.mark.parametrize("path", [VP(), GVP()], ids=["vp", "gvp"])
+@pytest.mark.parametrize("path", thinned([VP(), GVP()], 2), ids=["vp", "gvp"])
 def test_kernels_have_weak_order_one(kernel, path):
     with jax.enable_x64(True):
         denoiser, ns = GaussianDenoiser(path), np.array([100, 200, 400])
@@ -153,7 +153,7 @@ FAST = {
 
 
 @pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("data", ["gaussian", "mixture"])
+@pytest.mark.parametrize("data", thinned(["mixture", "gaussian"], 2))
 def test_fast_samplers_have_their_order(name, data):
     """End states from near the prior (where the first steps' low orders cost nothing) to near the data, in float64."""
     rows, order = FAST[name]
