@@ -3,12 +3,12 @@
 import os
 
 # Before jax starts: the flags are read once. Most of the time of these tests is compilation of small programs: compile
-# fast rather than well. The runs of the program in processes of their own (launch.py) are compiled as users' are.
+# fast rather than well.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_llvm_disable_expensive_passes=true"
+    + " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 
 import gc

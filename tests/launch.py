@@ -29,7 +29,8 @@ TINY = [
 
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # Of a flag that comes twice the last counts; the others are those of the tests, for fast compilation.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 
