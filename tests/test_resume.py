@@ -51,6 +51,7 @@ def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moment
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
     """n_jitted_steps = 5 gives the losses and weights of 1 to 1e-6: the same operations, fused otherwise."""
     run(tmp_path, "--config.training.n_jitted_steps=5", cache=cache)
@@ -100,6 +101,7 @@ def test_a_checkpoint_of_another_config_is_refused(whole, cache):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_workdir(whole, tmp_path, cache):
     """The second is refused while the first lives; a killed holder leaves no stale lock."""
     import fcntl

@@ -46,7 +46,7 @@ def arrays(workdir, folder):
 @pytest.mark.parametrize(
     "moments",
     [
-        ["round:6:SIGTERM", "round:3:SIGKILL"],
+        ["round:3:SIGKILL"],
         pytest.param(
             ["round:2:SIGKILL", "round:6:SIGTERM", "round:3:SIGKILL", "round:5:SIGTERM", "round:1:SIGKILL"],
             marks=pytest.mark.slow,
