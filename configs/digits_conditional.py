@@ -14,9 +14,9 @@ def get_config():
     config = digits()
     config.model.class_conditional = True
     config.training.label_dropout = 0.1
-    config.training.n_iters = 2000
+    config.training.n_iters = 1500
     config.guidance.scale = 1.5
     config.sampling = component("heun")  # 34 network calls, where the adaptive solver takes some 150
     config.eval.jobs = ("interpolation", "gallery", "calls")
-    config.eval.num_samples = 500
+    config.eval.num_samples = 297  # three batches
     return config
