@@ -33,7 +33,7 @@ SEAMS = {
     "orbax": ("score_flow/checkpoint.py",),
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
-    "sklearn": ("score_flow/data/digits.py", "evaluation/features.py"),
+    "sklearn": ("score_flow/data/digits.py", "evaluation/extractors/small.py"),
     "optax": ("score_flow/training.py", "score_flow/build.py", "score_flow/coupling.py"),
     "tensorflow": (),
     "torch": (),

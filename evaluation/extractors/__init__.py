@@ -1,0 +1,1 @@
+"""Extractors of features by which sets of images are compared; a new one is one file that exports `build`."""

@@ -1,0 +1,30 @@
+"""What an extractor is: a function of images, with its parameters, that a compiled program takes as an argument."""
+
+import abc
+from typing import NamedTuple
+
+import flax.struct
+from jaxtyping import Array, Float32, UInt8
+
+
+class Features(NamedTuple):
+    """What an extractor makes of images: features of each, and the logits of a classifier where there is one."""
+
+    pool: Float32[Array, "b d"]
+    logits: Float32[Array, "b k"] | None = None
+
+
+class Extractor(flax.struct.PyTreeNode, abc.ABC):
+    """A tree whose leaves are its parameters: an argument of what is compiled, none of its constants.
+
+    Attributes:
+        name: what the features are, to be put beside every number made of them.
+        n_features: their dimension d.
+    """
+
+    name: str = flax.struct.field(pytree_node=False)
+    n_features: int = flax.struct.field(pytree_node=False)
+
+    @abc.abstractmethod
+    def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
+        """Features of pixel levels as the data set has them; each image's depend on that image alone."""
