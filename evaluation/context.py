@@ -59,7 +59,7 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder.
+    """One checkpoint under evaluation; `options` is config.eval, `directory` the job's own folder, `workdir` the run's.
 
     `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter: an argument of what
     is compiled, as `params` are.
@@ -76,6 +76,7 @@ class Context:
     directory: Path
     judged: bool = True
     control: Control | None = None
+    workdir: Path = Path()
 
     @property
     def n_samples(self) -> int:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from evaluation.collector import extract
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment
 from score_flow.sharding import batch_sharding, place, to_host
@@ -15,27 +15,36 @@ from score_flow.types import NonFinite
 
 STREAM = 3  # of example keys: one index is one sample, whichever job draws it
 
-# (parameters, guidance, control or None, global indices) -> ({"image": levels, "label": ...}, network calls, which
-# arrived with finite values), on the host
-Drawer = Callable[[Any, Any, Any, Int[np.ndarray, "b"]], tuple[dict[str, np.ndarray], int, Bool[np.ndarray, "b"]]]
+# (parameters, guidance, control or None, global indices[, extractor]) -> ({"image": levels, "label": ..., "pool": ...},
+# network calls, which arrived with finite values), on the host
+Drawer = Callable[..., tuple[dict[str, np.ndarray], int, Bool[np.ndarray, "b"]]]
 
 
-def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM) -> Drawer:
-    """The samples of some global indices as pixel levels, with their conditions; compiled once for each batch size."""
+def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM, keep: Sequence[str] = ()) -> Drawer:
+    """The samples of some global indices as pixel levels, with their conditions; compiled once for each batch size.
 
-    def draw(params, guide, control, seeds) -> tuple[dict[str, Array], Int[Array, ""], Bool[Array, "b"]]:
+    With an extractor, also their features ("pool", "logits"), in the same program. Only the arrays named in `keep`
+    (all) leave the device.
+    """
+
+    def draw(params, guide, control, extractor, seeds) -> tuple[dict[str, Array], Int[Array, ""], Bool[Array, "b"]]:
         condition = guide.in_turn(seeds)
         denoiser = guide(run.model.bind(params, condition))
         if control:
             denoiser = control(denoiser, seeds)
         samples = sampler(example_keys(run.seed, seeds, stream), denoiser, run.image_shape)
         arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
+        if extractor is not None:
+            features = extract(extractor, arrays["image"])._asdict()
+            arrays |= {name: array for name, array in features.items() if array is not None}
+        arrays = {name: array for name, array in arrays.items() if not keep or name in keep}
         return arrays, samples.n_evaluations, samples.ok
 
-    compiled = jax.jit(draw, in_shardings=(None, None, None, batch_sharding(run.mesh)))
+    compiled = jax.jit(draw, in_shardings=(None, None, None, None, batch_sharding(run.mesh)))
 
-    def drawn(params, guide, control, indices):
-        arrays, calls, ok = to_host(compiled(params, guide, control, place(run.mesh, indices.astype(np.uint32))))
+    def drawn(params, guide, control, indices, extractor=None):
+        seeds = place(run.mesh, indices.astype(np.uint32))
+        arrays, calls, ok = to_host(compiled(params, guide, control, extractor, seeds))
         return arrays, int(calls), ok
 
     return drawn

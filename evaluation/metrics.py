@@ -1,19 +1,53 @@
-"""Distances between sets of features."""
+"""What is computed of features and class probabilities of images: Gaussians and their distance, the Inception score."""
+
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int, Int64, Real, Shaped
 
 from score_flow.types import UserError
 
 
+class Moments(NamedTuple):
+    """Count, sum, and sum of (x - mean)(x - mean)^T of feature vectors: parts of a set merge to the whole's.
+
+    All in float64. The outer product is centred: that of large features would cancel when the mean is taken off it.
+    """
+
+    count: Int64[np.ndarray, ""]
+    total: Float64[np.ndarray, "d"]
+    outer: Float64[np.ndarray, "d d"]
+
+    @classmethod
+    def empty(cls, d: int) -> "Moments":
+        """Those of no vector."""
+        return cls(np.zeros((), np.int64), np.zeros(d), np.zeros((d, d)))
+
+    @classmethod
+    def of(cls, features: Shaped[np.ndarray, "n d"]) -> "Moments":
+        """Those of n >= 0 vectors."""
+        features = np.asarray(features, np.float64)
+        n, total = len(features), features.sum(axis=0)
+        centred = features - total / max(n, 1)
+        return cls(np.asarray(n, np.int64), total, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Those of both sets together (Chan, Golub and LeVeque 1979): outer_a + outer_b + n_a n_b / n gap gap^T."""
+        n = self.count + other.count
+        gap = other.total / max(other.count, 1) - self.total / max(self.count, 1)
+        between = (self.count * other.count / max(n, 1)) * np.outer(gap, gap)
+        return Moments(np.asarray(n, np.int64), self.total + other.total, self.outer + other.outer + between)
+
+    def gaussian(self) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
+        """Mean and unbiased covariance; raises UserError for fewer than two vectors."""
+        if self.count < 2:
+            raise UserError(f"moments: got {self.count} feature vector(s); a covariance needs at least 2")
+        return self.total / self.count, self.outer / (self.count - 1)
+
+
 def moments(features: Shaped[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
     """Mean and unbiased covariance of n >= 2 feature vectors, in float64; raises UserError for fewer."""
-    if len(features) < 2:
-        raise UserError(f"moments: got {len(features)} feature vector(s); a covariance needs at least 2")
-    features = np.asarray(features, np.float64)
-    mean = features.mean(axis=0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    return Moments.of(features).gaussian()
 
 
 def frechet_distance(
@@ -34,3 +68,59 @@ def frechet_distance(
     # Rounding leaves zeros slightly negative, and the distance of equal Gaussians too.
     overlap = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0.0)).sum()
     return max(0.0, float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2.0 * overlap))
+
+
+class ClassSums(NamedTuple):
+    """Of each of s splits of a set of images: how many, the sum of p(y|x), and that of sum_y p(y|x) log p(y|x)."""
+
+    count: Int64[np.ndarray, "s"]
+    probability: Float64[np.ndarray, "s k"]
+    negative_entropy: Float64[np.ndarray, "s"]
+
+    @classmethod
+    def empty(cls, splits: int, n_classes: int) -> "ClassSums":
+        """Those of no image."""
+        return cls(np.zeros(splits, np.int64), np.zeros((splits, n_classes)), np.zeros(splits))
+
+    def add(self, logits: Real[np.ndarray, "n k"], split: Int[np.ndarray, "n"]) -> "ClassSums":
+        """With n more images, each of a split."""
+        logits = np.asarray(logits, np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        count, probability, negative_entropy = (x.copy() for x in self)
+        np.add.at(count, split, 1)
+        np.add.at(probability, split, p)
+        np.add.at(negative_entropy, split, (p * log_p).sum(axis=1))
+        return ClassSums(count, probability, negative_entropy)
+
+    def together(self) -> "ClassSums":
+        """Those of all images in one split."""
+        return ClassSums(*(x.sum(axis=0, keepdims=True) for x in self))
+
+    def score(self) -> tuple[float, float]:
+        """Mean and (population) standard deviation over splits of exp(E_x KL(p(y|x) | p(y))).
+
+        Salimans et al. 2016 (arXiv:1606.03498). p(y) is the split's own: few images a split bias it downwards.
+        """
+        p = self.probability / self.count[:, None]
+        entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(axis=1)
+        scores = np.exp(self.negative_entropy / self.count + entropy)
+        return float(scores.mean()), float(scores.std())
+
+
+def split_of(n: int, splits: int, seed: int | None = None) -> Int[np.ndarray, "n"]:
+    """The split of each of n images: equal stretches (to one image) of their order, or of RandomState(seed)'s."""
+    bounds = np.arange(splits + 1) * n // splits
+    position = np.repeat(np.arange(splits), np.diff(bounds))
+    if seed is None:
+        return position
+    shuffled = np.empty(n, np.int64)
+    shuffled[np.random.RandomState(seed).permutation(n)] = position
+    return shuffled
+
+
+def inception_score(logits: Real[np.ndarray, "n k"], splits: int = 1, seed: int | None = None) -> tuple[float, float]:
+    """Inception score of a set: mean and deviation over splits, in order or shuffled by RandomState(seed)."""
+    n, k = logits.shape
+    return ClassSums.empty(splits, k).add(logits, split_of(n, splits, seed)).score()

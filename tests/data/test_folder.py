@@ -1,6 +1,5 @@
-"""Image files decoded as the golden set decides, and odd or hostile ones refused by name in one line."""
+"""Folders of image files: odd or hostile files refused by name in one line (decoding: test_golden_images)."""
 
-import json
 import resource
 import struct
 import zlib
@@ -11,7 +10,6 @@ from PIL import Image, features
 
 from score_flow.data import folder
 from score_flow.types import UserError
-from tests.golden_data import golden_dir
 
 
 def write_image(file, size=(8, 8), red=100):
@@ -24,64 +22,6 @@ def refusal(build, *args, **fields) -> str:
         build(*args, **fields)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-# ---- the golden images
-
-
-GOLDEN = golden_dir() / "images"
-CASES = json.loads((GOLDEN / "images.json").read_text())["cases"]
-VALUES = [case for case, row in CASES.items() if row["decision"] == "value"]
-
-
-@pytest.fixture(scope="module")
-def expected():
-    with np.load(GOLDEN / "expected.npz", allow_pickle=False) as archive:
-        return dict(archive)
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """Puts one golden file into a folder of its own and returns the folder."""
-
-    def place(case):
-        file = GOLDEN / CASES[case]["file"]
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-        return str(tmp_path)
-
-    return place
-
-
-@pytest.mark.parametrize("case", VALUES)
-def test_folder_centre_crop_is_adms(case, expected):
-    crop = folder.centre_crop(Image.fromarray(expected[f"{case}.decoded"]), 16)
-    np.testing.assert_array_equal(np.array(crop), expected[f"{case}.uint8_16"])
-
-
-@pytest.mark.parametrize("case", VALUES)
-def test_folder_decodes_as_the_golden_set_decides(case, alone, expected):
-    image = folder.build("train", alone(case), image_size=16).read(np.array([0]))["image"][0]
-    tolerance = 2 if case.startswith("jpeg") else 0  # libraries differ by 1 or 2 in the inverse cosine transform
-    difference = np.abs(image.astype(int) - expected[f"{case}.uint8_16"])
-    assert difference.max() <= tolerance
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case not in VALUES])
-def test_folder_refuses_what_the_golden_set_refuses(case, alone):
-    path = alone(case)
-    message = refusal(lambda: folder.build("train", path, image_size=16).read(np.array([0])))
-    assert case in message
-
-
-def test_folder_skips_and_counts_what_the_header_shows(capsys):
-    source = folder.build("train", str(GOLDEN / "files"), image_size=16, on_error="skip")
-    assert source.skipped == 2  # grey16, not_an_image; only decoding shows that truncated_png is broken
-    assert len(source) == len(CASES) - 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("data: skipped 2 of 20 files")
-    assert printed.count("\n") == 1
-    broken = next(i for i, file in enumerate(source.files) if file.stem == "truncated_png")
-    assert "truncated_png" in refusal(source.read, np.array([0, broken]))
 
 
 # ---- limits
