@@ -81,6 +81,14 @@ def get_config() -> ConfigDict:
     optim.grad_clip = 1.0  # largest global norm of the gradient; 0 or less = no limit
     optim.weight_decay = 0.0
 
+    # what --mode=train_deq trains, by optim and training's batches and frequencies: a Flow++ network by its name (auto:
+    # by the size of images), whose fields are given beside the name
+    config.dequantizer = component("auto")  # its network: auto, small, cifar10, imagenet32, imagenet64
+    config.deq = deq = ConfigDict()
+    deq.n_iters = 0  # steps of --mode=train_deq; 0 = as many as training.n_iters
+    deq.ema_rate = 0.99  # of the dequantiser's weights
+    deq.score_step = 0  # step of the milestone whose model it is trained for; 0 = the newest
+
     # the sampler, a file of sampling/: ode, sde, predictor_corrector, ancestral, ddim, heun, multistep, unipc
     config.sampling = component("ode", t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4)
 
@@ -104,6 +112,8 @@ def get_config() -> ConfigDict:
     evaluation.enable_loss = True  # the loss on the data set, by time
     evaluation.enable_sampling = True  # draw num_samples samples and compare them with the data
     evaluation.enable_bpd = True  # bits per dimension by the probability-flow ODE
+    evaluation.dequantizer = "uniform"  # of bits/dim: uniform, variational (of --mode=train_deq), decoder (of levels)
+    evaluation.decoder_time = 0.0  # t at which the decoder reads levels off x; 0 = smallest_time
     evaluation.jobs = ()  # further jobs, by the name of their file in evaluation/
     evaluation.batch_size = 128  # global; changes speed, not results
     evaluation.num_samples = 256
@@ -121,6 +131,15 @@ def get_config() -> ConfigDict:
     evaluation.vlb_steps = 0  # of the job vlb: this many even times up to largest_time; 0 = the chain of training
     evaluation.vlb_variance = "small"  # of a step, where training learned none for its bound: small or large
     evaluation.vlb_clip = True  # keep the estimate of x0 in the range of the data, as published
+    evaluation.bound_form = "dsm"  # of the job bound: dsm (denoising), or ssm (sliced, with the probes above)
+    evaluation.bound_importance = True  # its times by the integrand's weight (even in log SNR) instead of even in t
+    evaluation.bound_times = 100  # draws of a time and noise for each image
+    # the job fid and --mode=stats; an extractor is a file of evaluation/extractors: small, or inception with `weights`
+    evaluation.extractor = component("small")  # of the features that samples are compared by: small, inception
+    evaluation.fid_dataset = "train"  # split that samples are compared with: train or test
+    evaluation.stats = ""  # its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them
+    evaluation.kept_features = 10_000  # of each set at most, for KID, precision and recall
+    evaluation.save_npz = False  # the job fid writes its samples to samples.npz as ADM's evaluator reads them
     evaluation.solver = ConfigDict()
     evaluation.solver.method = "tsit5"  # tsit5, dopri5, dopri8, bosh3, heun, midpoint, ralston, euler
     evaluation.solver.rtol = 1e-5

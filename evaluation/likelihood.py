@@ -1,17 +1,21 @@
 """Likelihood by the probability-flow ODE: bits per dimension of every image of a split."""
 
 import math
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from evaluation.context import Context
+from evaluation.dequantizers import build_dequantizer, refuse_missing, start_time
 from evaluation.fold import Fold, write_arrays
 from sampling.base import example_keys, split
 from sampling.ode import Solver, solve_flow
+from score_flow.build import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import value_and_divergence
 from score_flow.record import mean_and_error
@@ -74,29 +78,39 @@ def log_likelihood(
     return LogLikelihood(denoiser.path.prior_log_prob(z, t_max) + d * integral, z, stats.n_evaluations, stats.ok)
 
 
-def bits_per_dim(log_prob: Floats, d: int, bits_offset: float) -> Floats:
-    """-log2 p of the pixel levels, a dimension; bits_offset is the data scaling's."""
+def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Floats:
+    """-log2 p of the pixel levels, a dimension; bits_offset is the data scaling's, or a dequantiser's bits."""
     return -log_prob / (d * math.log(2)) + bits_offset
 
 
+def check(run: Experiment, options: ConfigDict, workdir: Path) -> None:
+    """Raise UserError without the dequantiser."""
+    refuse_missing(run, options, workdir, options.dequantizer)
+
+
 def build(context: Context) -> Fold:
+    """bits/dim over the split with the dequantiser eval.dequantizer."""
+    return likelihood(context, context.options.dequantizer)
+
+
+def likelihood(context: Context, dequantizer: str) -> Fold:
     """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
     options, run, source = context.options, context.run, context.source
-    solver = Solver(**options.solver)
+    solver, dequantise = Solver(**options.solver), build_dequantizer(context, dequantizer)
     n, d, repeats = len(source), math.prod(run.image_shape), options.num_repeats
+    t_min = start_time(options, dequantizer)
     per_repeat = context.rounds_of(n)
 
-    def bits(params, batch, seeds) -> tuple[Array, ...]:  # bits/dim, |z|^2/d of the prior, calls, ok
+    def bits(params, batch, seeds, dequantise) -> tuple[Array, ...]:  # bits/dim, |z|^2/d of the prior, calls, ok
         noise_keys, probe_keys = split(example_keys(run.seed, seeds, STREAM))
-        u = jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(noise_keys)
-        x0 = run.scaling.dequantise(batch["image"], u)
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
+            x, offset = dequantise(noise_keys, batch["image"])
             result = log_likelihood(
                 probe_keys,
                 context.denoiser(params, batch),
-                x0,
+                x,
                 solver,
-                options.smallest_time,
+                t_min,
                 options.largest_time,
                 options.probe,
                 options.n_probes,
@@ -105,7 +119,7 @@ def build(context: Context) -> Fold:
             jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1)
             / run.model.path.sigma(jnp.asarray(options.largest_time)) ** 2
         )
-        return bits_per_dim(result.log_prob, d, run.scaling.bits_offset), power, result.n_evaluations, result.ok
+        return bits_per_dim(result.log_prob, d, offset), power, result.n_evaluations, result.ok
 
     compiled = context.compile(bits)
 
@@ -120,7 +134,7 @@ def build(context: Context) -> Fold:
         repeat, part = divmod(round_number, per_repeat)
         batch, indices, mask = context.examples(part)
         seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
-        values, power, calls, ok = to_host(compiled(batch, seeds))
+        values, power, calls, ok = to_host(compiled(batch, seeds, dequantise))
         if not ok[mask].all():
             bad = indices[mask & ~ok]
             raise NonFinite(
@@ -143,10 +157,10 @@ def build(context: Context) -> Fold:
             "split": source.name,
             "probe": options.probe,
             "n_probes": options.n_probes,
-            "dequantisation": "uniform",
+            "dequantisation": dequantizer,
             "network_calls_per_batch": float(state["calls"].mean()),
             "solver": f"{solver.method} rtol {solver.rtol:g} atol {solver.atol:g}",
-            "smallest_time": options.smallest_time,
+            "smallest_time": t_min,
             "latent_mean_square": float(state["latent_power"].mean()),
         }
 

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: with main.py and train.py the only readers of configs.
+"""From a configuration to the objects of a run: with main.py, train.py and train_deq.py the only reader of configs.
 
 The directory is the registry: a component's name is a file of its package that exports `build`.
 """
@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from score_flow.classification import Classification
@@ -48,6 +49,11 @@ class Experiment:
     dequantised: bool  # whether the model's data have noise inside their level
     mesh: Mesh
     seed: int
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network whose parameters training finds."""
+        return self.model.network
 
     @functools.cached_property
     def train_source(self) -> Source:
@@ -262,15 +268,27 @@ def build_sampler(config: ConfigDict) -> Callable:
 def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, conditioning: Conditioning) -> Preprocess:
     """(key, uint8 batch) -> (x0, condition), inside the compiled step."""
 
+    of_levels = make_levels(scaling, flip, conditioning)
+
     def preprocess(key: Key, batch: Batch) -> tuple[Images, Condition]:
         noise_key, flip_key = jax.random.split(key)
-        levels = batch["image"]
-        if flip:
-            levels = random_flip(jax.random.split(flip_key, levels.shape[0]), levels)
+        levels, condition = of_levels(flip_key, batch)
         if dequantise:
-            x0 = scaling.dequantise(levels, jax.random.uniform(noise_key, levels.shape))
-        else:
-            x0 = scaling.normalise(levels)
-        return x0, conditioning.of(batch | {"image": levels}, scaling)
+            return scaling.dequantise(levels, jax.random.uniform(noise_key, levels.shape)), condition
+        return scaling.normalise(levels), condition
 
     return preprocess
+
+
+def make_levels(
+    scaling: Scaling, flip: bool, conditioning: Conditioning
+) -> Callable[[Key, Batch], tuple[Array, Condition]]:
+    """(key, uint8 batch) -> (the levels, mirrored at random; their condition)."""
+
+    def levels(key: Key, batch: Batch) -> tuple[Array, Condition]:
+        image = batch["image"]
+        if flip:
+            image = random_flip(jax.random.split(key, image.shape[0]), image)
+        return image, conditioning.of(batch | {"image": image}, scaling)
+
+    return levels

@@ -127,6 +127,18 @@ def finite_log_snr(path: Path, t: float) -> float:
     return value
 
 
+def noisy_end(path: Path, t_max: float) -> float:
+    """t_max, or where alpha vanishes there (Linear, GVP) the time before it at which log SNR is -STEEP, as at VP's end.
+
+    A variational bound is then one for samples that start there: a network that is off in pure noise still has a finite
+    one.
+    """
+    if math.isfinite(_log_snr(path, t_max)):
+        return t_max
+    with jax.ensure_compile_time_eval():
+        return float(path.inverse_log_snr(jnp.asarray(-STEEP, float), 0.0, t_max))
+
+
 def _log_snr(path: Path, t: float) -> float:
     with jax.ensure_compile_time_eval():
         return float(path.log_snr(jnp.asarray(t, float)))

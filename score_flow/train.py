@@ -15,11 +15,12 @@ from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
 from score_flow.data.pipeline import Batches, check, gather, rounds
+from score_flow.dequantization import Dequantisation
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
 from score_flow.record import MetricLog, Recorder
 from score_flow.sharding import batch_sharding, is_main, state_shardings
-from score_flow.training import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
+from score_flow.training import Loss, Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Params, Preempted, UserError
 
 # What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
@@ -28,30 +29,25 @@ FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_
 Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a sheet of samples
 
 
-def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot) -> None:
-    """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one."""
+def train(
+    run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED
+) -> None:
+    """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
+
+    fixed: the sections of the config that must be those of that checkpoint.
+    """
     options = config.training
     check(run.train_source, options.batch_size, run.mesh.size)
     saver = Saver(workdir, config, snapshot)
     init = functools.partial(_init, run, n_averages(config.model))
     shapes = jax.eval_shape(init)
     shardings = state_shardings(run.mesh, shapes)
-    start = saver.newest(config)
+    start = saver.newest(config, fixed)
     begin = jax.jit(init, out_shardings=shardings)
     state = begin() if start is None else saver.restore(start, begin, shapes, shardings)
     start = start or 0
     _introduce(run, shapes, workdir, start, options)
-    steps = make_train_steps(
-        run.objective,
-        run.optimiser,
-        config.model.ema_rate,
-        config.model.ema_warmup,
-        run.preprocess,
-        run.seed,
-        run.mesh,
-        shardings,
-        config.model.ema_std,
-    )
+    steps = _steps(run, config.model, shardings)
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
@@ -69,8 +65,34 @@ def train(run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
+def holding_fixed(objective: Loss, make: Callable[[Loss], Callable], donate: int | None = None) -> Callable:
+    """make(objective), a compiled function; weights that the loss holds are its arguments, none of its constants."""
+    if not isinstance(objective, Dequantisation):
+        return make(objective)
+    donated = () if donate is None else donate + 1
+    program = jax.jit(lambda objective, *arguments: make(objective)(*arguments), donate_argnums=donated)
+    return functools.partial(program, objective)
+
+
 def _init(run: Experiment, n_ema: int) -> TrainState:
     return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, n_ema)
+
+
+def _steps(run: Experiment, averages: ConfigDict, shardings: TrainState) -> Callable:
+    def make(objective: Loss) -> Callable:
+        return make_train_steps(
+            objective,
+            run.optimiser,
+            averages.ema_rate,
+            averages.ema_warmup,
+            run.preprocess,
+            run.seed,
+            run.mesh,
+            shardings,
+            averages.ema_std,
+        )
+
+    return holding_fixed(run.objective, make, donate=0)
 
 
 def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: ConfigDict) -> None:
@@ -79,7 +101,7 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     parameters = count_parameters(shapes.params)
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
     print(
-        f"{type(run.model.network).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
+        f"{type(run.trained).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
         f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; "
         f"global batch {options.batch_size}; {devices}; "
         f"{'from step ' + str(start) if start else 'from the start'} to step {options.n_iters}",
@@ -118,14 +140,14 @@ class Saver:
         if milestone:
             self._draw(step, state)
 
-    def newest(self, config: ConfigDict) -> int | None:
+    def newest(self, config: ConfigDict, fixed: tuple[str, ...] = FIXED) -> int | None:
         """The step to go on from; refuses a checkpoint of another config, naming both values."""
         found = [(c.newest_good(), c) for c in (self.meta, self.milestones)]
         found = [(step, c) for step, c in found if step is not None]
         if not found:
             return None
         step, checkpoints = max(found, key=lambda pair: pair[0])
-        refuse_other_config(checkpoints.meta(step)["config"], config, FIXED, checkpoints.directory)
+        refuse_other_config(checkpoints.meta(step)["config"], config, fixed, checkpoints.directory)
         for c in (self.meta, self.milestones):
             c.delete_after(step)
         return step
@@ -186,13 +208,16 @@ class TestLoss:
         self._batch = -(-min(n, 256) // devices) * devices
         self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
 
-        @jax.jit
-        def losses(params, key, batch, mask):
-            x0, condition = run.preprocess(key, batch)
-            aux = run.objective(params, run.objective.times.init(), key, x0, condition, train=False)[1]
-            return jnp.sum(jnp.where(mask, aux.losses, 0.0)), jnp.sum(mask)
+        def make(objective):
+            @jax.jit
+            def losses(params, key, batch, mask):
+                x0, condition = run.preprocess(key, batch)
+                aux = objective(params, objective.times.init(), key, x0, condition, train=False)[1]
+                return jnp.sum(jnp.where(mask, aux.losses, 0.0)), jnp.sum(mask)
 
-        self._losses = losses
+            return losses
+
+        self._losses = holding_fixed(run.objective, make)
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         if not crossed(self._every, previous, step):

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.classification import Classification
+from score_flow.dequantization import Dequantisation
 from score_flow.ema import gamma_of, power_share
 from score_flow.objective import Objective
 from score_flow.sharding import agree, batch_sharding, replicated, to_host
 from score_flow.types import Batch, Condition, Images, Key, NonFinite, Params
 
-Loss = Objective | Classification
+Loss = Objective | Classification | Dequantisation
 
 
 class TrainState(flax.struct.PyTreeNode):

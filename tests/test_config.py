@@ -19,8 +19,10 @@ from score_flow.build import (
     resolve,
 )
 from score_flow.config import CHOICES, MINIMUM, UNIT, convert, differences, explain, load, parse, recipes
+from score_flow.data.base import ArraySource
 from score_flow.data.scaling import Scaling
 from score_flow.model import count_parameters
+from score_flow.train_deq import build_network
 from score_flow.training import init_state
 from score_flow.types import UserError
 from tests.discover import builds
@@ -58,6 +60,9 @@ def refused(*overrides: str, file: str = DIGITS) -> str:
         config = load(file, list(overrides))
         build_all(config)
         resolve("score_flow.data", config.data.source, "config.data.source", split="train")
+        pixels = ArraySource("pixels", np.zeros((2, 2, 2, 1), np.uint8))
+        resolve("evaluation.extractors", config.eval.extractor, "config.eval.extractor", train=pixels, levels=256)
+        build_network(config.dequantizer, (8, 8, 1))
         known = {"image_shape": (8, 8, 1), "scaling": Scaling(), "dequantised": True}
         resolve("sampling.control", config.control, "config.control", **known)
     message = str(error.value)
@@ -189,6 +194,7 @@ def test_naming_another_component_drops_the_arguments_of_the_old():
     ("training.time_sampler.name=lognormal", "training.time_sampler.mena=0", "Did you mean 'mean'?"),
     ("path.name=ve", "path.sigma_min=0", "sigma_min"),
     ("sampling.name=ode", "sampling.rtoll=1", "Did you mean 'rtol'?"),
+    ("eval.extractor.name=inception", "eval.extractor.wieghts=a.pth", "Did you mean 'weights'?"),
 ])  # fmt: skip
 def test_unknown_arguments_of_components_are_refused_when_they_are_built(name, argument, said):
     assert said in refused(f"--config.{name}", f"--config.{argument}")

@@ -1,0 +1,217 @@
+"""A variational bound on the likelihood of every image of a split, on any path (Song et al. 2021, arXiv:2101.09258).
+
+For x_t = alpha x_0 + sigma n and a denoiser's guess n_hat(x_t, t) of the noise, theorem 3 of the paper reads
+
+    -log p(x_0) <= KL(q(x_T | x_0) || p(x_T)) + 1/2 int g^2/sigma^2 E|n_hat - n|^2 dt + H(q(x_eps | x_0)) + offset,
+
+the integral over [eps, T], where H(q(x_eps | x_0)) = d/2 log(2 pi e sigma_eps^2), g^2/sigma^2 = -d log SNR/dt and the
+score is -n_hat/sigma. What is known of the paper's expectations is taken out of them: its terms in div f and in
+|grad log p(x_t | x_0)|^2, and the mean over x_T.
+"""
+
+import math
+import pathlib
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from evaluation.context import Context
+from evaluation.dequantizers import build_dequantizer, refuse_missing
+from evaluation.fold import Fold, write_arrays
+from evaluation.likelihood import Probe, bits_per_dim, probes
+from sampling.base import example_keys, normal, split
+from score_flow.build import Experiment
+from score_flow.grid import noisy_end
+from score_flow.model import Denoiser
+from score_flow.numerics import sum_flat, value_and_divergence
+from score_flow.paths.base import Path
+from score_flow.record import mean_and_error
+from score_flow.sharding import place, to_host
+from score_flow.times import TimeSampler, log_snr, stratified
+from score_flow.types import Images, Keys, NonFinite, Times, UserError
+
+Form = Literal["dsm", "ssm"]
+STREAM = 7  # of example keys
+
+
+class Terms(NamedTuple):
+    """Nats of each example: their sum is the bound; without the offset it is one on -E log p_eps(x_eps)."""
+
+    prior: Float[Array, "b"]  # KL(q(x_T | x_0) || N(0, sigma_T^2 I))
+    integral: Float[Array, "b"]  # over [eps, T], and the entropy of q(x_eps | x_0), for the sum converges as eps -> 0
+    offset: Float[Array, "b"]  # -E log p(x_0 | x_eps) less that entropy
+
+
+def time_sampler(path: Path, t_min: float, t_max: float, importance: bool) -> TimeSampler:
+    """Times in even cells of log SNR, whose density is g^2/sigma^2 on every path, or else of t."""
+    return (log_snr if importance else stratified)(path, t_min, t_max)
+
+
+def excess(
+    denoiser: Denoiser,
+    x0: Images,
+    noise: Images,
+    t: Times,
+    data_std: float,
+    probes: Float[Array, "p b *d"] | None = None,
+) -> Float[Array, "b"]:
+    """|n_hat - n|^2 at one draw of x_t, less its mean for exact n_hat and data N(m, data_std^2 I), which is d share.
+
+    With probes, the sliced form, by Stein's lemma E[n_hat . n] = sigma E[div n_hat] (arXiv:1905.07088). Either form is
+    less a multiple of |n|^2 - d, of mean 0, that takes the noise out where the data are such. data_std = inf gives the
+    paper's own estimator; all have the same mean.
+    """
+    path, d = denoiser.path, x0[0].size
+    x, sigma = path.perturb(x0, noise, t), jnp.broadcast_to(path.sigma(t), x0.shape[:1])
+    share = _share(path, t, data_std)
+    if probes is None:
+        square = sum_flat((denoiser.estimate(x, t).noise - noise) ** 2)
+        in_square = share
+    else:
+        guess, divergence = value_and_divergence(lambda x: denoiser.estimate(x, t).noise, x, probes)
+        square = sum_flat(guess**2) - 2 * sigma * divergence + d
+        in_square = 1 - share
+    return square - in_square**2 * (sum_flat(noise**2) - d) - share * d
+
+
+def offset(denoiser: Denoiser, x0: Images, noise: Images, t_min: float, data_std: float) -> Float[Array, "b"]:
+    """-log p(x_0 | x_eps) less the entropy of q(x_eps | x_0), at one draw of x_eps.
+
+    With p(x_0 | x_eps) = N(x0_hat, (sigma/alpha)^2 I) a bound on -log p(x_eps) becomes, by Jensen's inequality, one on
+    -log p(x_0) (arXiv:2101.09258).
+    """
+    d, t = x0[0].size, jnp.full(x0.shape[:1], t_min, x0.dtype)
+    share = _share(denoiser.path, t, data_std)
+    return 0.5 * (excess(denoiser, x0, noise, t, data_std) - d * (1 - share)) - d * jnp.log(denoiser.path.alpha(t))
+
+
+def _share(path: Path, t: Times, data_std: float) -> Times:
+    """E|n_hat - n|^2 / d of data N(m, data_std^2 I): alpha^2 s^2 / (alpha^2 s^2 + sigma^2)."""
+    return jax.nn.sigmoid(path.log_snr(t) + 2 * jnp.log(data_std))
+
+
+def prior(path: Path, x0: Images, t_max: float) -> Float[Array, "b"]:
+    """KL(q(x_T | x_0) || N(0, sigma_T^2 I)), the path's own prior."""
+    t = jnp.asarray(t_max, x0.dtype)
+    return 0.5 * sum_flat((path.alpha(t) / path.sigma(t) * x0) ** 2)
+
+
+def bound_terms(
+    keys: Keys,
+    denoiser: Denoiser,
+    x0: Images,
+    times: TimeSampler,
+    t_min: float,
+    t_max: float,
+    n_times: int,
+    data_std: float,
+    form: Form = "dsm",
+    probe: Probe = "rademacher",
+    n_probes: int = 1,
+) -> Terms:
+    """An unbiased estimate of every term of the bound, from n_times + 1 network calls."""
+    path, shape, d = denoiser.path, x0.shape[1:], x0[0].size
+    time_keys, keys = split(keys)
+    noise_keys, probe_keys = split(keys)
+    t, weight = jax.vmap(lambda key: times.sample(times.init(), key, n_times))(time_keys)
+
+    def at(draw):
+        i, t, weight = draw
+        e = None
+        if form == "ssm":
+            e = probes(jax.vmap(jax.random.fold_in, (0, None))(probe_keys, i), probe, n_probes, shape).astype(x0.dtype)
+        c, noise = path.at(t), normal(noise_keys, shape, i).astype(x0.dtype)
+        return weight * c.g2 / c.sigma**2 * excess(denoiser, x0, noise, t, data_std, e)
+
+    draws = jnp.arange(n_times), t.T.astype(x0.dtype), weight.T.astype(x0.dtype)
+    mean = jnp.mean(jax.lax.map(at, draws), axis=0)
+    ends = path.log_snr(jnp.asarray([t_min, t_max], x0.dtype)) + 2 * jnp.log(data_std)
+    known = d * (jax.nn.softplus(ends[0]) - jax.nn.softplus(ends[1]))  # of the share of data N(m, data_std^2 I)
+    entropy = 0.5 * d * math.log(2 * math.pi * math.e) + d * jnp.log(path.sigma(jnp.asarray(t_min, x0.dtype)))
+    integral = 0.5 * (known + (t_max - t_min) * mean) + entropy
+    last = normal(noise_keys, shape, n_times).astype(x0.dtype)
+    return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min, data_std))
+
+
+def check(run: Experiment, options: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raise UserError without the dequantiser, or where no density of x_0 has a finite bound."""
+    t, refused = options.smallest_time, "which the job bound cannot use"
+    if not run.model.path.sigma(jnp.asarray(t)) > 0:
+        raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
+    if options.dequantizer == "decoder":
+        raise UserError(f"config.eval.dequantizer is decoder, {refused}; allowed: uniform, variational.")
+    refuse_missing(run, options, workdir, options.dequantizer)
+
+
+def build(context: Context) -> Fold:
+    """The bound in bits/dim of the levels, num_repeats times, with its terms; those of every image in bound.npz."""
+    options, run, source = context.options, context.run, context.source
+    n, d, repeats, path = len(source), math.prod(run.image_shape), options.num_repeats, run.model.path
+    per_repeat, t_min, t_max = context.rounds_of(n), options.smallest_time, noisy_end(path, options.largest_time)
+    times, data_std = time_sampler(path, t_min, t_max, options.bound_importance), run.model.preconditioning.data_std
+    dequantise = build_dequantizer(context, options.dequantizer)
+
+    def terms(params, batch, seeds, dequantise) -> tuple[Terms, Array]:  # in nats, the dequantiser's bits/dim
+        noise_keys, keys = split(example_keys(run.seed, seeds, STREAM))
+        with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
+            x0, bits = dequantise(noise_keys, batch["image"])
+            denoiser, probe = context.denoiser(params, batch), (options.probe, options.n_probes)
+            settings = times, t_min, t_max, options.bound_times, data_std, options.bound_form, *probe
+            return bound_terms(keys, denoiser, x0, *settings), bits
+
+    compiled = context.compile(terms)
+
+    def step(state, round_number):
+        repeat, part = divmod(round_number, per_repeat)
+        batch, indices, mask = context.examples(part)
+        seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
+        nats, levels = to_host(compiled(batch, seeds, dequantise))
+        values = {name: bits_per_dim(-term.astype(np.float64), d, 0.0) for name, term in nats._asdict().items()}
+        values = {"bits": sum(values.values()) + levels, "levels": levels} | values
+        bad = mask & ~np.isfinite(values["bits"])
+        if bad.any():
+            raise NonFinite(f"the bound of images {indices[bad][:8].tolist()} is not finite.")
+        state = {name: value.copy() for name, value in state.items()}
+        for name, value in values.items():
+            state[name][repeat, indices[mask]] = value[mask]
+        return state
+
+    def finish(state):
+        write_arrays(context.directory / "bound.npz", **state)
+        return (
+            figures(state)
+            | {
+                "n_images": n,
+                "repeats": repeats,
+                "split": source.name,
+                "form": options.bound_form,
+                "importance": options.bound_importance,
+                "dequantisation": options.dequantizer,
+                "network_calls_per_batch": options.bound_times + 1,
+                "smallest_time": t_min,
+                "largest_time": t_max,
+            }
+            | ({"probe": options.probe, "n_probes": options.n_probes} if options.bound_form == "ssm" else {})
+        )
+
+    names = ("bits", "levels", *Terms._fields)
+    return Fold(repeats * per_repeat, lambda: {name: np.zeros((repeats, n)) for name in names}, step, finish)
+
+
+def figures(state: dict[str, Float[np.ndarray, "repeats n"]]) -> dict[str, float]:
+    """Mean, standard error over images, and the means of the terms, which add up to the bound's."""
+    mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
+    means = {name: float(value.mean()) for name, value in state.items()}
+    return {
+        "bits_per_dim": mean,
+        "standard_error": error,
+        "prior_bits": means["prior"],
+        "integral_bits": means["integral"],
+        "offset_bits": means["offset"],
+        "dequantizer_bits": means["levels"],
+        "bits_without_offset": mean - means["offset"],
+    }

@@ -1,0 +1,76 @@
+"""The dequantiser that a likelihood is computed with, and the training of the variational one."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from evaluation.context import Context
+from evaluation.weights import checkpoints_of, load_params
+from score_flow import train_deq
+from score_flow.build import Experiment
+from score_flow.checkpoint import Checkpoints, target
+from score_flow.dequantization import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
+from score_flow.sharding import replicated
+from score_flow.types import UserError
+from score_flow.workdir import Workdir
+
+
+def build_dequantizer(context: Context, name: str) -> Dequantizer:
+    """The dequantiser of a name, a tree of arrays to be handed to compiled functions; raises UserError without it."""
+    run, options = context.run, context.options
+    refuse_missing(run, options, context.workdir, name)
+    if name == "variational":
+        return load(run, context.workdir)
+    if name == "decoder":
+        return Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
+    return UniformDequantizer(run.scaling)
+
+
+def load(run: Experiment, workdir: Path) -> VariationalDequantizer:
+    """The EMA of the newest dequantiser that --mode=train_deq left in a run's folder, as it was configured there."""
+    checkpoints, step = checkpoints_of(workdir / train_deq.FOLDER, 0, 0)[-1]
+    network = train_deq.build_network(ConfigDict(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
+    image = jnp.zeros((1, *run.image_shape))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
+    wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
+    return VariationalDequantizer(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
+
+
+def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, name: str) -> None:
+    """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
+    folder, t = workdir / train_deq.FOLDER, start_time(options, name)
+    if name == "variational" and not any(folder.glob("checkpoints*/*.manifest.json")):
+        raise UserError(
+            f"no variational dequantiser in {folder}; train it: python main.py --workdir={workdir} --mode=train_deq"
+        )
+    if name == "decoder" and (t >= options.largest_time or not run.model.path.sigma(jnp.asarray(t)) > 0):
+        raise UserError(
+            f"the decoder reads levels off x at t = {t}; give a config.eval.decoder_time with noise, below "
+            f"config.eval.largest_time = {options.largest_time}."
+        )
+
+
+def start_time(options: ConfigDict, name: str) -> float:
+    """The time from which the flow carries what a dequantiser draws."""
+    return options.decoder_time if name == "decoder" and options.decoder_time else options.smallest_time
+
+
+def train_for(run: Experiment, config: ConfigDict, workdir: Path) -> None:
+    """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
+    checkpoints, step = milestone(workdir, config.deq.score_step)
+    score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)
+    with Workdir(str(workdir / train_deq.FOLDER), config, exclusive=True) as folder:
+        train_deq.train_dequantizer(run, config, folder, score)
+
+
+def milestone(workdir: Path, step: int) -> tuple[Checkpoints, int]:
+    """The milestone of a step, 0 = the newest; raises UserError where there is none."""
+    checkpoints, newest = checkpoints_of(workdir, 0, 0)[-1]
+    if not step:
+        return checkpoints, newest
+    if step not in checkpoints.steps() or (problem := checkpoints.damage(step)):
+        wrong = f"is damaged ({problem})" if step in checkpoints.steps() else f"is none of {checkpoints.steps()}"
+        raise UserError(f"config.deq.score_step = {step} {wrong}, the checkpoints in {checkpoints.directory}.")
+    return checkpoints, step

@@ -1,0 +1,21 @@
+"""The likelihood of levels that are read off x at eval.decoder_time, beside that of eval.dequantizer."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from evaluation.context import Context
+from evaluation.dequantizers import refuse_missing
+from evaluation.fold import Fold
+from evaluation.likelihood import likelihood
+from score_flow.build import Experiment
+
+
+def check(run: Experiment, options: ConfigDict, workdir: Path) -> None:
+    """Raise UserError without what it needs."""
+    refuse_missing(run, options, workdir, "decoder")
+
+
+def build(context: Context) -> Fold:
+    """bits/dim as the job likelihood's."""
+    return likelihood(context, "decoder")

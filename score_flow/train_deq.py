@@ -1,0 +1,90 @@
+"""Training of a variational dequantiser for a run (`--mode=train_deq`): the training of models, of another loss."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from score_flow.build import Experiment, call, make_levels
+from score_flow.data.pipeline import indices
+from score_flow.dequantization import Dequantisation
+from score_flow.grid import finite_log_snr, noisy_end
+from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
+from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.times import log_snr
+from score_flow.train import FIXED, train
+from score_flow.types import Key, Params, check_choice
+
+FOLDER = "dequantizer"  # of its checkpoints, in the run's
+NETWORKS = PRESETS | {
+    "small": FlowppDequantizer(
+        width=32, components=8, blocks=1, block=("conv", "norm"), context_width=16, context_blocks=1
+    )
+}
+
+
+def build_network(section: ConfigDict, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
+    """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
+    check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
+    side = max(image_shape[:2])
+    by_size = "small" if side < 32 else "cifar10" if side < 64 else "imagenet64"
+    network = NETWORKS[by_size if section.name == "auto" else section.name]
+    preset = {f.name: getattr(network, f.name) for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
+    return call(partial(FlowppDequantizer, **preset), section, "config.dequantizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class DequantizerExperiment(Experiment):
+    """A run whose dequantiser is trained in place of its model; `first` are its first images, to start from."""
+
+    batch_size: int = 0
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.objective.network
+
+    def init(self, key: Key) -> Params:
+        """Parameters that standardise the flow on the first batch of images (arXiv:1902.00275)."""
+        source = self.train_source
+        image = source.read(indices(len(source), self.batch_size, self.seed, 0))["image"]
+        init_key, noise_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, image.shape)
+        return self.objective.network.init(init_key, image / jnp.asarray(source.levels - 1, noise.dtype), noise)[
+            "params"
+        ]
+
+
+def dequantizer_run(run: Experiment, config: ConfigDict, score: Params) -> DequantizerExperiment:
+    """The run with the dequantiser's loss under its score model's weights; raises UserError for an infinite bound."""
+    path, t_min = run.model.path, config.training.smallest_time
+    t_max = noisy_end(path, config.training.largest_time)
+    finite_log_snr(path, t_min)
+    matching = Objective(run.model, log_snr(path, t_min, t_max), WEIGHTINGS["likelihood"], "sum")
+    network = build_network(config.dequantizer, run.image_shape)
+    changed: dict[str, Any] = {
+        "objective": Dequantisation(network, run.scaling, matching, t_min, t_max, score),
+        "preprocess": make_levels(run.scaling, config.data.random_flip, run.conditioning),
+        "batch_size": config.training.batch_size,
+    }
+    return DequantizerExperiment(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)} | changed)
+
+
+def settings(config: ConfigDict, score_step: int) -> ConfigDict:
+    """The config as its dequantiser's training reads it."""
+    config = ConfigDict(config.to_dict())
+    config.training.n_iters = config.deq.n_iters or config.training.n_iters
+    config.training.snapshot_sampling = False
+    config.model.ema_rate, config.model.ema_std = (config.deq.ema_rate,), ()
+    config.deq.score_step = score_step
+    return config
+
+
+def train_dequantizer(run: Experiment, config: ConfigDict, folder: Path, score: Params) -> None:
+    """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
+    fixed = (*FIXED, "dequantizer", "deq.score_step")
+    train(dequantizer_run(run, config, score), config, folder, lambda step, params: None, fixed)

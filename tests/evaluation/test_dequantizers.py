@@ -1,0 +1,120 @@
+"""Dequantisers from the command line: missing ones, trained and interrupted ones, and three figures side by side."""
+
+import json
+
+import numpy as np
+import pytest
+
+from main import EXIT_USER_ERROR, main
+from tests.launch import TINY, losses, run, weights
+
+FLOW = [f"--config.dequantizer.{field}" for field in ("width=4", "components=2", "couplings=2", "context_width=4")]
+FLAGS = [*FLOW, "--config.deq.n_iters=20", "--config.training.snapshot_freq_for_preemption=5"]
+EVAL = [
+    "--config.eval.enable_loss=False",
+    "--config.eval.enable_sampling=False",
+    "--config.eval.batch_size=304",
+    "--config.eval.solver.rtol=1e-3",
+    "--config.eval.solver.atol=1e-3",
+    "--config.eval.jobs=('likelihood_variational','likelihood_decoder')",
+]
+
+
+def attempt(capsys, workdir, mode, *flags):
+    """The one line of a mistake."""
+    assert main([*TINY, f"--workdir={workdir}", f"--mode={mode}", *flags]) == EXIT_USER_ERROR
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--config.eval.dequantizer=variational", "--config.eval.jobs=('likelihood_variational',)"]
+)
+def test_a_missing_dequantiser_is_refused_with_the_command_that_trains_it(capsys, tmp_path, flag):
+    line = attempt(capsys, tmp_path, "eval", flag)
+    assert f"no variational dequantiser in {tmp_path}/dequantizer" in line
+    assert f"python main.py --workdir={tmp_path} --mode=train_deq" in line
+
+
+def test_mistakes_are_one_line(capsys, tmp_path):
+    assert "train first" in attempt(capsys, tmp_path, "train_deq")
+    assert "Did you mean 'variational'?" in attempt(capsys, tmp_path, "eval", "--config.eval.dequantizer=variation")
+    for time in ("smallest_time=0", "decoder_time=1"):
+        flags = (f"--config.eval.{time}", "--config.eval.dequantizer=decoder")
+        assert "give a config.eval.decoder_time" in attempt(capsys, tmp_path, "eval", *flags)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A model, and its dequantiser trained without a break."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(workdir, cache=cache)
+    output = run(workdir, *FLAGS, mode="train_deq", cache=cache)
+    assert "FlowppDequantizer with" in output
+    return workdir
+
+
+@pytest.mark.slow
+def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache):
+    """The model is trained anew, as bitwise as ever; its dequantiser by SIGTERM and SIGKILL."""
+    run(tmp_path, cache=cache)
+    model = (tmp_path / "config.json").read_bytes()
+    for moment, code in (("step:8:SIGTERM", 75), ("step:13:SIGKILL", -9)):
+        run(tmp_path, *FLAGS, mode="train_deq", moment=moment, cache=cache, expected=code)
+    run(tmp_path, *FLAGS, mode="train_deq", cache=cache)
+    ours, theirs = tmp_path / "dequantizer", whole / "dequantizer"
+    assert losses(ours) == losses(theirs) and len(losses(ours)) == 20
+    for one, other in zip(weights(ours, 20), weights(theirs, 20), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (tmp_path / "config.json").read_bytes() == model  # the dequantiser's settings are its own
+
+
+@pytest.mark.slow
+def test_eight_devices_train_the_same(whole, tmp_path, cache):
+    run(tmp_path, cache=cache)
+    run(tmp_path, *FLAGS, mode="train_deq", cache=cache, devices=8)
+    found, expected = losses(tmp_path / "dequantizer"), losses(whole / "dequantizer")
+    assert max(abs(found[step][0] / expected[step][0] - 1) for step in expected) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_dequantiser_of_other_settings_or_for_another_model_is_refused(whole, cache):
+    other = ("--config.dequantizer.width=8", *FLAGS[1:])
+    assert "dequantizer.width: 4 -> 8" in run(whole, *other, mode="train_deq", cache=cache, expected=2)
+    other = (*FLAGS, "--config.deq.score_step=30")
+    assert "config.deq.score_step = 30 is none of [40]" in run(whole, *other, mode="train_deq", cache=cache, expected=2)
+
+
+@pytest.mark.slow
+def test_three_figures_side_by_side(whole, cache):
+    """Of the same images and probes; the decoder's at 1e-5 is uniform's but for the noise that x is drawn with."""
+    run(whole, *EVAL, mode="eval", cache=cache)
+    directory = whole / "eval" / "40"
+    names = {"likelihood": "uniform", "likelihood_variational": "variational", "likelihood_decoder": "decoder"}
+    results = json.loads((directory / "results.json").read_text())
+    bits = {}
+    for job, name in names.items():
+        assert results[job]["dequantisation"] == name and results[job]["n_images"] == 297
+        with np.load(directory / job / "bits.npz", allow_pickle=False) as arrays:
+            bits[name] = arrays["bits"][0]
+        np.testing.assert_allclose(bits[name].mean(), results[job]["bits_per_dim"], rtol=1e-12)
+    difference = bits["decoder"] - bits["uniform"]
+    assert abs(difference.mean()) < 4 * difference.std(ddof=1) / np.sqrt(len(difference))
+    assert (bits["variational"] != bits["uniform"]).all()
+    # Another time of the decoder has its own figure; the flow starts there.
+    later = [*EVAL, "--config.eval.enable_bpd=False", "--config.eval.jobs=('likelihood_decoder',)"]
+    run(whole, *later, "--config.eval.decoder_time=0.05", "--eval_folder=later", mode="eval", cache=cache)
+    later = json.loads((whole / "later" / "40" / "results.json").read_text())["likelihood_decoder"]
+    assert later["smallest_time"] == 0.05 and later["bits_per_dim"] != results["likelihood_decoder"]["bits_per_dim"]
+    # The same figure by eval.dequantizer, in a folder of its own: results of other settings are not mixed.
+    chosen = [*EVAL[:-1], "--config.eval.dequantizer=variational"]
+    assert "another --eval_folder" in run(whole, *chosen, mode="eval", cache=cache, expected=2)
+    run(whole, *chosen, "--eval_folder=variational", mode="eval", cache=cache)
+    again = json.loads((whole / "variational" / "40" / "results.json").read_text())["likelihood"]
+    assert again == results["likelihood_variational"]
