@@ -6,9 +6,10 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
-EPILOG = """exit codes: 0 done; 2 a mistake in flags, config, data or files (one line says which); 3 the loss or a
-result was not finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on.
+EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 1, 2, 3, 75
+EPILOG = """exit codes: 0 done; 1 reproduce: another figure than the expected one; 2 a mistake in flags,
+config, data or files (one line says which); 3 the loss or a result was not finite; 75 stopped by SIGTERM or Ctrl-C with
+everything saved: run the same command again to go on.
 
 several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
 
@@ -33,9 +34,11 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--mode",
         required=True,
-        choices=("train", "eval", "sample", "control", "import"),
-        help="train; eval: loss, samples, bits/dim, report; sample: samples only; control: samples of which something "
-        "is known (config.control: inpainting, ...); import: published weights",
+        choices=("train", "train_deq", "eval", "sample", "control", "import", "reproduce", "stats"),
+        help="train; train_deq: a variational dequantiser for a trained model; eval: loss, samples, bits/dim, report; "
+        "sample: samples only; control: samples of which something is known (config.control: inpainting, ...); "
+        "import: published weights; reproduce: is the published figure of --config=configs/reproduce/NAME.py reached; "
+        "stats: reference statistics for the job fid",
     )
     parser.add_argument("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
     parser.add_argument(
@@ -44,14 +47,22 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--eval_folder", default="", help="sub-folder of workdir for results (default, by mode: eval, samples, control)"
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="eval: wait for milestones eval.begin_ckpt to end_ckpt (0: the first; the last of training), each in turn",
+    )
     known, rest = parser.parse_known_args(argv)
     return known, rest
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> None:
-    """Build what the config says and do what the mode says."""
+def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
     from score_flow.config import load
+    from score_flow.types import UserError
 
+    if options.watch and options.mode not in ("eval", "sample", "control"):
+        raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
     if options.mode == "import":
         return import_checkpoint(options, overrides)
     config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
@@ -70,10 +81,24 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
 
             guide = build_guide(built, config)
             train(built, config, workdir, sheet(built, build_sampler(config), guide, workdir / "samples"))
+        elif options.mode == "train_deq":
+            from evaluation.dequantizers import train_for
+
+            train_for(built, config, workdir)
+        elif options.mode == "stats":
+            from evaluation.statistics import write_statistics
+
+            write_statistics(built, config, workdir)
+        elif options.mode == "reproduce":
+            from evaluation.reproduce import reproduce
+
+            passed = reproduce(built, config, workdir, options.config or "", options.eval_folder)
+            return None if passed else EXIT_NOT_REPRODUCED
         else:
             from evaluation.run import evaluate
 
-            evaluate(built, config, workdir, options.mode, options.eval_folder)
+            evaluate(built, config, workdir, options.mode, options.eval_folder, options.watch)
+    return None
 
 
 def config_of(workdir: str) -> str:
@@ -109,7 +134,7 @@ def main(argv: list[str]) -> int:
     from score_flow.types import NonFinite, Preempted, UserError
 
     try:
-        run(options, overrides)
+        return run(options, overrides) or 0
     except UserError as error:
         return report(error, EXIT_USER_ERROR)
     except OSError as error:
@@ -118,7 +143,6 @@ def main(argv: list[str]) -> int:
         return report(error, EXIT_NON_FINITE)
     except Preempted as error:
         return report(error, EXIT_PREEMPTED)
-    return 0
 
 
 def report(what: object, code: int) -> int:

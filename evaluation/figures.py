@@ -71,6 +71,19 @@ def quality_by_calls(curves: dict[str, list[tuple[int, float]]], reference: floa
     return _png(figure)
 
 
+def over_steps(curves: dict[str, list[tuple[int, float, float]]], ylabel: str) -> bytes:
+    """A line of (step, figure) with its standard errors, where they are known, for each name."""
+    figure, axes = _axes("step", ylabel)
+    for color, (name, points) in zip(itertools.cycle(CYCLE), curves.items(), strict=False):
+        steps, values, errors = np.array(points).T
+        style = {"color": color, "linewidth": 1.3, "marker": "o", "markersize": 3, "capsize": 2}
+        axes.errorbar(steps, values, np.nan_to_num(errors), label=name, **style)
+    _log_y(axes, np.array([value for points in curves.values() for _, value, _ in points]), ratio=20.0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
+    return _png(figure)
+
+
 def running_mean(values: Float[np.ndarray, "n"], half: int) -> Float[np.ndarray, "n"]:
     """Mean over the neighbours at most `half` away, fewer at the ends, so that nothing is drawn towards zero."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

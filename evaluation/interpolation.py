@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
+from evaluation.latents import MOMENTS, moments, summary
 from evaluation.pictures import save_grid
 from sampling.latents import decode, encode, slerp
 from sampling.ode import Solver
@@ -15,7 +15,6 @@ from score_flow.sharding import batch_sharding, is_main, to_host
 from score_flow.types import NonFinite
 
 N_PAIRS, N_BETWEEN = 8, 8
-MOMENTS = ("mean", "mean_square", "kurtosis", "neighbour_correlation")
 
 
 def build(context: Context) -> Fold:
@@ -66,23 +65,13 @@ def build(context: Context) -> Fold:
         if is_main():
             cells = rows.reshape(-1, *run.image_shape)
             save_grid(context.directory / "interpolation.png", cells, run.scaling.levels, rows.shape[1])
-        return {"rms": np.asarray(rms, np.float64), **_moments(z)}
+        return {"rms": np.asarray(rms, np.float64), **moments(z)}
 
     def init():
-        return {name: np.zeros(()) for name in ("rms", *MOMENTS)}
+        return {"rms": np.zeros(()), **{name: np.zeros((2, n)) for name in MOMENTS}}
 
     def finish(state):
-        latents = {f"latent_{name}": float(state[name]) for name in MOMENTS}
+        latents = summary(state, run.image_shape)
         return {"n_pairs": n, "round_trip_rms_levels": float(state["rms"]), **latents}
 
     return Fold(1, init, step, finish)
-
-
-def _moments(z: Float[np.ndarray, "2 n h w c"]) -> dict[str, np.ndarray]:
-    """Of standard normal numbers: 0, 1, 3 and 0."""
-    z = z.astype(np.float64)
-    square = np.mean(z**2)
-    beside = (z[..., :-1, :] * z[..., 1:, :], z[..., :-1, :, :] * z[..., 1:, :, :])
-    correlation = np.mean(np.concatenate([product.ravel() for product in beside])) / square
-    moments = np.mean(z), square, np.mean(z**4) / square**2, correlation
-    return dict(zip(MOMENTS, map(np.asarray, moments), strict=True))

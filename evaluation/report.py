@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import figures, page
+from evaluation import figures, page, results
 from evaluation.page import Images
 from evaluation.report_samples import Record, calls, gallery, interpolation, samples, trajectory
 from score_flow.record import read_lines
 
 N_EXTREMES = 16
+OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}
 
 
 def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dict[str, str]) -> Path:
@@ -33,7 +34,7 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
     )  # fmt: skip
-    parts = (samples, trajectory, interpolation, gallery, calls, training, likelihood, tables)
+    parts = (samples, trajectory, interpolation, gallery, calls, training, likelihood, checkpoints, tables)
     sections = [part(record) for part in parts]
     html = page.document(record.name, _subtitle(record), cards(record), "".join(sections))
     file, temporary = workdir / "report.html", workdir / "report.html.tmp"
@@ -55,6 +56,9 @@ def cards(record: Record) -> list[str]:
         if key in drawn:
             reference = f"{split} images: {drawn[real]:{digits}}" if real in drawn else ""
             found.append(page.card(name, f"{drawn[key]:{digits}}", "", reference))
+    if "fid" in (compared := record.results.get("fid", {})):
+        note = f"{compared.get('n_samples', 0):,} samples, {compared.get('features', '')}"
+        found.append(page.card("FID", f"{compared['fid']:.3g}", "", note))
     if "network_calls_per_batch" in drawn:
         found.append(page.card("network calls", f"{drawn['network_calls_per_batch']:.0f}", "", "per batch of samples"))
     if seconds := training_seconds(record.rows):
@@ -109,6 +113,25 @@ def extremes(record: Record, bits: Float[np.ndarray, "n"]) -> str:
                 page.sheet(record.real[chosen], record.levels, f"The {which} likely images", caption, columns=8)
             )
     return "".join(sheets)
+
+
+def checkpoints(record: Record) -> str:
+    """Figures of every checkpoint that was evaluated in the same folder, over its step, a line a job."""
+    files = [file for file in record.evaluation.parent.glob("*/results.json") if file.parent.name.isdigit()]
+    plots = {figure: {} for figure in OVER_STEPS}
+    for file in sorted(files, key=lambda file: int(file.parent.name)):
+        for job, result in _json(file).items():
+            for figure, value, error in results.figures(result) if isinstance(result, dict) else ():
+                if figure in plots and math.isfinite(value):
+                    plots[figure].setdefault(job, []).append((int(file.parent.name), value, error))
+    pictures = [
+        page.picture(
+            figures.over_steps(curves, OVER_STEPS[figure]), f"Curves of {figure} over steps", OVER_STEPS[figure]
+        )
+        for figure, curves in plots.items()
+        if max(map(len, curves.values()), default=0) > 1
+    ]
+    return page.section("Quality over checkpoints", page.pair(*pictures))
 
 
 def tables(record: Record) -> str:

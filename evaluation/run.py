@@ -1,6 +1,8 @@
 """`--mode=eval`: every wanted job on every wanted checkpoint; what is done is not done again."""
 
+import dataclasses
 import hashlib
+import importlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +16,16 @@ from evaluation import report
 from evaluation.context import Context, build_control, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.fold import write_json
+from evaluation.results import identity
+from evaluation.results import write as write_results
+from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, load_params, weights_of
-from score_flow.build import Experiment, build_sampler, resolve
+from score_flow.build import Experiment, available, build_sampler, resolve
 from score_flow.classification import Classification
-from score_flow.config import differences
+from score_flow.config import differences, flatten
 from score_flow.sharding import barrier, is_main
-from score_flow.types import UserError
+from score_flow.training import Preemption
+from score_flow.types import Preempted, UserError, check_choice
 
 # mode -> folder of its results in the workdir
 FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
@@ -47,39 +53,74 @@ def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
         )
 
 
-def evaluate(run: Experiment, config: ConfigDict, workdir: Path, mode: str, folder: str = "") -> dict[str, Any]:
-    """Run a mode's jobs, write results.json and the report; returns {job: result} of the last checkpoint."""
+def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, names: list[str]) -> None:
+    """Let every job look for the files that it needs, before any of them does its work: a job may export `check`."""
+    for name in names:
+        check_choice("config.eval.jobs", name, available("evaluation"))
+        if check := getattr(importlib.import_module(f"evaluation.{name}"), "check", None):
+            check(run, options, workdir)
+
+
+def evaluate(
+    run: Experiment, config: ConfigDict, workdir: Path, mode: str, folder: str = "", watch: bool = False
+) -> dict[str, Any]:
+    """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
+
+    watch: wait for milestones that training has yet to save. Raises Preempted after SIGTERM, between jobs too.
+    """
     options, judged = config.eval, mode == "eval"  # against the data set, which drawing samples does not need
     names, control = jobs(config) if judged else ["samples"], build_control(run, config) if mode == "control" else None
     refuse_samples_of_classifier(run, names)
-    sampler, guide, results = build_sampler(config), build_guide(run, config), {}
-    chosen = checkpoints_of(workdir, options.begin_ckpt, options.end_ckpt)
-    for checkpoints, step in chosen:
-        params = load_params(run, config, checkpoints, step)
-        directory = workdir / (folder or FOLDERS[mode]) / str(step)
-        refuse_other_settings(directory, config, ("control",) if control else ())
-        results = {}
-        for name in names:
-            (directory / name).mkdir(parents=True, exist_ok=True)
-            context = Context(run, params, step, sampler, guide, options, directory / name, judged, control)
-            fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=context)
-            results[name] = run_fold(fold, directory / name, name)
+    refuse_missing(run, options, workdir, names)
+    sampler, guide, results, hashes = build_sampler(config), build_guide(run, config), {}, {}
+    with Preemption() as preemption:
+        ends = options.begin_ckpt, options.end_ckpt
+        for checkpoints, step in coming(workdir, *ends, preemption) if watch else checkpoints_of(workdir, *ends):
+            directory = workdir / (folder or FOLDERS[mode]) / str(step)
+            refuse_other_settings(directory, config, ("control",) if control else ())
+            params = load_params(run, config, checkpoints, step)
+            context = Context(run, params, step, sampler, guide, options, directory, judged, control, workdir)
+            results = run_jobs(context, names, preemption)
             if is_main():
-                print(
-                    f"step {step} {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in results[name].items()),
-                    flush=True,
-                )
-        if is_main():
-            facts_of = {"step": step, "weights": weights_of(checkpoints.meta(step), config)}
-            write_json(
-                directory / "results.json", results | facts_of | ({"data": run.test_source.name} if judged else {})
-            )
-    if is_main() and judged:
-        real = run.test_source.read(np.arange(min(1000, len(run.test_source))))["image"]
-        page = report.write(workdir, directory, real, run.scaling.levels, facts(run, config, step))
-        print(f"report: {page}", flush=True)
+                record(context, config, results, weights_of(checkpoints.meta(step), config), hashes)
+            if is_main() and judged:
+                real = run.test_source.read(np.arange(min(1000, len(run.test_source))))["image"]
+                page = report.write(workdir, directory, real, run.scaling.levels, facts(run, config, step) | hashes)
+                print(f"report: {page}", flush=True)
     barrier("evaluated")
     return results
+
+
+def run_jobs(context: Context, names: list[str], preemption: Preemption) -> dict[str, dict[str, Any]]:
+    """{job: result} of one checkpoint; what is done is read."""
+    results = {}
+    for name in names:
+        if preemption.agreed():
+            raise Preempted(f"stopped before the job {name}; run the same command to go on.")
+        job = dataclasses.replace(context, directory=context.directory / name)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=job)
+        results[name] = run_fold(fold, job.directory, name)
+        if is_main():
+            figures = ", ".join(f"{key} {_short(value)}" for key, value in results[name].items())
+            print(f"step {context.step} {name}: {figures}", flush=True)
+    return results
+
+
+def record(context: Context, config: ConfigDict, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
+    """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name, filled when needed."""
+    facts_of, setting = {"step": context.step, "weights": weights}, {}
+    if context.judged:
+        test, used = context.run.test_source, {result.get("split") for result in results.values()}
+        for source in (test, context.run.train_source):
+            if source.name not in hashes and (source is test or source.name in used):
+                hashes[source.name] = identity(source)
+        facts_of |= {"data": test.name, "checksums": hashes}
+        setting = {"checksums": hashes, "split": test.name}
+    setting |= {"weights": f"{weights} at step {context.step}", "sampler": _said(config.sampling)}
+    write_results(
+        context.directory, results, facts_of, setting | {"options": frozenset(flatten(config.eval.to_dict()))}
+    )
 
 
 def refuse_other_settings(directory: Path, config: ConfigDict, more: tuple[str, ...] = ()) -> None:
@@ -127,9 +168,13 @@ def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
         "versions": packages,
         "config": digest,
         "data": f"{run.train_source.name}, {run.test_source.name}",
-        "sampler": ", ".join(f"{k}={v}" for k, v in config.sampling.items()),
-        "guidance": ", ".join(f"{k}={v}" for k, v in config.guidance.items()),
+        "sampler": _said(config.sampling),
+        "guidance": _said(config.guidance),
     }
+
+
+def _said(section: ConfigDict) -> str:
+    return ", ".join(f"{key}={value}" for key, value in section.items())
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Runs main.py with a real signal at a chosen moment: python tests/driver.py KIND:NUMBER:SIGNAL FLAGS...
 
-KIND is `step` (the training batch of that step is asked for) or `round` (so many evaluation batches were asked for).
+KIND is `step` (the training batch of that step is asked for), `round` (so many evaluation batches were asked for), or
+`before` or `after` a round of an evaluation job, which NUMBER then names: before:vlb.3:SIGKILL.
 """
 
 import os
@@ -14,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def arm(moment: str) -> None:
     """Send the signal to this process when the moment comes."""
     kind, number, name = moment.split(":")
-    number, fire = int(number), lambda: os.kill(os.getpid(), getattr(signal, name))
+    fire = lambda: os.kill(os.getpid(), getattr(signal, name))  # noqa: E731
+    if kind in ("before", "after"):
+        return arm_job(kind == "before", *number.split("."), fire)
+    number = int(number)
     if kind == "step":
         from score_flow.data.pipeline import Batches
 
@@ -38,6 +42,27 @@ def arm(moment: str) -> None:
             return examples(self, round_number)
 
         Context.examples = counted
+
+
+def arm_job(before: bool, job: str, number: str, fire) -> None:
+    """Fire before or after a round of a job; after it, before anything of it is saved."""
+    from evaluation import run
+
+    run_fold = run.run_fold
+
+    def armed(fold, directory, what):
+        def step(state, round_number):
+            hit = what == job and round_number == int(number)
+            if hit and before:
+                fire()
+            state = fold.step(state, round_number)
+            if hit and not before:
+                fire()
+            return state
+
+        return run_fold(fold._replace(step=step), directory, what)
+
+    run.run_fold = armed
 
 
 if __name__ == "__main__":

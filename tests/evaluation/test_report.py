@@ -329,3 +329,37 @@ def test_reduced_is_the_mean_of_blocks():
     assert small.shape == (2, 2, 3, 1)
     assert small[1, 1, 2, 0] == round(image[1, 2:4, 4:6, 0].mean())
     np.testing.assert_array_equal(page.reduced(image, 7), image)
+
+
+# ---- several checkpoints
+
+
+def test_quality_over_checkpoints(run):
+    """A plot of each figure that two checkpoints have, of whatever job; other folders beside them are none."""
+    for step, bits in ((1000, 2.6), (5000, 2.3), ("notes", 9.0)):
+        folder = run[1].parent / str(step)
+        folder.mkdir(exist_ok=True)
+        jobs = {"likelihood": {"bits_per_dim": bits, "standard_error": 0.01}, "bound": {"bits_per_dim": bits + 0.1}}
+        one = {"fid": {"fid": 3.1}} if step == 1000 else {}
+        (folder / "results.json").write_text(json.dumps(jobs | one | {"step": step, "weights": "raw"}))
+    got = report(run)
+    assert "Quality over checkpoints" in got.headings()
+    assert [image["alt"] for image in got.images() if "over steps" in image["alt"] and "loss" not in image["alt"]] == [
+        "Curves of bits_per_dim over steps"
+    ]
+
+
+def test_card_of_the_fid(run):
+    """It says by which features."""
+    (run[1] / "fid").mkdir()
+    result = {"fid": 3.14159, "n_samples": 5000, "features": "InceptionV3", "recall": 0.625}
+    (run[1] / "fid" / "result.json").write_text(json.dumps(result))
+    texts = report(run).texts()
+    assert texts[texts.index("FID") + 1 :][:2] == ["3.14", "5,000 samples, InceptionV3"]
+    assert texts[texts.index("recall") + 1] == "0.625"  # of no card: like every figure, in a table
+
+
+def test_curves_over_steps_have_errors():
+    """A point with an error, one without, a flat line: a picture each."""
+    for curves in ({"a": [(1, 2.0, 0.1), (2, 1.5, np.nan)]}, {"a": [(1, 2.0, 0.0)], "b": [(1, 2.0, 0.1)]}):
+        assert Image.open(io.BytesIO(figures.over_steps(curves, "x"))).size[0] > 500

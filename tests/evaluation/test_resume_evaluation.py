@@ -1,10 +1,12 @@
 """An evaluation killed at any moment, on other devices or in other batches, gives the same figures."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
 
+from score_flow.build import available
 from tests.launch import finish, launch, run
 
 FLAGS = (
@@ -15,6 +17,22 @@ FLAGS = (
     "--config.eval.solver.atol=1e-5",
     "--config.sampling.rtol=1e-4",
     "--config.sampling.atol=1e-4",
+)
+
+# Every job by itself, short
+EVERY = (
+    "--config.eval.enable_loss=False",
+    "--config.eval.enable_sampling=False",
+    "--config.eval.enable_bpd=False",
+    "--config.eval.batch_size=64",
+    "--config.eval.num_samples=200",
+    "--config.eval.largest_time=0.99",  # below the end of the linear path, for the chain of vlb
+    "--config.eval.solver.rtol=1e-3",
+    "--config.eval.solver.atol=1e-3",
+    "--config.eval.vlb_steps=10",
+    "--config.eval.bound_times=5",
+    "--config.sampling.rtol=1e-3",
+    "--config.sampling.atol=1e-3",
 )
 
 
@@ -76,15 +94,68 @@ def test_killed_and_gone_on(trained, cache, moments):
         np.testing.assert_array_equal(arrays_one[name], arrays_other[name], err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def jobs(trained, cache):
+    """{job: rounds} of every job of evaluation/ that this model has, each done without a break in `whole`."""
+    run(trained, *FLAGS, mode="stats", cache=cache)
+    done = {}
+    for job in sorted({*available("evaluation")} - {"gallery"}):  # minutes of pictures, by samplers of other jobs
+        process = launch(
+            trained, *EVERY, f"--config.eval.jobs=('{job}',)", "--eval_folder=whole", mode="eval", cache=cache
+        )
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode in (0, 2), output[-3000:]
+        if process.returncode == 0:
+            saved = sorted((trained / "whole" / "40" / job / "meta").glob("*/meta/metadata"))
+            done[job] = json.loads(saved[-1].read_text())["n_rounds"] if saved else 1
+    return done
+
+
 @pytest.mark.slow
-def test_other_batches_and_devices(trained, cache):
-    """Batches of 100 on 8 devices against 64 on one: 1e-5 bits/dim, and the same 100 images."""
-    flags = [flag for flag in FLAGS if "batch_size" not in flag] + [
-        "--config.eval.batch_size=100",
-        "--eval_folder=eight",
-    ]
-    finish(launch(trained, *flags, mode="eval", cache=cache, devices=8))
-    (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, "eight")
+def test_every_job_killed_and_gone_on(trained, cache, jobs):
+    """One evaluation of every job, killed in each, before or after a round, and stopped in those with more rounds.
+
+    At least ten SIGKILLs and five SIGTERMs in all; results and arrays are bitwise those of one without a break.
+    """
+    assert {"loss", "samples", "likelihood", "vlb", "latents", "bound", "fid", "calls"} <= jobs.keys()
+    moments = []
+    for place, (job, n) in enumerate(jobs.items()):
+        when = ("before", "after")[place % 2]
+        moments.append(f"{when}:{job}.{min(1, n - 1)}:SIGKILL")
+        if n > 3:
+            moments.append(f"{when}:{job}.{n - 2}:SIGTERM")
+    signals = [moment.rpartition(":")[2] for moment in moments]
+    assert signals.count("SIGKILL") >= 10 and signals.count("SIGTERM") >= 5, moments
+    flags = [*EVERY, f"--config.eval.jobs={tuple(jobs)!r}", "--eval_folder=killed"]
+    for moment in moments:
+        run(trained, *flags, mode="eval", moment=moment, cache=cache, expected=-9 if moment.endswith("KILL") else 75)
+    run(trained, *flags, mode="eval", cache=cache)
+    for job in jobs:
+        whole, killed = (trained / folder / "40" / job for folder in ("whole", "killed"))
+        assert (whole / "result.json").read_text() == (killed / "result.json").read_text(), job
+        files = sorted(file.relative_to(whole) for file in whole.rglob("*.npz"))
+        assert files == sorted(file.relative_to(killed) for file in killed.rglob("*.npz"))
+        for file in files:
+            with np.load(whole / file, allow_pickle=False) as one, np.load(killed / file, allow_pickle=False) as other:
+                assert one.files == other.files
+                for name in one.files:
+                    np.testing.assert_array_equal(one[name], other[name], err_msg=f"{job}/{file}:{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2], ids=["one_process", "two_processes"])
+def test_other_batches_and_devices(trained, cache, n):
+    """Batches of 100 on 8 devices of n processes, watching, against 64 on one: 1e-5 bits/dim, the same 100 images."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [flag for flag in FLAGS if "batch_size" not in flag]
+    flags += ["--config.eval.batch_size=100", f"--eval_folder=eight{n}", "--watch"]
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    places = [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
+    for process in [launch(trained, *flags, mode="eval", cache=cache, devices=8 // n, **place) for place in places]:
+        finish(process)
+    (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, f"eight{n}")
     assert abs(one["likelihood"]["bits_per_dim"] - other["likelihood"]["bits_per_dim"]) < 1e-5
     assert abs(one["loss"]["loss"] - other["loss"]["loss"]) < 1e-5 * one["loss"]["loss"]
     a, b = (x["samples/samples.npz:image"].astype(int) for x in (arrays_one, arrays_other))

@@ -1,0 +1,10 @@
+"""CIFAR-10, DDPM++ cont. deep, VP: FID 3.08 by the probability flow.
+
+Source     README of score_sde, list of checkpoints (Song et al. 2021, arXiv:2011.13456, table 2).
+Weights    the second of the two (the higher number): the last of training.
+"""
+
+from configs.reproduce.rows import evaluated, fid, probability_flow
+
+get_config = evaluated("vp/cifar10_ddpmpp_deep_continuous", fid, probability_flow)
+expected = {"fid.fid": (3.08, 0.1)}
