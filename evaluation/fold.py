@@ -31,14 +31,14 @@ class Fold(NamedTuple):
 def run(fold: Fold, directory: Path, what: str, save_every: int = 1) -> dict[str, Any]:
     """The result of a fold, from `directory/result.json` if it is done, else from the newest meta-checkpoint on.
 
-    Raises Preempted after SIGTERM, with the state saved.
+    Raises Preempted after SIGTERM, with the state (after the last round, the result) saved.
     """
     result_file = directory / "result.json"
     if result_file.exists():
         return json.loads(result_file.read_text())
     checkpoints = Checkpoints(directory / "meta", keep=2)
     start = checkpoints.newest_good() or 0
-    state = checkpoints.restore(start, {"state": fold.init()})["state"] if start else fold.init()
+    state, stop = checkpoints.restore(start, {"state": fold.init()})["state"] if start else fold.init(), False
     with Preemption() as preemption, progress(fold.n_rounds, start, "round", what) as bar:
         for round_number in range(start, fold.n_rounds):
             state = fold.step(state, round_number)
@@ -58,6 +58,8 @@ def run(fold: Fold, directory: Path, what: str, save_every: int = 1) -> dict[str
     if is_main():
         write_json(result_file, result)
     barrier(f"finish {directory}")
+    if stop:
+        raise Preempted(f"{what} is done, and stopped; run the same command to go on.")
     return result
 
 

@@ -262,13 +262,15 @@ def explain() -> str:
 def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
     """'key: saved value -> current value' for every difference within the named sections (dotted names allowed).
 
-    A field that is younger than what was saved had what is now its default (of a component, its `build` knows).
+    A field that is younger than what was saved had what is now its default (of a component that was there, its `build`
+    knows).
     """
 
     def plain(tree: dict) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
 
     old, new, base = plain(saved), plain(current), plain(from_recipe(ROOT / "configs" / "base.py").to_dict())
-    old = {k: v for k, v in base.items() if k in new and f"{k.rpartition('.')[0]}.name" not in base} | old
+    names = {k: f"{k.rpartition('.')[0]}.name" for k in base}
+    old = {k: v for k, v in base.items() if k in new and (names[k] not in base or names[k] not in old)} | old
     keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
     return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]

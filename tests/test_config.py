@@ -277,3 +277,12 @@ def test_differences_are_named_with_both_values():
     found = differences(old, new, ("path", "model", "optim.optimizer"))
     assert found == ["optim.optimizer: Adam -> AdamW", "path.beta_max: 20.0 -> absent", "path.name: vp -> linear"]
     assert differences(old, old, ("path", "model", "optim")) == []
+
+
+def test_a_section_younger_than_what_was_saved_had_its_default():
+    new = load("configs/digits.py", [])
+    old = new.copy_and_resolve_references().to_dict()
+    del old["eval"]["extractor"], old["eval"]["stats"]
+    assert differences(old, new.to_dict(), ("eval",)) == []
+    new.eval.extractor.name = "inception"
+    assert differences(old, new.to_dict(), ("eval",)) == ["eval.extractor.name: small -> inception"]

@@ -53,5 +53,6 @@ SMALL = (
 
 @pytest.mark.parametrize("line", [line for _, text in BLOCKS for line in text.splitlines() if "PATH" in line])
 def test_the_data_command_names_what_is_missing(line, tmp_path, capsys):
-    assert main([*shlex.split(line)[2:], f"--workdir={tmp_path}"]) == EXIT_USER_ERROR
-    assert "PATH" in capsys.readouterr().err
+    line, missing = line.replace("runs/", f"{tmp_path}/").replace("PATH", f"{tmp_path}/PATH"), f"{tmp_path}/PATH"
+    assert main(shlex.split(line)[2:]) == EXIT_USER_ERROR
+    assert missing in capsys.readouterr().err

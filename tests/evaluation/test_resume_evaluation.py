@@ -137,7 +137,7 @@ def test_every_job_killed_and_gone_on(trained, cache, jobs):
         assert files == sorted(file.relative_to(killed) for file in killed.rglob("*.npz"))
         for file in files:
             with np.load(whole / file, allow_pickle=False) as one, np.load(killed / file, allow_pickle=False) as other:
-                assert one.files == other.files
+                assert set(one.files) == set(other.files)  # a restored state has its names in another order
                 for name in one.files:
                     np.testing.assert_array_equal(one[name], other[name], err_msg=f"{job}/{file}:{name}")
 
