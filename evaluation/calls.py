@@ -13,7 +13,7 @@ from evaluation.fold import Fold, write_arrays
 from score_flow.build import resolve
 from score_flow.sharding import is_main
 
-FEW, MANY = (5, 10, 20, 50), (20, 50, 250)  # network calls: of deterministic samplers, of stochastic ones
+FEW, MANY = (5, 10, 20, 50), (20, 50)  # network calls: of deterministic samplers, of stochastic ones
 
 # sampler -> budgets, and its config section at a budget of n calls
 SAMPLERS: dict[str, tuple[tuple[int, ...], Callable[[int], dict[str, Any]]]] = {
@@ -25,7 +25,7 @@ SAMPLERS: dict[str, tuple[tuple[int, ...], Callable[[int], dict[str, Any]]]] = {
     "probability flow, Heun": (FEW, lambda n: {"name": "ode", "method": "heun", "n_steps": n // 2, "t_min": 1e-3}),
     "DPM-Solver++(2M) SDE": (MANY, lambda n: {"name": "multistep", "n_steps": n, "order": 2, "variant": "sde"}),
     "reverse SDE, Euler": (MANY, lambda n: {"name": "sde", "n_steps": n - 1}),
-    "ancestral": ((*MANY, 1000), lambda n: {"name": "ancestral", "n_steps": n}),
+    "ancestral": ((*MANY, 250, 1000), lambda n: {"name": "ancestral", "n_steps": n}),
     "predictor-corrector": (
         MANY,
         lambda n: {"name": "predictor_corrector", "n_steps": n // 2, "corrector": "langevin"},
