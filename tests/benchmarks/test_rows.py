@@ -20,6 +20,7 @@ TINY = [
 QUICK = [measure for measure in MEASUREMENTS if measure is not networks.measure]  # two U-Nets take minutes to compile
 
 
+@pytest.mark.slow
 def test_rows(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert main(*QUICK, argv=[*TINY, f"--out={out}"]) == 0
