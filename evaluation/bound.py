@@ -33,6 +33,7 @@ from score_flow.record import mean_and_error
 from score_flow.sharding import place, to_host
 from score_flow.times import TimeSampler, log_snr, stratified
 from score_flow.types import Images, Keys, NonFinite, Times, UserError
+from score_flow.variational import known_integral, prior, share_of_gaussian
 
 Form = Literal["dsm", "ssm"]
 STREAM = 7  # of example keys
@@ -67,7 +68,7 @@ def excess(
     """
     path, d = denoiser.path, x0[0].size
     x, sigma = path.perturb(x0, noise, t), jnp.broadcast_to(path.sigma(t), x0.shape[:1])
-    share = _share(path, t, data_std)
+    share = share_of_gaussian(path, t, data_std)
     if probes is None:
         square = sum_flat((denoiser.estimate(x, t).noise - noise) ** 2)
         in_square = share
@@ -85,19 +86,8 @@ def offset(denoiser: Denoiser, x0: Images, noise: Images, t_min: float, data_std
     -log p(x_0) (arXiv:2101.09258).
     """
     d, t = x0[0].size, jnp.full(x0.shape[:1], t_min, x0.dtype)
-    share = _share(denoiser.path, t, data_std)
+    share = share_of_gaussian(denoiser.path, t, data_std)
     return 0.5 * (excess(denoiser, x0, noise, t, data_std) - d * (1 - share)) - d * jnp.log(denoiser.path.alpha(t))
-
-
-def _share(path: Path, t: Times, data_std: float) -> Times:
-    """E|n_hat - n|^2 / d of data N(m, data_std^2 I): alpha^2 s^2 / (alpha^2 s^2 + sigma^2)."""
-    return jax.nn.sigmoid(path.log_snr(t) + 2 * jnp.log(data_std))
-
-
-def prior(path: Path, x0: Images, t_max: float) -> Float[Array, "b"]:
-    """KL(q(x_T | x_0) || N(0, sigma_T^2 I)), the path's own prior."""
-    t = jnp.asarray(t_max, x0.dtype)
-    return 0.5 * sum_flat((path.alpha(t) / path.sigma(t) * x0) ** 2)
 
 
 def bound_terms(
@@ -114,7 +104,7 @@ def bound_terms(
     n_probes: int = 1,
 ) -> Terms:
     """An unbiased estimate of every term of the bound, from n_times + 1 network calls."""
-    path, shape, d = denoiser.path, x0.shape[1:], x0[0].size
+    path, shape = denoiser.path, x0.shape[1:]
     time_keys, keys = split(keys)
     noise_keys, probe_keys = split(keys)
     t, weight = jax.vmap(lambda key: times.sample(times.init(), key, n_times))(time_keys)
@@ -129,10 +119,7 @@ def bound_terms(
 
     draws = jnp.arange(n_times), t.T.astype(x0.dtype), weight.T.astype(x0.dtype)
     mean = jnp.mean(jax.lax.map(at, draws), axis=0)
-    ends = path.log_snr(jnp.asarray([t_min, t_max], x0.dtype)) + 2 * jnp.log(data_std)
-    known = d * (jax.nn.softplus(ends[0]) - jax.nn.softplus(ends[1]))  # of the share of data N(m, data_std^2 I)
-    entropy = 0.5 * d * math.log(2 * math.pi * math.e) + d * jnp.log(path.sigma(jnp.asarray(t_min, x0.dtype)))
-    integral = 0.5 * (known + (t_max - t_min) * mean) + entropy
+    integral = known_integral(path, x0, t_min, t_max, data_std) + 0.5 * (t_max - t_min) * mean
     last = normal(noise_keys, shape, n_times).astype(x0.dtype)
     return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min, data_std))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.model import Model
-from score_flow.objective import Aux
+from score_flow.objective import Aux, weighted
 from score_flow.times import TimeSampler
 from score_flow.types import Condition, Images, Key, Params, Times
 
@@ -40,9 +40,7 @@ class Classification:
         t, importance = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
         losses = self.at(params, x0, noise, t, condition, key=dropout_key if train else None)
-        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
-        losses = importance * losses
-        return jnp.mean(losses), Aux(losses, t, time_state)
+        return weighted(losses, importance, t, self.times, time_state)
 
     def at(
         self,

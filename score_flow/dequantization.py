@@ -24,6 +24,7 @@ from score_flow.objective import Aux, Objective
 from score_flow.paths.base import Path
 from score_flow.times import TimeSampler
 from score_flow.types import Condition, Images, Key, Keys, Params
+from score_flow.variational import known_integral, prior, share_of_gaussian
 
 Levels = UInt8[Array, "b h w c"]
 
@@ -178,12 +179,9 @@ class Dequantisation:
         half_squares = self.score_matching.at(self.score, x, noise, t, condition)
         # Less what it is for data N(m, s^2 I), whose integral is known, noise and all: there is no guessing fine noise,
         # and its square would drown the rest.
-        spread = 2 * math.log(self.score_matching.model.preconditioning.data_std)
-        share = jax.nn.sigmoid(c.log_snr + spread)
+        data_std = self.score_matching.model.preconditioning.data_std
+        share = share_of_gaussian(path, t, data_std)
         expected = share**2 * (sum_flat(noise**2) - d) + share * d
         rest = (self.t_max - self.t_min) * importance * (half_squares - 0.5 * c.g2 / c.sigma**2 * expected)
-        first, last = (path.at(jnp.asarray(end, x.dtype)) for end in (self.t_min, self.t_max))
-        known = 0.5 * d * (jax.nn.softplus(first.log_snr + spread) - jax.nn.softplus(last.log_snr + spread))
-        entropy = d * (0.5 * math.log(2 * math.pi * math.e) + jnp.log(first.sigma))
-        prior = 0.5 * sum_flat((last.alpha / last.sigma * x) ** 2)
-        return rest + known + entropy + prior, t
+        known = known_integral(path, x, self.t_min, self.t_max, data_std)
+        return rest + known + prior(path, x, self.t_max), t

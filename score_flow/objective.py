@@ -47,6 +47,15 @@ class Aux(NamedTuple):
     time_state: PyTree
 
 
+def weighted(
+    losses: Float[Array, "b"], importance: Float[Array, "b"], t: Times, times: TimeSampler, time_state: PyTree
+) -> tuple[Float[Array, ""], Aux]:
+    """The importance-weighted mean of a batch; the time sampler learns from the losses without their weights."""
+    time_state = times.update(time_state, t, jax.lax.stop_gradient(losses))
+    losses = importance * losses
+    return jnp.mean(losses), Aux(losses, t, time_state)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler, or a chain's variational bound.
@@ -103,9 +112,7 @@ class Objective:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
             condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}
         losses = self.at(params, x0, noise, t, condition, key=dropout_key if train else None)
-        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
-        losses = importance * losses
-        return jnp.mean(losses), Aux(losses, t, time_state)
+        return weighted(losses, importance, t, self.times, time_state)
 
     def at(
         self,

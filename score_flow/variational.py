@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from score_flow.numerics import expand, mean_flat
+from score_flow.numerics import expand, mean_flat, sum_flat
 from score_flow.paths.base import Path
 from score_flow.prediction import Estimate
 from score_flow.times import nearest
@@ -183,3 +183,26 @@ def _exact_log_probability(low: Images, high: Images, below: Array, above: Array
     inside = log_b + jnp.log(jnp.maximum(-jnp.expm1(log_a - log_b), tiny))
     tail = jnp.where(below, jax.scipy.special.log_ndtr(high), jax.scipy.special.log_ndtr(-low))
     return jnp.where(below | above, tail, inside)
+
+
+def prior(path: Path, x0: Images, t_max: float) -> Float[Array, "b"]:
+    """KL(q(x_T | x_0) || N(0, sigma_T^2 I)) in nats, the path's own prior."""
+    t = jnp.asarray(t_max, x0.dtype)
+    return 0.5 * sum_flat((path.alpha(t) / path.sigma(t) * x0) ** 2)
+
+
+def share_of_gaussian(path: Path, t: Times, data_std: float) -> Times:
+    """E|n_hat - n|^2 / d of data N(m, data_std^2 I): alpha^2 s^2 / (alpha^2 s^2 + sigma^2)."""
+    return jax.nn.sigmoid(path.log_snr(t) + 2 * jnp.log(data_std))
+
+
+def known_integral(path: Path, x0: Images, t_min: float, t_max: float, data_std: float) -> Float[Array, ""]:
+    """1/2 int g^2/sigma^2 d share dt over [t_min, t_max], and the entropy of q(x_{t_min} | x_0), in nats.
+
+    The integral of arXiv:2101.09258, theorem 3, for data N(m, data_std^2 I): g^2/sigma^2 = -d log SNR/dt, of which
+    the share is the logistic function. The sum with the entropy converges as t_min -> 0.
+    """
+    d, ends = x0[0].size, path.log_snr(jnp.asarray([t_min, t_max], x0.dtype)) + 2 * jnp.log(data_std)
+    integral = 0.5 * d * (jax.nn.softplus(ends[0]) - jax.nn.softplus(ends[1]))
+    sigma = path.sigma(jnp.asarray(t_min, x0.dtype))
+    return integral + 0.5 * d * math.log(2 * math.pi * math.e) + d * jnp.log(sigma)
