@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from evaluation.weights import checkpoints_of, load_params
 from score_flow.build import Experiment
 from score_flow.config import load
 from score_flow.types import Params, UserError
@@ -26,10 +27,11 @@ WAKE = 0.5  # random flows then take about as many solver steps as trained ones
 
 
 class Options(NamedTuple):
-    """How long to measure each row, and the images in a batch where the config does not say."""
+    """How long to measure each row, the images in a batch where the config does not say, and a run for its weights."""
 
     seconds: float
     batch: int
+    workdir: Path | None = None
 
 
 Row = dict[str, Any]
@@ -92,6 +94,14 @@ def significant(numbers: Float[np.ndarray, "n"], digits: int) -> list[float]:
     return [float(f"{number:.{digits}g}") for number in np.atleast_1d(numbers)]
 
 
+def params_of(run: Experiment, config: ConfigDict, options: Options) -> Params:
+    """The weights of a trained run, or random ones without it."""
+    if not options.workdir:
+        return random_params(run)
+    [(checkpoints, step)] = checkpoints_of(options.workdir, 0, 0)
+    return load_params(run, config, checkpoints, step)
+
+
 def random_params(run: Experiment) -> Params:
     """Fresh parameters with random kernels where a network starts with zeros.
 
@@ -112,6 +122,7 @@ def main(*measurements: Measurement, argv: list[str] | None = None) -> int:
     """Run measurements with the flags of the command line, print their rows and return the exit code."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Time ours against a yardstick, by turns.")
     parser.add_argument("--config", default="configs/digits.py", help="recipe; --config.key=value as in main.py")
+    parser.add_argument("--workdir", type=Path, help="a trained run: its config and weights, in place of random ones")
     parser.add_argument("--seconds", type=float, default=5.0, help=f"for each row (5), {MIN_TRIALS} trials at least")
     parser.add_argument("--batch", type=int, default=16, help="images that a sampler or a likelihood takes (16)")
     parser.add_argument("--out", type=Path, help="a JSON file for the rows, besides printing them")
@@ -122,10 +133,11 @@ def main(*measurements: Measurement, argv: list[str] | None = None) -> int:
             raise UserError(f"--batch is {flags.batch}; it must be at least 1.")
         if flags.out and not flags.out.parent.is_dir():
             raise UserError(f"--out: there is no folder {flags.out.parent}.")
-        config = load(flags.config, overrides)
+        recipe = str(flags.workdir / "config.json") if flags.workdir else flags.config
+        config = load(recipe, overrides)
         for measurement in measurements:
-            for measured in measurement(config, Options(flags.seconds, flags.batch)):
-                rows.append(measured | {"config": " ".join([flags.config, *overrides])})
+            for measured in measurement(config, Options(flags.seconds, flags.batch, flags.workdir)):
+                rows.append(measured | {"config": " ".join([recipe, *overrides])})
                 print(json.dumps(rows[-1]), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

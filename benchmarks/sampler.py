@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarks.measure import Options, Row, interleave, main, random_params, row
+from benchmarks.measure import Options, Row, interleave, main, params_of, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment, experiment
@@ -31,7 +31,7 @@ SAMPLERS = {
 def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
     """A row for each sampler: ms per network call, and its ratio to a bare forward's."""
     run = experiment(config)
-    params = random_params(run)
+    params = params_of(run, config, options)
     for name, sampler in SAMPLERS.items():
         yield against_forwards(name, sampler, run, params, options)
 

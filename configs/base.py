@@ -140,6 +140,7 @@ def get_config() -> ConfigDict:
     evaluation.stats = ""  # its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them
     evaluation.kept_features = 10_000  # of each set at most, for KID, precision and recall
     evaluation.save_npz = False  # the job fid writes its samples to samples.npz as ADM's evaluator reads them
+    evaluation.autoencoder = ""  # folder of an AutoencoderKL whose latents the model makes: samples are decoded by it
     evaluation.solver = ConfigDict()
     evaluation.solver.method = "tsit5"  # tsit5, dopri5, dopri8, bosh3, heun, midpoint, ralston, euler
     evaluation.solver.rtol = 1e-5
@@ -148,4 +149,5 @@ def get_config() -> ConfigDict:
     evaluation.solver.grid = "uniform"  # uniform, quadratic, karras, log_snr, or the times: (1.0, ..., 1e-5)
     evaluation.solver.per_example = True  # adapt the steps of each image alone: results do not depend on the batch
     evaluation.solver.max_steps = 4096
+    evaluation.solver.control = "pi"  # of adaptive steps: pi, or integral (fewer calls, less exact)
     return config
