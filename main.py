@@ -73,6 +73,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.workdir import Workdir
 
     with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
+        if options.mode in ("eval", "sample", "control", "train_deq") and not options.watch:
+            from evaluation.weights import refuse_untrained
+
+            refuse_untrained(workdir)
         built = experiment(config)
         if options.mode == "train":
             from evaluation.context import build_guide

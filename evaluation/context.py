@@ -158,7 +158,9 @@ def load_base(run: Experiment, file: str) -> Batch | None:
 
 
 def build_control(run: Experiment, config: ConfigDict) -> Control:
-    """What config.control names."""
+    """What config.control names; raises UserError for a model of latents, whose pixels it cannot know."""
+    if run.autoencoder:
+        raise UserError("--mode=control needs a model of pixels: config.eval.autoencoder is given, this is of latents.")
     return resolve(
         "sampling.control", config.control, "config.control",
         image_shape=run.image_shape, scaling=run.scaling, dequantised=run.dequantised, data_std=config.model.data_std,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 
 from evaluation.collector import extract
 from sampling.base import Sampler, example_keys
@@ -27,24 +27,26 @@ def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM, keep: Sequen
     (all) leave the device.
     """
 
-    def draw(params, guide, control, extractor, seeds) -> tuple[dict[str, Array], Int[Array, ""], Bool[Array, "b"]]:
+    to_levels = run.pixels  # a missing autoencoder is refused here rather than when the first samples are done
+
+    def draw(params, guide, control, pixels, extractor, seeds):
         condition = guide.in_turn(seeds)
         denoiser = guide(run.model.bind(params, condition))
         if control:
             denoiser = control(denoiser, seeds)
         samples = sampler(example_keys(run.seed, seeds, stream), denoiser, run.image_shape)
-        arrays = {"image": run.scaling.quantise(samples.x, run.dequantised)} | (condition or {})
+        arrays = {"image": pixels(samples.x)} | (condition or {})
         if extractor is not None:
             features = extract(extractor, arrays["image"])._asdict()
             arrays |= {name: array for name, array in features.items() if array is not None}
         arrays = {name: array for name, array in arrays.items() if not keep or name in keep}
         return arrays, samples.n_evaluations, samples.ok
 
-    compiled = jax.jit(draw, in_shardings=(None, None, None, None, batch_sharding(run.mesh)))
+    compiled = jax.jit(draw, in_shardings=(None,) * 5 + (batch_sharding(run.mesh),))
 
     def drawn(params, guide, control, indices, extractor=None):
         seeds = place(run.mesh, indices.astype(np.uint32))
-        arrays, calls, ok = to_host(compiled(params, guide, control, extractor, seeds))
+        arrays, calls, ok = to_host(compiled(params, guide, control, to_levels, extractor, seeds))
         return arrays, int(calls), ok
 
     return drawn

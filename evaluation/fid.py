@@ -45,7 +45,7 @@ def build(context: Context) -> Fold:
     splits = min(n, SPLITS)
     collector, split = Collector(n, extractor.n_features, options.kept_features), split_of(n, splits)
     keep = ("pool", "logits", "image", "label") if options.save_npz else ("pool", "logits")
-    draw, n_classes = drawer(context.run, context.sampler, keep=keep), n_logits(extractor, context.run.image_shape)
+    draw, n_classes = drawer(context.run, context.sampler, keep=keep), n_logits(extractor, context.run.pixel_shape)
     (context.directory / "rounds").mkdir(parents=True, exist_ok=True)
 
     def init():

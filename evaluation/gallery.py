@@ -136,7 +136,7 @@ class Gallery:
         return beside(self._shown(control)[:1], np.concatenate(drawn))
 
     def _shown(self, control: Control) -> list[Pixels]:
-        return [np.asarray(self._run.scaling.quantise(x, self._run.dequantised)) for x in control.pictures]
+        return [np.asarray(self._run.pixels(x)) for x in control.pictures]
 
     def _inputs(self) -> Pixels:
         """Test images: one of each class where samples go through the classes in turn, else the first few."""

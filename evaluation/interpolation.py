@@ -50,7 +50,7 @@ def build(context: Context) -> Fold:
             x, decoded_ok = jax.lax.map(between, jnp.asarray(shares, z.dtype))
         off = run.scaling.to_unit(x[0]) - run.scaling.to_unit(continuous(first["image"]))
         rms = jnp.sqrt(jnp.mean(off**2)) * run.scaling.levels
-        images, latents = run.scaling.quantise(x[1:], run.dequantised), z / run.model.path.sigma(jnp.asarray(t_max))
+        images, latents = run.pixels(x[1:]), z / run.model.path.sigma(jnp.asarray(t_max))
         return images, latents, rms, encoded_ok.all() & decoded_ok.all()
 
     def step(state, round_number):

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import report
 from evaluation.context import Context, build_control, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.fold import write_json
@@ -29,6 +28,7 @@ from score_flow.types import Preempted, UserError, check_choice
 
 # mode -> folder of its results in the workdir
 FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
+OF_PIXELS = ("calls", "gallery", "interpolation")  # jobs that show or judge images of the data set
 
 
 def jobs(config: ConfigDict) -> list[str]:
@@ -54,7 +54,17 @@ def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
 
 
 def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, names: list[str]) -> None:
-    """Let every job look for the files that it needs, before any of them does its work: a job may export `check`."""
+    """Let every job look for the files that it needs, before any of them does its work: a job may export `check`.
+
+    A model of latents needs its autoencoder, and can do nothing that needs pixels of its data.
+    """
+    if run.autoencoder:
+        for name in set(names) & set(OF_PIXELS):
+            raise UserError(
+                f"config.eval.jobs: {name} needs images, and with config.eval.autoencoder the data are latents; "
+                f"allowed: every job but {', '.join(OF_PIXELS)}."
+            )
+        run.pixel_shape  # noqa: B018
     for name in names:
         check_choice("config.eval.jobs", name, available("evaluation"))
         if check := getattr(importlib.import_module(f"evaluation.{name}"), "check", None):
@@ -84,11 +94,20 @@ def evaluate(
             if is_main():
                 record(context, config, results, weights_of(checkpoints.meta(step), config), hashes)
             if is_main() and judged:
-                real = run.test_source.read(np.arange(min(1000, len(run.test_source))))["image"]
-                page = report.write(workdir, directory, real, run.scaling.levels, facts(run, config, step) | hashes)
+                from evaluation import report  # matplotlib: mistakes are answered without waiting for it
+
+                shown = facts(run, config, step) | hashes
+                page = report.write(workdir, directory, real_images(run), run.scaling.levels, shown)
                 print(f"report: {page}", flush=True)
     barrier("evaluated")
     return results
+
+
+def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
+    """The first test images, as pixel levels; none of a model of latents, whose data are no images."""
+    if run.autoencoder:
+        return np.zeros((0, *run.pixel_shape), np.uint8)
+    return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
 
 
 def run_jobs(context: Context, names: list[str], preemption: Preemption) -> dict[str, dict[str, Any]]:
@@ -110,7 +129,7 @@ def run_jobs(context: Context, names: list[str], preemption: Preemption) -> dict
 def record(context: Context, config: ConfigDict, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
     """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name, filled when needed."""
     facts_of, setting = {"step": context.step, "weights": weights}, {}
-    if context.judged:
+    if context.judged and not context.run.autoencoder:  # samples of latents are judged without their data set
         test, used = context.run.test_source, {result.get("split") for result in results.values()}
         for source in (test, context.run.train_source):
             if source.name not in hashes and (source is test or source.name in used):
@@ -167,7 +186,7 @@ def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "versions": packages,
         "config": digest,
-        "data": f"{run.train_source.name}, {run.test_source.name}",
+        "data": "latents" if run.autoencoder else f"{run.train_source.name}, {run.test_source.name}",
         "sampler": _said(config.sampling),
         "guidance": _said(config.guidance),
     }

@@ -39,10 +39,10 @@ def build(context: Context) -> Fold:
         write_arrays(context.directory / "samples.npz", **arrays)
         save_grid(context.directory / "samples.png", arrays["image"][:100], run.scaling.levels)
         if context.control:
-            shown = [np.asarray(run.scaling.quantise(picture, run.dequantised)) for picture in context.control.pictures]
+            shown = [np.asarray(run.pixels(picture)) for picture in context.control.pictures]
             sheet, columns = beside(shown, arrays["image"][:100])
             save_grid(context.directory / "control.png", sheet, run.scaling.levels, columns)
-        if context.judged:
+        if context.judged and not run.autoencoder:
             result |= Judge(run.train_source, run.test_source)(arrays["image"], arrays.get("label"))
         return result
 

@@ -60,7 +60,12 @@ class Statistics:
 
 def extractor_of(run: Experiment, options: ConfigDict) -> Extractor:
     """What config.eval.extractor names, on every device."""
-    known = {"train": run.train_source, "levels": run.scaling.levels}
+    if run.autoencoder and options.extractor.name == "small":
+        raise UserError(
+            "config.eval.extractor = small is fitted to images of the data set, which a model of latents has not; "
+            "allowed: inception."
+        )
+    known = {"levels": run.scaling.levels} | ({} if run.autoencoder else {"train": run.train_source})
     extractor = resolve("evaluation.extractors", options.extractor, "config.eval.extractor", **known)
     return jax.tree.map(lambda leaf: place(run.mesh, np.asarray(leaf), split=False), extractor)
 
@@ -74,6 +79,8 @@ def statistics_file(run: Experiment, options: ConfigDict, workdir: Path) -> Path
     """config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
     if options.stats:
         return Path(options.stats).expanduser()
+    if run.autoencoder:
+        raise UserError("config.eval.stats: got nothing; a model of latents needs a file of statistics of images.")
     split = options.fid_dataset
     data = reference_source(run, options).name.removesuffix(f"/{split}").removesuffix(".npz").replace("/", "_")
     return workdir / "stats" / f"{data}-{split}-{options.extractor.name}.npz"
@@ -88,25 +95,28 @@ def open_statistics(run: Experiment, options: ConfigDict, workdir: Path) -> tupl
     if not file.is_file():
         raise UserError(f"no reference statistics {file}: {BUILD}, or give a file by --config.eval.stats=FILE.")
     found, extractor = read(file), extractor_of(run, options)
-    refuse_unfit(found, extractor, run, reference_source(run, options))
+    refuse_unfit(found, extractor, run, None if run.autoencoder else reference_source(run, options))
     if found.features is not None:
         collector = Collector(len(found.features), extractor.n_features, options.kept_features)
         found = dataclasses.replace(found, features=found.features[collector.kept])
     return found, extractor
 
 
-def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, source: Source) -> None:
-    """Raise UserError unless the statistics are of these features of this data set, as far as their file says."""
+def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, source: Source | None) -> None:
+    """Raise UserError unless the statistics are of these features of this data set, as far as their file says.
+
+    A model of latents has no data set of images to be compared: source None.
+    """
     for what, theirs, ours in (
         ("features", found.extractor, extractor.name),
         ("number of features", len(found.mu), extractor.n_features),
-        ("shape of images", found.image_shape, tuple(run.image_shape)),
+        ("shape of images", found.image_shape, run.pixel_shape),
         ("number of pixel levels", found.levels, run.scaling.levels),
-        ("number of images", found.image_shape and found.n, len(source)),
+        ("number of images", source and found.image_shape and found.n, source and len(source)),
     ):
         if theirs and theirs != ours:
             raise UserError(f"{found.file} has {what} other than this run's: {theirs}, here {ours}; {BUILD}.")
-    if found.first and found.first != checksum(source, FIRST):
+    if source and found.first and found.first != checksum(source, FIRST):
         raise UserError(f"{found.file} is of other images, {found.data}, than this run's {source.name}; {BUILD}.")
 
 
@@ -167,6 +177,8 @@ def write_statistics(run: Experiment, config: ConfigDict, workdir: Path) -> Path
 
     Raises UserError where it is there and of something else, and Preempted after SIGTERM.
     """
+    if run.autoencoder:
+        raise UserError("--mode=stats is of images: leave config.eval.autoencoder out, in a recipe of their data set.")
     options, source = config.eval, reference_source(run, config.eval)
     file, extractor = statistics_file(run, options, workdir), extractor_of(run, options)
     if file.exists():

@@ -21,7 +21,7 @@ def build(context: Context) -> Fold:
     t_min, t_max = context.options.smallest_time, context.options.largest_time
     times = jnp.linspace(t_max, t_min, N_TIMES)
 
-    def draw(params, guide, seeds):
+    def draw(params, guide, pixels, seeds):
         denoiser = guide(run.model.bind(params, guide.in_turn(seeds)))
         x = denoiser.start(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
 
@@ -32,11 +32,11 @@ def build(context: Context) -> Fold:
         last, (states, estimates) = jax.lax.scan(onwards, x, jnp.stack([times[:-1], times[1:]], axis=1))
         states = jnp.concatenate([states, last[None]])
         estimates = jnp.concatenate([estimates, denoiser.x0(last, times[-1])[None]])
-        return run.scaling.quantise(states, run.dequantised), run.scaling.quantise(estimates, run.dequantised)
+        return pixels(states), pixels(estimates)
 
     def step(state, round_number):
         seeds = place(run.mesh, np.arange(n, dtype=np.uint32))
-        image, x0 = to_host(jax.jit(draw)(context.params, context.guide, seeds))
+        image, x0 = to_host(jax.jit(draw)(context.params, context.guide, run.pixels, seeds))
         write_arrays(context.directory / "trajectory.npz", image=image, x0=x0, t=np.asarray(times))
         return state
 

@@ -26,6 +26,7 @@ from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import WEIGHTINGS, Objective, min_snr
+from score_flow.pixels import Pixels, pixels_of
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS, TimeSampler
@@ -49,6 +50,7 @@ class Experiment:
     dequantised: bool  # whether the model's data have noise inside their level
     mesh: Mesh
     seed: int
+    autoencoder: str = ""  # the folder of the one whose latents are modelled; "" = pixels are
 
     @property
     def trained(self) -> nn.Module:
@@ -62,6 +64,16 @@ class Experiment:
     @functools.cached_property
     def test_source(self) -> Source:
         return self.open_source("test")
+
+    @functools.cached_property
+    def pixels(self) -> Pixels:
+        """From samples to pixel levels; raises UserError without the autoencoder."""
+        return pixels_of(self.scaling, self.dequantised, self.autoencoder, self.mesh)
+
+    @functools.cached_property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Of a sample's pixels."""
+        return self.pixels.shape(self.image_shape)
 
     def init(self, key: Key) -> Params:
         """Parameters for one image."""
@@ -143,6 +155,7 @@ def experiment(config: ConfigDict) -> Experiment:
         dequantised=data.uniform_dequantization,
         mesh=make_mesh(training.fsdp),
         seed=config.seed,
+        autoencoder=config.eval.autoencoder,
     )
 
 
