@@ -34,11 +34,11 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--mode",
         required=True,
-        choices=("train", "train_deq", "eval", "sample", "control", "import", "reproduce", "stats"),
+        choices=("train", "train_deq", "eval", "sample", "control", "import", "reproduce", "stats", "encode"),
         help="train; train_deq: a variational dequantiser for a trained model; eval: loss, samples, bits/dim, report; "
         "sample: samples only; control: samples of which something is known (config.control: inpainting, ...); "
         "import: published weights; reproduce: is the published figure of --config=configs/reproduce/NAME.py reached; "
-        "stats: reference statistics for the job fid",
+        "stats: reference statistics for the job fid; encode: a data set's latents, for a latent model's training",
     )
     parser.add_argument("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
     parser.add_argument(
@@ -73,10 +73,6 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.workdir import Workdir
 
     with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
-        if options.mode in ("eval", "sample", "control", "train_deq") and not options.watch:
-            from evaluation.weights import refuse_untrained
-
-            refuse_untrained(workdir)
         built = experiment(config)
         if options.mode == "train":
             from evaluation.context import build_guide
@@ -93,6 +89,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
             from evaluation.statistics import write_statistics
 
             write_statistics(built, config, workdir)
+        elif options.mode == "encode":
+            from evaluation.encode import encode
+
+            encode(built, config, workdir)
         elif options.mode == "reproduce":
             from evaluation.reproduce import reproduce
 

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     model.ema_warmup = True  # min(rate, (1 + n)/(10 + n)): short runs are not averaged with their start
 
     config.data = data = ConfigDict()
-    data.source = component("digits")  # the data set, score_flow/data: digits, arrays, folder, tfds
+    data.source = component("digits")  # the data set, score_flow/data: digits, arrays, folder, tfds, latents
     data.image_shape = ()  # (h, w, c) of its images; given, what reads none (sampling, importing) needs no data set
     data.num_classes = 0  # ... and how many classes and
     data.levels = 256  # ... pixel levels it has; without image_shape the data set says so

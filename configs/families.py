@@ -64,7 +64,8 @@ def improved_diffusion() -> ConfigDict:
 def sit(image_size: int) -> ConfigDict:
     """SiT's training and sampling on the latents of ImageNet (Ma et al. 2024, arXiv:2401.08740).
 
-    The data are the latents of the Stable-Diffusion autoencoder, an eighth of the image's side and scaled by 0.18215.
+    The data are the latents of the Stable-Diffusion autoencoder (--config.eval.autoencoder), an eighth of the image's
+    side and scaled by 0.18215: --mode=encode makes them.
     """
     config = base()
     config.path = component("linear")
@@ -77,7 +78,7 @@ def sit(image_size: int) -> ConfigDict:
     config.model.ema_warmup = False
     config.data.image_shape = (image_size // 8, image_size // 8, 4)
     config.data.num_classes = 1000
-    config.data.source = component("arrays")
+    config.data.source = component("latents")
     config.data.uniform_dequantization = False
     config.training.batch_size = 256
     config.training.n_iters = 7_005_600

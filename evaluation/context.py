@@ -159,7 +159,7 @@ def load_base(run: Experiment, file: str) -> Batch | None:
 
 def build_control(run: Experiment, config: ConfigDict) -> Control:
     """What config.control names; raises UserError for a model of latents, whose pixels it cannot know."""
-    if run.autoencoder:
+    if run.latent:
         raise UserError("--mode=control needs a model of pixels: config.eval.autoencoder is given, this is of latents.")
     return resolve(
         "sampling.control", config.control, "config.control",

@@ -89,8 +89,7 @@ def there_and_back(context: Context, solver: Solver) -> Callable[..., Any]:
 
     def figures(params, batch, indices):
         keys, levels = example_keys(run.seed, indices, STREAM), batch["image"]
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(keys)
-        x0 = run.scaling.dequantise(levels, uniform) if run.dequantised else run.scaling.normalise(levels)
+        x0 = run.to_model(levels, keys)
         denoiser = context.denoiser(params, batch)
         with jax.default_matmul_precision("highest"):  # as likelihoods are computed
             z, there = encode(denoiser, x0, solver, t_min, t_max)

@@ -24,12 +24,7 @@ def build(context: Context) -> Fold:
         objective = run.objective
         t, weight = jax.vmap(lambda key: objective.times.sample(objective.times.init(), key, 1))(keys[:, 0])
         noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(keys[:, 1])
-        if run.dequantised:
-            x0 = run.scaling.dequantise(
-                batch["image"], jax.vmap(lambda key: jax.random.uniform(key, run.image_shape))(keys[:, 2])
-            )
-        else:
-            x0 = run.scaling.normalise(batch["image"])
+        x0 = run.to_model(batch["image"], keys[:, 2])
         t = t[:, 0]
         return weight[:, 0] * objective.at(params, x0, noise, t, run.condition(batch)), jnp.asarray(t)
 

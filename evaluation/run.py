@@ -28,7 +28,7 @@ from score_flow.types import Preempted, UserError, check_choice
 
 # mode -> folder of its results in the workdir
 FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
-OF_PIXELS = ("calls", "gallery", "interpolation")  # jobs that show or judge images of the data set
+OF_LATENTS = ("loss", "samples", "trajectory", "fid")  # jobs that need no pixels of the data set
 
 
 def jobs(config: ConfigDict) -> list[str]:
@@ -58,13 +58,9 @@ def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, names: l
 
     A model of latents needs its autoencoder, and can do nothing that needs pixels of its data.
     """
-    if run.autoencoder:
-        for name in set(names) & set(OF_PIXELS):
-            raise UserError(
-                f"config.eval.jobs: {name} needs images, and with config.eval.autoencoder the data are latents; "
-                f"allowed: every job but {', '.join(OF_PIXELS)}."
-            )
-        run.pixel_shape  # noqa: B018
+    if run.latent and run.pixel_shape:
+        for name in set(names) - set(OF_LATENTS):
+            raise UserError(f"the job {name} needs pixels, the data are latents; allowed: {', '.join(OF_LATENTS)}.")
     for name in names:
         check_choice("config.eval.jobs", name, available("evaluation"))
         if check := getattr(importlib.import_module(f"evaluation.{name}"), "check", None):
@@ -105,7 +101,7 @@ def evaluate(
 
 def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
     """The first test images, as pixel levels; none of a model of latents, whose data are no images."""
-    if run.autoencoder:
+    if run.latent:
         return np.zeros((0, *run.pixel_shape), np.uint8)
     return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
 
@@ -129,13 +125,13 @@ def run_jobs(context: Context, names: list[str], preemption: Preemption) -> dict
 def record(context: Context, config: ConfigDict, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
     """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name, filled when needed."""
     facts_of, setting = {"step": context.step, "weights": weights}, {}
-    if context.judged and not context.run.autoencoder:  # samples of latents are judged without their data set
-        test, used = context.run.test_source, {result.get("split") for result in results.values()}
-        for source in (test, context.run.train_source):
-            if source.name not in hashes and (source is test or source.name in used):
+    run, used = context.run, {result.get("split") for result in results.values()}
+    if context.judged and (not run.latent or "loss" in results):  # samples of latents need no data set
+        for source in (run.test_source, run.train_source):
+            if source.name not in hashes and (source is run.test_source or source.name in used):
                 hashes[source.name] = identity(source)
-        facts_of |= {"data": test.name, "checksums": hashes}
-        setting = {"checksums": hashes, "split": test.name}
+        facts_of |= {"data": run.test_source.name, "checksums": hashes}
+        setting = {"checksums": hashes, "split": run.test_source.name}
     setting |= {"weights": f"{weights} at step {context.step}", "sampler": _said(config.sampling)}
     write_results(
         context.directory, results, facts_of, setting | {"options": frozenset(flatten(config.eval.to_dict()))}
@@ -186,7 +182,7 @@ def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "versions": packages,
         "config": digest,
-        "data": "latents" if run.autoencoder else f"{run.train_source.name}, {run.test_source.name}",
+        "data": "latents" if run.latent else f"{run.train_source.name}, {run.test_source.name}",
         "sampler": _said(config.sampling),
         "guidance": _said(config.guidance),
     }

@@ -42,7 +42,7 @@ def build(context: Context) -> Fold:
             shown = [np.asarray(run.pixels(picture)) for picture in context.control.pictures]
             sheet, columns = beside(shown, arrays["image"][:100])
             save_grid(context.directory / "control.png", sheet, run.scaling.levels, columns)
-        if context.judged and not run.autoencoder:
+        if context.judged and not run.latent:
             result |= Judge(run.train_source, run.test_source)(arrays["image"], arrays.get("label"))
         return result
 

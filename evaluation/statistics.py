@@ -60,12 +60,12 @@ class Statistics:
 
 def extractor_of(run: Experiment, options: ConfigDict) -> Extractor:
     """What config.eval.extractor names, on every device."""
-    if run.autoencoder and options.extractor.name == "small":
+    if run.latent and options.extractor.name == "small":
         raise UserError(
             "config.eval.extractor = small is fitted to images of the data set, which a model of latents has not; "
             "allowed: inception."
         )
-    known = {"levels": run.scaling.levels} | ({} if run.autoencoder else {"train": run.train_source})
+    known = {"levels": run.scaling.levels} | ({} if run.latent else {"train": run.train_source})
     extractor = resolve("evaluation.extractors", options.extractor, "config.eval.extractor", **known)
     return jax.tree.map(lambda leaf: place(run.mesh, np.asarray(leaf), split=False), extractor)
 
@@ -79,7 +79,7 @@ def statistics_file(run: Experiment, options: ConfigDict, workdir: Path) -> Path
     """config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
     if options.stats:
         return Path(options.stats).expanduser()
-    if run.autoencoder:
+    if run.latent:
         raise UserError("config.eval.stats: got nothing; a model of latents needs a file of statistics of images.")
     split = options.fid_dataset
     data = reference_source(run, options).name.removesuffix(f"/{split}").removesuffix(".npz").replace("/", "_")
@@ -95,7 +95,7 @@ def open_statistics(run: Experiment, options: ConfigDict, workdir: Path) -> tupl
     if not file.is_file():
         raise UserError(f"no reference statistics {file}: {BUILD}, or give a file by --config.eval.stats=FILE.")
     found, extractor = read(file), extractor_of(run, options)
-    refuse_unfit(found, extractor, run, None if run.autoencoder else reference_source(run, options))
+    refuse_unfit(found, extractor, run, None if run.latent else reference_source(run, options))
     if found.features is not None:
         collector = Collector(len(found.features), extractor.n_features, options.kept_features)
         found = dataclasses.replace(found, features=found.features[collector.kept])
@@ -177,7 +177,7 @@ def write_statistics(run: Experiment, config: ConfigDict, workdir: Path) -> Path
 
     Raises UserError where it is there and of something else, and Preempted after SIGTERM.
     """
-    if run.autoencoder:
+    if run.latent:
         raise UserError("--mode=stats is of images: leave config.eval.autoencoder out, in a recipe of their data set.")
     options, source = config.eval, reference_source(run, config.eval)
     file, extractor = statistics_file(run, options, workdir), extractor_of(run, options)

@@ -32,18 +32,13 @@ MODEL = (
 )
 
 
-def refuse_untrained(workdir: Path) -> None:
-    """Raise UserError without any checkpoint in a workdir."""
-    if not any(any((workdir / name).glob("*.manifest.json")) for name in ("checkpoints", "checkpoints-meta")):
+def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
+    """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
+    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
+    if not any(any(folder.glob("*.manifest.json")) for folder in (milestones, meta)):
         raise UserError(
             f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run."
         )
-
-
-def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
-    refuse_untrained(workdir)
-    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
     opened = Checkpoints(milestones, reader=True)
     steps = opened.steps()
     if not steps:

@@ -26,12 +26,12 @@ from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import WEIGHTINGS, Objective, min_snr
-from score_flow.pixels import Pixels, pixels_of
+from score_flow.pixels import Pixels, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS, TimeSampler
 from score_flow.training import Loss, Preprocess, make_optimiser
-from score_flow.types import Batch, Condition, Images, Key, Params, UserError, check_choice
+from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
 from score_flow.variational import VariationalBound
 
 
@@ -50,7 +50,8 @@ class Experiment:
     dequantised: bool  # whether the model's data have noise inside their level
     mesh: Mesh
     seed: int
-    autoencoder: str = ""  # the folder of the one whose latents are modelled; "" = pixels are
+    latent: bool = False  # whether the model makes latents instead of pixels
+    autoencoder: str = ""  # ... the folder of theirs
 
     @property
     def trained(self) -> nn.Module:
@@ -68,12 +69,22 @@ class Experiment:
     @functools.cached_property
     def pixels(self) -> Pixels:
         """From samples to pixel levels; raises UserError without the autoencoder."""
+        if self.latent and not self.autoencoder:
+            raise UserError(
+                "samples are latents: give --config.eval.autoencoder=FOLDER to decode them "
+                "(training without it: --config.training.snapshot_sampling=False)."
+            )
         return pixels_of(self.scaling, self.dequantised, self.autoencoder, self.mesh)
 
     @functools.cached_property
     def pixel_shape(self) -> tuple[int, int, int]:
         """Of a sample's pixels."""
         return self.pixels.shape(self.image_shape)
+
+    def to_model(self, data: Array, keys: Keys) -> Images:
+        """x0 of pixel levels or of moments of latents, the noise of each example by its own key."""
+        draw = lambda law, shape: jax.vmap(lambda key: law(key, shape[1:]))(keys)  # noqa: E731
+        return to_model(self.scaling, self.dequantised, data, draw)
 
     def init(self, key: Key) -> Params:
         """Parameters for one image."""
@@ -132,6 +143,7 @@ def experiment(config: ConfigDict) -> Experiment:
     image_shape = tuple(declared.image_shape)
     conditioning = build_conditioning(config, declared.num_classes)
     model = build_model(config, image_shape[-1], conditioning)
+    latent, dequantised = is_latent(config), data.uniform_dequantization and not is_latent(config)
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(
         optim.optimizer,
@@ -151,12 +163,29 @@ def experiment(config: ConfigDict) -> Experiment:
         image_shape=image_shape,
         scaling=scaling,
         conditioning=conditioning,
-        preprocess=make_preprocess(scaling, data.uniform_dequantization, data.random_flip, conditioning),
-        dequantised=data.uniform_dequantization,
+        preprocess=make_preprocess(scaling, dequantised, data.random_flip, conditioning),
+        dequantised=dequantised,
         mesh=make_mesh(training.fsdp),
         seed=config.seed,
+        latent=latent,
         autoencoder=config.eval.autoencoder,
     )
+
+
+def is_latent(config: ConfigDict) -> bool:
+    """Whether the model makes latents; raises UserError for what they cannot have."""
+    if config.data.source.name == "latents":
+        for key, without in (
+            ("data.random_flip", False), ("model.low_res", 0), ("training.objective", "simple"),
+        ):  # fmt: skip
+            section, name = key.split(".")
+            if config[section][name] != without:
+                raise UserError(
+                    f"config.{key} is {config[section][name]!r}; data.source.name = latents allows {without!r}"
+                    + (" (--mode=encode mirrors the images)." if name == "random_flip" else ".")
+                )
+        return True
+    return bool(config.eval.autoencoder)
 
 
 def _open(data: ConfigDict, split: str) -> Source:
@@ -279,16 +308,14 @@ def build_sampler(config: ConfigDict) -> Callable:
 
 
 def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, conditioning: Conditioning) -> Preprocess:
-    """(key, uint8 batch) -> (x0, condition), inside the compiled step."""
+    """(key, batch of levels or moments of latents) -> (x0, condition), inside the compiled step."""
 
     of_levels = make_levels(scaling, flip, conditioning)
 
     def preprocess(key: Key, batch: Batch) -> tuple[Images, Condition]:
         noise_key, flip_key = jax.random.split(key)
-        levels, condition = of_levels(flip_key, batch)
-        if dequantise:
-            return scaling.dequantise(levels, jax.random.uniform(noise_key, levels.shape)), condition
-        return scaling.normalise(levels), condition
+        data, condition = of_levels(flip_key, batch)
+        return to_model(scaling, dequantise, data, lambda law, shape: law(noise_key, shape)), condition
 
     return preprocess
 

@@ -1,4 +1,6 @@
-"""From what a model makes to pixel levels: quantised as it is, or decoded from the latents of an autoencoder."""
+"""Between a data set and what a model sees: pixel levels in its range, or the latents of an autoencoder."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -10,9 +12,10 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from score_flow.data.scaling import Scaling
 from score_flow.pretrained import autoencoder_kl
 from score_flow.sharding import replicated
-from score_flow.types import UserError
+from score_flow.types import Images, UserError
 
 LEVELS = 256  # of decoded images
+Draw = Callable[[Callable[..., Array], tuple[int, ...]], Array]
 
 
 @flax.struct.dataclass
@@ -49,13 +52,25 @@ class Pixels:
         return jax.eval_shape(self, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)).shape[1:]
 
 
+def to_model(scaling: Scaling, dequantised: bool, data: Array, draw: Draw) -> Images:
+    """x0 of levels (b, h, w, c), or of the moments (b, h, w, 2 c) of latents: a draw of N(mean, std^2).
+
+    Levels are scaled; dequantised, they have noise in their cells. draw(law, shape): the random numbers, law as
+    jax.random.uniform.
+    """
+    if jnp.issubdtype(data.dtype, jnp.floating):
+        mean, std = jnp.split(data, 2, axis=-1)
+        return mean + std * draw(jax.random.normal, mean.shape)
+    if dequantised:
+        return scaling.dequantise(data, draw(jax.random.uniform, data.shape))
+    return scaling.normalise(data)
+
+
 def pixels_of(scaling: Scaling, dequantised: bool, folder: str, mesh: Mesh) -> Pixels:
     """The map of a model of pixels, or of one of the latents of the autoencoder in a folder, on every device."""
     if not folder:
         return Pixels(scaling, dequantised)
-    if scaling.levels != LEVELS or dequantised:
-        raise UserError(
-            f"config.eval.autoencoder makes images of {LEVELS} levels: it needs data of as many, not dequantised."
-        )
+    if scaling.levels != LEVELS:
+        raise UserError(f"config.eval.autoencoder makes {LEVELS} levels: config.data.levels is {scaling.levels}.")
     network, params, scale, shift = autoencoder_kl.load(folder)
     return Pixels(scaling, dequantised, network, jax.device_put(params, replicated(mesh)), scale, shift)

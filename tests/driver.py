@@ -46,7 +46,7 @@ def arm(moment: str) -> None:
 
 def arm_job(before: bool, job: str, number: str, fire) -> None:
     """Fire before or after a round of a job; after it, before anything of it is saved."""
-    from evaluation import run
+    from evaluation import encode, run
 
     run_fold = run.run_fold
 
@@ -62,7 +62,7 @@ def arm_job(before: bool, job: str, number: str, fire) -> None:
 
         return run_fold(fold._replace(step=step), directory, what)
 
-    run.run_fold = armed
+    run.run_fold = encode.run_fold = armed
 
 
 if __name__ == "__main__":

@@ -101,10 +101,10 @@ def test_the_fid_of_decoded_samples(workdir, tmp_path, monkeypatch):
     ("flags", "mode", "message"),
     [
         (["--config.eval.autoencoder=/nowhere"], "eval", "/nowhere holds no config.json"),
-        (["--config.eval.jobs=('gallery',)"], "eval", "gallery needs images"),
+        (["--config.eval.jobs=('gallery',)"], "eval", "gallery needs pixels"),
         (["--config.eval.jobs=('fid',)"], "eval", "config.eval.stats: got nothing"),
         (["--config.eval.jobs=('fid',)", "--config.eval.stats=FILE"], "eval", "small is fitted to images"),
-        (["--config.data.levels=17"], "eval", "it needs data of as many"),
+        (["--config.data.levels=17"], "eval", "makes 256 levels: config.data.levels is 17"),
         (["--config.data.image_shape=(8,8,3)"], "eval", "decodes latents of 4 channels; the model's have 3"),
         ([], "control", "needs a model of pixels"),
         ([], "stats", "--mode=stats is of images"),

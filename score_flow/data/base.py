@@ -10,7 +10,8 @@ from jaxtyping import Int, Int32, UInt8
 
 from score_flow.types import UserError
 
-Examples = dict[str, np.ndarray]  # {"image": uint8 (b, h, w, c)} and, when labelled, {"label": int32 (b,)}
+# {"image": uint8 (b, h, w, c)}, or float32 moments of latents (b, h, w, 2 c); when labelled, {"label": int32 (b,)}
+Examples = dict[str, np.ndarray]
 
 
 @runtime_checkable

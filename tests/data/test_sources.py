@@ -3,6 +3,7 @@
 import functools
 import importlib
 import io
+import json
 import pkgutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import score_flow.data
-from score_flow.data import digits
+from score_flow.data import digits, latents
 from score_flow.data.base import ArraySource, Source, checksum
 from score_flow.types import UserError
 
@@ -66,6 +67,19 @@ def folder_sample(path):
     return {"path": str(path), "image_size": 8}
 
 
+def latents_sample(path):
+    for split, n in (("train", 11), ("test", 5)):
+        (path / split).mkdir()
+        facts = {"name": split, "n": n, "latent_shape": (4, 6, 2), "num_classes": 3}
+        (path / split / latents.FACTS).write_text(json.dumps(facts))
+        rng = np.random.default_rng(0)
+        arrays = {"mean": rng.normal(size=(n, 4, 6, 2)), "std": rng.random((n, 4, 6, 2))}
+        for name, array in arrays.items():
+            np.save(path / split / f"{name}.npy", array.astype(np.float32))
+        np.save(path / split / "label.npy", np.arange(n, dtype=np.int32) % 3)
+    return {"path": str(path)}
+
+
 def tfds_sample(path):
     tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
     return {"dataset": "tiny", "data_dir": str(path)}
@@ -86,9 +100,13 @@ def test_source_reads_what_it_declares(name, split, tmp_path):
     assert isinstance(source, Source)
     indices = np.array([len(source) - 1, 0, 2, 2])
     examples = source.read(indices)
-    assert examples["image"].dtype == np.uint8
-    assert examples["image"].shape == (4, *source.image_shape)
-    assert examples["image"].max() < source.levels
+    if name == "latents":  # moments: means, then standard deviations
+        h, w, c = source.image_shape
+        assert examples["image"].dtype == np.float32 and examples["image"].shape == (4, h, w, 2 * c)
+        assert examples["image"][..., c:].min() >= 0
+    else:
+        assert examples["image"].dtype == np.uint8 and examples["image"].shape == (4, *source.image_shape)
+        assert examples["image"].max() < source.levels
     assert ("label" in examples) == (source.num_classes > 0)
     if source.num_classes:
         assert examples["label"].dtype == np.int32
