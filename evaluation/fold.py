@@ -1,7 +1,9 @@
 """An evaluation is a left fold over numbered rounds; its meta-checkpoint is (round, state)."""
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +13,11 @@ from jaxtyping import PyTree
 
 from score_flow.checkpoint import Checkpoints
 from score_flow.record import progress
-from score_flow.sharding import barrier, is_main
+from score_flow.sharding import agree, barrier, is_main
 from score_flow.training import Preemption
 from score_flow.types import Preempted
+
+SHARE = 0.05  # of the time of an evaluation may go into saving its state
 
 
 class Fold(NamedTuple):
@@ -28,10 +32,11 @@ class Fold(NamedTuple):
     finish: Callable[[PyTree], dict[str, Any]]
 
 
-def run(fold: Fold, directory: Path, what: str, save_every: int = 1) -> dict[str, Any]:
+def run(fold: Fold, directory: Path, what: str) -> dict[str, Any]:
     """The result of a fold, from `directory/result.json` if it is done, else from the newest meta-checkpoint on.
 
-    Raises Preempted after SIGTERM, with the state (after the last round, the result) saved.
+    The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
+    Preempted after SIGTERM, with the state (after the last round, the result) saved.
     """
     result_file = directory / "result.json"
     if result_file.exists():
@@ -39,14 +44,18 @@ def run(fold: Fold, directory: Path, what: str, save_every: int = 1) -> dict[str
     checkpoints = Checkpoints(directory / "meta", keep=2)
     start = checkpoints.newest_good() or 0
     state, stop = checkpoints.restore(start, {"state": fold.init()})["state"] if start else fold.init(), False
+    saved, cost = -math.inf, 0.0  # seconds
     with Preemption() as preemption, progress(fold.n_rounds, start, "round", what) as bar:
         for round_number in range(start, fold.n_rounds):
             state = fold.step(state, round_number)
             done = round_number + 1
             bar.update()
-            stop = preemption.agreed()
-            if done < fold.n_rounds and (stop or done % save_every == 0):
+            stop, began = preemption.agreed(), time.monotonic()
+            due = agree(is_main() and began - saved >= cost / SHARE)  # one clock decides for all
+            if done < fold.n_rounds and (stop or due):
                 checkpoints.save(done, {"state": state}, {"n_rounds": fold.n_rounds}, wait=stop)
+                saved = time.monotonic()
+                cost = saved - began  # with the wait for the save before, if that was not done
             checkpoints.poll()
             if stop and done < fold.n_rounds:
                 checkpoints.close()
