@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from evaluation.context import Context
-from evaluation.dequantizers import build_dequantizer, refuse_missing
+from evaluation.dequantizers import build_dequantizer, described, refuse_missing
 from evaluation.fold import Fold, write_arrays
 from evaluation.likelihood import Probe, bits_per_dim, probes
 from sampling.base import example_keys, normal, split
@@ -177,7 +177,7 @@ def build(context: Context) -> Fold:
                 "split": source.name,
                 "form": options.bound_form,
                 "importance": options.bound_importance,
-                "dequantisation": options.dequantizer,
+                **described(context, options.dequantizer),
                 "network_calls_per_batch": options.bound_times + 1,
                 "smallest_time": t_min,
                 "largest_time": t_max,

@@ -1,18 +1,21 @@
 """The dequantiser that a likelihood is computed with, and the training of the variational one."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from evaluation.context import Context
+from evaluation.fold import write_json
 from evaluation.weights import checkpoints_of, load_params
 from score_flow import train_deq
 from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.dequantization import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
-from score_flow.sharding import replicated
+from score_flow.sharding import barrier, is_main, replicated
 from score_flow.types import UserError
 from score_flow.workdir import Workdir
 
@@ -22,15 +25,29 @@ def build_dequantizer(context: Context, name: str) -> Dequantizer:
     run, options = context.run, context.options
     refuse_missing(run, options, context.workdir, name)
     if name == "variational":
-        return load(run, context.workdir)
+        return load(run, context.workdir, pinned(context)["dequantizer_step"])
     if name == "decoder":
         return Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
     return UniformDequantizer(run.scaling)
 
 
-def load(run: Experiment, workdir: Path) -> VariationalDequantizer:
-    """The EMA of the newest dequantiser that --mode=train_deq left in a run's folder, as it was configured there."""
-    checkpoints, step = checkpoints_of(workdir / train_deq.FOLDER, 0, 0)[-1]
+def described(context: Context, name: str) -> dict[str, Any]:
+    """What is said of the dequantiser beside a figure."""
+    return {"dequantisation": name} | (pinned(context) if name == "variational" else {})
+
+
+def pinned(context: Context) -> dict[str, int]:
+    """The step of the dequantiser that a job began with: a broken one goes on with the same, if that is trained on."""
+    file = context.directory / "dequantizer.json"
+    if is_main() and not file.exists():
+        write_json(file, {"dequantizer_step": milestone(context.workdir / train_deq.FOLDER, 0)[1]})
+    barrier(f"pinned {file}")
+    return json.loads(file.read_text())
+
+
+def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantizer:
+    """The EMA of the dequantiser of a step that --mode=train_deq left in a run's folder, as it was configured there."""
+    checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser that this evaluation began with")
     network = train_deq.build_network(ConfigDict(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
@@ -59,18 +76,18 @@ def start_time(options: ConfigDict, name: str) -> float:
 
 def train_for(run: Experiment, config: ConfigDict, workdir: Path) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
-    checkpoints, step = milestone(workdir, config.deq.score_step)
+    checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)
     with Workdir(str(workdir / train_deq.FOLDER), config, exclusive=True) as folder:
         train_deq.train_dequantizer(run, config, folder, score)
 
 
-def milestone(workdir: Path, step: int) -> tuple[Checkpoints, int]:
+def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:
     """The milestone of a step, 0 = the newest; raises UserError where there is none."""
     checkpoints, newest = checkpoints_of(workdir, 0, 0)[-1]
     if not step:
         return checkpoints, newest
     if step not in checkpoints.steps() or (problem := checkpoints.damage(step)):
         wrong = f"is damaged ({problem})" if step in checkpoints.steps() else f"is none of {checkpoints.steps()}"
-        raise UserError(f"config.deq.score_step = {step} {wrong}, the checkpoints in {checkpoints.directory}.")
+        raise UserError(f"{what} {wrong}, the checkpoints in {checkpoints.directory}.")
     return checkpoints, step

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from evaluation.context import Context
-from evaluation.dequantizers import build_dequantizer, refuse_missing, start_time
+from evaluation.dequantizers import build_dequantizer, described, refuse_missing, start_time
 from evaluation.fold import Fold, write_arrays
 from sampling.base import example_keys, split
 from sampling.ode import Solver, solve_flow
@@ -157,7 +157,7 @@ def likelihood(context: Context, dequantizer: str) -> Fold:
             "split": source.name,
             "probe": options.probe,
             "n_probes": options.n_probes,
-            "dequantisation": dequantizer,
+            **described(context, dequantizer),
             "network_calls_per_batch": float(state["calls"].mean()),
             "solver": f"{solver.method} rtol {solver.rtol:g} atol {solver.atol:g}",
             "smallest_time": t_min,

@@ -101,6 +101,7 @@ def test_three_figures_side_by_side(whole, cache):
     bits = {}
     for job, name in names.items():
         assert results[job]["dequantisation"] == name and results[job]["n_images"] == 297
+        assert results[job].get("dequantizer_step") == (20 if name == "variational" else None)
         with np.load(directory / job / "bits.npz", allow_pickle=False) as arrays:
             bits[name] = arrays["bits"][0]
         np.testing.assert_allclose(bits[name].mean(), results[job]["bits_per_dim"], rtol=1e-12)
@@ -118,3 +119,14 @@ def test_three_figures_side_by_side(whole, cache):
     run(whole, *chosen, "--eval_folder=variational", mode="eval", cache=cache)
     again = json.loads((whole / "variational" / "40" / "results.json").read_text())["likelihood"]
     assert again == results["likelihood_variational"]
+
+
+@pytest.mark.slow
+def test_a_broken_evaluation_goes_on_with_the_dequantiser_that_it_began_with(whole, cache):
+    """The step is pinned in the job's folder: another one is not taken in its place."""
+    job = whole / "pinned" / "40" / "likelihood_variational"
+    job.mkdir(parents=True)
+    (job / "dequantizer.json").write_text('{"dequantizer_step": 7}')
+    flags = [*EVAL, "--config.eval.enable_bpd=False", "--config.eval.jobs=('likelihood_variational',)"]
+    message = run(whole, *flags, "--eval_folder=pinned", mode="eval", cache=cache, expected=2)
+    assert "the dequantiser that this evaluation began with is none of [20]" in message
