@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
 
 def run(workdir: Path, *flags: str, expected: int = 0, **options) -> str:
     return finish(launch(workdir, *flags, **options), expected)
+
+
+def run_together(n: int, workdir: Path, *flags: str, **options) -> None:
+    """One run by n processes on this machine, which must all succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    places = [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
+    for process in [launch(workdir, *flags, **options, **place) for place in places]:
+        finish(process)
 
 
 def losses(workdir: Path) -> dict[int, tuple[float, float]]:

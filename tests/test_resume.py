@@ -1,12 +1,11 @@
 """Interruptions and other machines change nothing: real processes, real signals, real checkpoints."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
 
-from tests.launch import finish, launch, losses, run, weights
+from tests.launch import finish, launch, losses, run, run_together, weights
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +69,7 @@ def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
     finish(to(8))
     finish(to(16, devices=8))
     finish(to(24, "--config.training.fsdp=True", devices=8))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    pair = [to(32, devices=4, **dict(zip(names, (address, "2", str(i)), strict=True))) for i in range(2)]
-    for process in pair:
-        finish(process)
+    run_together(2, tmp_path, "--config.training.n_iters=32", devices=4, cache=cache)
     finish(to(40))
     assert largest_difference(tmp_path, whole) <= 1e-6
 

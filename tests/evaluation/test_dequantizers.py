@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from main import EXIT_USER_ERROR, main
-from tests.launch import TINY, losses, run, weights
+from tests.launch import TINY, losses, run, run_together, weights
 
 FLOW = [f"--config.dequantizer.{field}" for field in ("width=4", "components=2", "couplings=2", "context_width=4")]
 FLAGS = [*FLOW, "--config.deq.n_iters=20", "--config.training.snapshot_freq_for_preemption=5"]
@@ -76,9 +76,10 @@ def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_the_same(whole, tmp_path, cache):
+@pytest.mark.parametrize("n", [1, 2], ids=["one_process", "two_processes"])
+def test_eight_devices_train_the_same(whole, tmp_path, cache, n):
     run(tmp_path, cache=cache)
-    run(tmp_path, *FLAGS, mode="train_deq", cache=cache, devices=8)
+    run_together(n, tmp_path, *FLAGS, mode="train_deq", cache=cache, devices=8 // n)
     found, expected = losses(tmp_path / "dequantizer"), losses(whole / "dequantizer")
     assert max(abs(found[step][0] / expected[step][0] - 1) for step in expected) <= 1e-5
 

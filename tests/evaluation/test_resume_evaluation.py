@@ -1,13 +1,12 @@
 """An evaluation killed at any moment, on other devices or in other batches, gives the same figures."""
 
 import json
-import socket
 
 import numpy as np
 import pytest
 
 from score_flow.build import available
-from tests.launch import finish, launch, run
+from tests.launch import launch, run, run_together
 
 FLAGS = (
     "--config.eval.batch_size=64",
@@ -146,15 +145,9 @@ def test_every_job_killed_and_gone_on(trained, cache, jobs):
 @pytest.mark.parametrize("n", [1, 2], ids=["one_process", "two_processes"])
 def test_other_batches_and_devices(trained, cache, n):
     """Batches of 100 on 8 devices of n processes, watching, against 64 on one: 1e-5 bits/dim, the same 100 images."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [flag for flag in FLAGS if "batch_size" not in flag]
     flags += ["--config.eval.batch_size=100", f"--eval_folder=eight{n}", "--watch"]
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    places = [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
-    for process in [launch(trained, *flags, mode="eval", cache=cache, devices=8 // n, **place) for place in places]:
-        finish(process)
+    run_together(n, trained, *flags, mode="eval", cache=cache, devices=8 // n)
     (one, arrays_one), (other, arrays_other) = arrays(trained, "eval"), arrays(trained, f"eight{n}")
     assert abs(one["likelihood"]["bits_per_dim"] - other["likelihood"]["bits_per_dim"]) < 1e-5
     assert abs(one["loss"]["loss"] - other["loss"]["loss"]) < 1e-5 * one["loss"]["loss"]

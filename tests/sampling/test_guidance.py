@@ -114,8 +114,7 @@ def test_the_score_is_that_of_the_tilted_density(path):
 
 
 @pytest.mark.parametrize("sampler, tolerance", [
-    (ode.build(t_min=1e-3, rtol=1e-5, atol=1e-5, control="pi"), 1e-4),
-    (ddim.build(t_max=0.999, n_steps=400), 1.5 / 400),
+    (ode.build(t_min=1e-3, rtol=1e-5, atol=1e-5), 1e-4), (ddim.build(t_max=0.999, n_steps=400), 1.5 / 400),
 ], ids=["ode", "ddim"])  # fmt: skip
 def test_samples_follow_the_tilted_gaussian(sampler, tolerance):
     """Equal variances: the guided flow leads to N(w m_y + (1 - w) m_null, STD^2 I), a shift of the unguided samples.
