@@ -40,7 +40,7 @@ def test_rows(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_networks_row(capsys):
-    assert main(networks.measure, argv=["--seconds=0", "--batch=2"]) == 0
+    assert main(networks.measure, argv=["--seconds=0", "--batch=8"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["name"] == "networks" and 0 < row["ratio"] < math.inf and row["flops"] > 0 < row["other_flops"]
 
