@@ -8,7 +8,7 @@ from evaluation.context import Context
 from evaluation.fold import Fold
 from sampling.base import example_keys
 from score_flow.classification import Classification
-from score_flow.sharding import place, to_host
+from score_flow.sharding import to_host
 from score_flow.types import UserError
 
 STREAM = 6  # of example keys
@@ -39,9 +39,8 @@ def build(context: Context) -> Fold:
     compiled = context.compile(right)
 
     def step(state, round_number):
-        repeat, part = divmod(round_number, per_repeat)
-        batch, indices, mask = context.examples(part)
-        correct = to_host(compiled(batch, place(run.mesh, (repeat * n + indices).astype(np.uint32))))
+        _, batch, _, mask, seeds = context.repeated(round_number)
+        correct = to_host(compiled(batch, seeds))
         return {"correct": state["correct"] + correct[:, mask].sum(axis=1)}
 
     def finish(state):

@@ -30,7 +30,7 @@ from score_flow.model import Denoiser
 from score_flow.numerics import sum_flat, value_and_divergence
 from score_flow.paths.base import Path
 from score_flow.record import mean_and_error
-from score_flow.sharding import place, to_host
+from score_flow.sharding import to_host
 from score_flow.times import TimeSampler, log_snr, stratified
 from score_flow.types import Images, Keys, NonFinite, Times, UserError
 from score_flow.variational import known_integral, prior, share_of_gaussian
@@ -153,9 +153,7 @@ def build(context: Context) -> Fold:
     compiled = context.compile(terms)
 
     def step(state, round_number):
-        repeat, part = divmod(round_number, per_repeat)
-        batch, indices, mask = context.examples(part)
-        seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
+        repeat, batch, indices, mask, seeds = context.repeated(round_number)
         nats, levels = to_host(compiled(batch, seeds, dequantise))
         values = {name: bits_per_dim(-term.astype(np.float64), d, 0.0) for name, term in nats._asdict().items()}
         values = {"bits": sum(values.values()) + levels, "levels": levels} | values

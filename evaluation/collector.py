@@ -10,6 +10,7 @@ from jaxtyping import Array, Float32, Float64, Int, UInt8
 
 from evaluation.extractors.base import Extractor, Features
 from evaluation.metrics import Moments
+from score_flow.data.base import shuffled
 from score_flow.types import UserError
 
 State = dict[str, Any]  # {"moments": Moments, "features": (k, d)}
@@ -30,8 +31,7 @@ class Collector:
     @functools.cached_property
     def kept(self) -> Int[np.ndarray, "k"]:
         """The numbers of the images whose features are kept, ascending."""
-        order = np.random.RandomState(0).permutation(self.n)  # legacy generator: its stream is frozen for ever
-        return np.sort(order[: self.limit])
+        return np.sort(shuffled(self.n)[: self.limit])
 
     def init(self) -> State:
         """The state before any image."""

@@ -26,7 +26,8 @@ from score_flow.data import arrays
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
 from score_flow.model import Denoiser, Model, NetworkDenoiser
-from score_flow.sharding import batch_sharding
+from score_flow.sharding import batch_sharding, multiple, place
+from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
 
 
@@ -38,11 +39,11 @@ class Guidance:
     argument, and they are none of its constants.
     """
 
-    wrap: Callable[..., Denoiser] = flax.struct.field(pytree_node=False)
-    conditioning: Conditioning = flax.struct.field(pytree_node=False)
-    classification: Classification | None = flax.struct.field(pytree_node=False, default=None)
+    wrap: Callable[..., Denoiser] = static()
+    conditioning: Conditioning = static()
+    classification: Classification | None = static(default=None)
     classifier: PyTree = None  # its parameters
-    bad_model: Model | None = flax.struct.field(pytree_node=False, default=None)
+    bad_model: Model | None = static(default=None)
     bad: PyTree = None  # its parameters
     base: Batch | None = None  # the samples that a super-resolution model refines
 
@@ -64,6 +65,7 @@ class Context:
     `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter: an argument of what
     is compiled, as `params` are.
     `judged`: whether results are compared with the data set, or samples are all that is wanted.
+    `opened`: what the job's `check` returned.
     `control`: what is known of the samples, wrapped around the guided denoiser.
     """
 
@@ -77,6 +79,7 @@ class Context:
     judged: bool = True
     control: Control | None = None
     workdir: Path = Path()
+    opened: Any = None
 
     @property
     def n_samples(self) -> int:
@@ -92,7 +95,7 @@ class Context:
     @property
     def batch_size(self) -> int:
         """The global batch, rounded up to a multiple of the devices: it changes no result."""
-        return -(-self.options.batch_size // self.run.mesh.size) * self.run.mesh.size
+        return multiple(self.run.mesh, self.options.batch_size)
 
     def rounds_of(self, n: int) -> int:
         """How many batches n examples take."""
@@ -102,6 +105,13 @@ class Context:
         """(batch on the devices, global indices, which of them count) of a round over the source."""
         indices, mask = rounds(len(self.source), self.batch_size, round_number)
         return gather(self.source, indices, batch_sharding(self.run.mesh)), indices, mask
+
+    def repeated(self, round_number: int) -> tuple[int, Batch, np.ndarray, np.ndarray, Array]:
+        """(pass, batch, global indices, which count, seeds) of a round of several passes over the source."""
+        n = len(self.source)
+        repeat, part = divmod(round_number, self.rounds_of(n))
+        batch, indices, mask = self.examples(part)
+        return repeat, batch, indices, mask, place(self.run.mesh, (repeat * n + indices).astype(np.uint32))
 
     def denoiser(self, params: Params, batch: Batch) -> NetworkDenoiser:
         """The denoiser for the examples of a batch; call it inside jit."""

@@ -1,6 +1,5 @@
 """`--mode=encode`: the latents of a data set's images, for a model of latents to be trained on."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from ml_collections import ConfigDict
 from evaluation.fold import Fold, write_json
 from evaluation.fold import run as run_fold
 from score_flow.build import Experiment
-from score_flow.data.base import Source, checksum
+from score_flow.data.base import FIRST, Source, checksum, sha256_of
 from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather, rounds
 from score_flow.pretrained import autoencoder_kl
-from score_flow.sharding import barrier, batch_sharding, is_main, place, replicated, to_host
+from score_flow.sharding import barrier, batch_sharding, is_main, multiple, place, replicated, to_host
 from score_flow.types import UserError
-
-FIRST = 256  # images by which a data set is told from another
 
 
 def encode(run: Experiment, config: ConfigDict, workdir: Path) -> None:
@@ -37,8 +34,7 @@ def encode(run: Experiment, config: ConfigDict, workdir: Path) -> None:
         raise UserError("--mode=encode takes images, and config.data.source.name is latents; give their data set.")
     network, params, scale, shift = autoencoder_kl.load(folder)
     params = jax.device_put(params, replicated(run.mesh))
-    with open(folder / autoencoder_kl.WEIGHTS, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(folder / autoencoder_kl.WEIGHTS)
 
     @jax.jit
     def moments(params, image: UInt8[Array, "b h w c"], mirrored: Bool[Array, "b"]) -> tuple[Array, Array]:
@@ -64,7 +60,7 @@ def encode_split(
 ) -> None:
     """One split: a round writes the moments of a batch to their place in the files."""
     mesh, n_images = run.mesh, len(source)
-    n, size = n_images * (1 + config.data.random_flip), -(-config.eval.batch_size // mesh.size) * mesh.size
+    n, size = n_images * (1 + config.data.random_flip), multiple(mesh, config.eval.batch_size)
     given = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8), jax.ShapeDtypeStruct((1,), bool)
     shape = (n, *jax.eval_shape(moments, *given)[0].shape[1:])
     files = {"mean": (shape, np.float32), "std": (shape, np.float32)}

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from evaluation.extractors import small
 from evaluation.extractors.base import Features
 from evaluation.metrics import frechet_distance, moments
-from score_flow.data.base import Source
+from score_flow.data.base import Source, shuffled
 
 CHUNK = 1000  # images in floating point at a time
 CONFIDENT = 0.9
@@ -34,7 +34,7 @@ class Judge:
         if min(len(train), len(test)) < 2:
             return
         self._extractor = small.fit(train, labelled=bool(train.num_classes and test.num_classes))
-        self._order, self._real = small.shuffled(len(train)), self._over(test, np.arange(len(test)))
+        self._order, self._real = shuffled(len(train)), self._over(test, np.arange(len(test)))
         with threadpool_limits(limits=1):  # small matrices: threads cost more than they give, and round by their number
             self._of_test = moments(self._real.pool)
 

@@ -27,11 +27,11 @@ SUBSET = 1000  # features in each subset of torch-fidelity's KID
 NEIGHBOURS = 3  # of the manifolds of precision and recall
 
 
-def check(run: Experiment, options: ConfigDict, workdir: Path) -> None:
+def check(run: Experiment, options: ConfigDict, workdir: Path) -> tuple[Statistics, Extractor]:
     """Raise UserError, before any work is done, where weights or statistics are missing or of something else."""
     if options.num_samples < 2:
         raise UserError(f"config.eval.num_samples is {options.num_samples}; the job fid needs at least 2.")
-    open_statistics(run, options, workdir)
+    return open_statistics(run, options, workdir)
 
 
 def build(context: Context) -> Fold:
@@ -41,7 +41,7 @@ def build(context: Context) -> Fold:
     samples.npz (config.eval.save_npz).
     """
     options, n, b = context.options, context.n_samples, context.batch_size
-    reference, extractor = open_statistics(context.run, options, context.workdir)
+    reference, extractor = context.opened or open_statistics(context.run, options, context.workdir)
     splits = min(n, SPLITS)
     collector, split = Collector(n, extractor.n_features, options.kept_features), split_of(n, splits)
     keep = ("pool", "logits", "image", "label") if options.save_npz else ("pool", "logits")

@@ -16,7 +16,7 @@ from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.guidance import guide
 from score_flow.build import resolve
-from score_flow.sharding import barrier, is_main
+from score_flow.sharding import barrier, is_main, multiple
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 STRENGTHS = (0.3, 0.5, 0.7)  # times from which SDEdit starts
@@ -88,8 +88,7 @@ class Gallery:
     def _draw(self, n: int, **changed: Any) -> Pixels:
         """Samples 0..n-1, of the context's sampler, guidance and no control, but for what is changed."""
         sampler: Sampler = changed.get("sampler", self._context.sampler)
-        devices = self._run.mesh.size
-        indices = np.arange(-(-n // devices) * devices)
+        indices = np.arange(multiple(self._run.mesh, n))
         draw = drawer(self._run, sampler)
         guidance, control = changed.get("guide", self._context.guide), changed.get("control")
         arrays, _, ok = draw(self._context.params, guidance, control, indices)

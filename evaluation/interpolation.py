@@ -11,7 +11,8 @@ from evaluation.pictures import save_grid
 from sampling.latents import decode, encode, slerp
 from sampling.ode import Solver
 from score_flow.data.pipeline import gather
-from score_flow.sharding import batch_sharding, is_main, to_host
+from score_flow.pixels import middles, to_model
+from score_flow.sharding import batch_sharding, is_main, multiple, to_host
 from score_flow.types import NonFinite
 
 N_PAIRS, N_BETWEEN = 8, 8
@@ -26,12 +27,11 @@ def build(context: Context) -> Fold:
     """
     run, options, source = context.run, context.options, context.source
     solver, t_min, t_max = Solver(**options.solver), options.smallest_time, options.largest_time
-    n = -(-N_PAIRS // run.mesh.size) * run.mesh.size
+    n = multiple(run.mesh, N_PAIRS)
     shares = np.linspace(0, 1, N_BETWEEN + 2)[:-1]  # the first image, decoded again, and what lies between
 
     def continuous(levels):
-        middle = jnp.full(levels.shape, 0.5)
-        return run.scaling.dequantise(levels, middle) if run.dequantised else run.scaling.normalise(levels)
+        return to_model(run.scaling, run.dequantised, levels, middles)
 
     def interpolate(params, batches):
         # Leading axes, of the ends and of the shares, are mapped over: the batch axis stays on its devices.

@@ -19,7 +19,7 @@ from score_flow.build import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import value_and_divergence
 from score_flow.record import mean_and_error
-from score_flow.sharding import place, to_host
+from score_flow.sharding import to_host
 from score_flow.types import Images, Keys, NonFinite
 
 Probe = Literal["rademacher", "gaussian", "exact"]
@@ -131,9 +131,7 @@ def likelihood(context: Context, dequantizer: str) -> Fold:
         }
 
     def step(state, round_number):
-        repeat, part = divmod(round_number, per_repeat)
-        batch, indices, mask = context.examples(part)
-        seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
+        repeat, batch, indices, mask, seeds = context.repeated(round_number)
         values, power, calls, ok = to_host(compiled(batch, seeds, dequantise))
         if not ok[mask].all():
             bad = indices[mask & ~ok]

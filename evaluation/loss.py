@@ -8,7 +8,7 @@ from evaluation.context import Context
 from evaluation.fold import Fold
 from sampling.base import example_keys
 from score_flow.record import mean_and_error
-from score_flow.sharding import place, to_host
+from score_flow.sharding import to_host
 
 STREAM = 2  # of example keys
 N_BINS = 10
@@ -34,9 +34,7 @@ def build(context: Context) -> Fold:
         return {"loss": np.zeros((repeats, n)), "t": np.zeros((repeats, n))}
 
     def step(state, round_number):
-        repeat, part = divmod(round_number, per_repeat)
-        batch, indices, mask = context.examples(part)
-        seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
+        repeat, batch, indices, mask, seeds = context.repeated(round_number)
         values, t = to_host(compiled(batch, seeds))
         state = {name: value.copy() for name, value in state.items()}
         state["loss"][repeat, indices[mask]], state["t"][repeat, indices[mask]] = values[mask], t[mask]

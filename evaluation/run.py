@@ -53,18 +53,20 @@ def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
         )
 
 
-def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, names: list[str]) -> None:
-    """Let every job look for the files that it needs, before any of them does its work: a job may export `check`.
+def prepared(run: Experiment, options: ConfigDict, workdir: Path, names: list[str]) -> dict[str, Any]:
+    """{job: what it opened} of the files that jobs need, before any of them does its work: a job may export `check`.
 
     A model of latents needs its autoencoder, and can do nothing that needs pixels of its data.
     """
     if run.latent and run.pixel_shape:
         for name in set(names) - set(OF_LATENTS):
             raise UserError(f"the job {name} needs pixels, the data are latents; allowed: {', '.join(OF_LATENTS)}.")
+    opened = {}
     for name in names:
         check_choice("config.eval.jobs", name, available("evaluation"))
         if check := getattr(importlib.import_module(f"evaluation.{name}"), "check", None):
-            check(run, options, workdir)
+            opened[name] = check(run, options, workdir)
+    return opened
 
 
 def evaluate(
@@ -77,7 +79,7 @@ def evaluate(
     options, judged = config.eval, mode == "eval"  # against the data set, which drawing samples does not need
     names, control = jobs(config) if judged else ["samples"], build_control(run, config) if mode == "control" else None
     refuse_samples_of_classifier(run, names)
-    refuse_missing(run, options, workdir, names)
+    opened = prepared(run, options, workdir, names)
     sampler, guide, results, hashes = build_sampler(config), build_guide(run, config), {}, {}
     with Preemption() as preemption:
         ends = options.begin_ckpt, options.end_ckpt
@@ -86,7 +88,7 @@ def evaluate(
             refuse_other_settings(directory, config, ("control",) if control else ())
             params = load_params(run, config, checkpoints, step)
             context = Context(run, params, step, sampler, guide, options, directory, judged, control, workdir)
-            results = run_jobs(context, names, preemption)
+            results = run_jobs(context, names, opened, preemption)
             if is_main():
                 record(context, config, results, weights_of(checkpoints.meta(step), config), hashes)
             if is_main() and judged:
@@ -106,13 +108,15 @@ def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
     return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
 
 
-def run_jobs(context: Context, names: list[str], preemption: Preemption) -> dict[str, dict[str, Any]]:
+def run_jobs(
+    context: Context, names: list[str], opened: dict[str, Any], preemption: Preemption
+) -> dict[str, dict[str, Any]]:
     """{job: result} of one checkpoint; what is done is read."""
     results = {}
     for name in names:
         if preemption.agreed():
             raise Preempted(f"stopped before the job {name}; run the same command to go on.")
-        job = dataclasses.replace(context, directory=context.directory / name)
+        job = dataclasses.replace(context, directory=context.directory / name, opened=opened.get(name))
         job.directory.mkdir(parents=True, exist_ok=True)
         fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=job)
         results[name] = run_fold(fold, job.directory, name)

@@ -10,7 +10,7 @@ from evaluation.drawing import drawer
 from evaluation.pictures import save_grid
 from sampling.base import Sampler
 from score_flow.build import Experiment
-from score_flow.sharding import is_main
+from score_flow.sharding import is_main, multiple
 from score_flow.types import Params
 
 STREAM = 4  # of example keys
@@ -20,7 +20,7 @@ def sheet(
     run: Experiment, sampler: Sampler, guide: Guidance, directory: Path, n: int = 36
 ) -> Callable[[int, Params], None]:
     """(step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows."""
-    n = -(-n // run.mesh.size) * run.mesh.size
+    n = multiple(run.mesh, n)
 
     draw = drawer(run, sampler, STREAM)
 

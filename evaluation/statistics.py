@@ -20,12 +20,11 @@ from evaluation.fold import Fold, write_arrays
 from evaluation.fold import run as run_fold
 from evaluation.metrics import Moments
 from score_flow.build import Experiment, resolve
-from score_flow.data.base import Source, checksum, one_line
+from score_flow.data.base import FIRST, Source, checksum, one_line, sha256_of
 from score_flow.data.pipeline import gather, rounds
-from score_flow.sharding import barrier, batch_sharding, is_main, place, to_host
+from score_flow.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
 from score_flow.types import UserError
 
-FIRST = 256  # images by which a data set is told from another without reading it whole
 LARGEST = 16 << 30  # bytes that an array of a file may unpack to
 BUILD = "build statistics of this data set and extractor by the same command with --mode=stats"
 
@@ -137,8 +136,7 @@ def read(file: Path) -> Statistics:
     except Exception as error:  # hostile bytes raise almost anything
         hint = " Statistics are .npz files of plain arrays; pickles are never read."
         raise UserError(f"{file}: cannot be read as statistics ({one_line(error)}).{hint}") from error
-    with open(file, "rb") as opened:
-        where = {"file": str(file), "file_sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    where = {"file": str(file), "file_sha256": sha256_of(file)}
     if "pool_3" in arrays:
         arrays = _of_features(file, arrays["pool_3"])
     if not {"mu", "sigma"} <= arrays.keys():
@@ -204,7 +202,7 @@ def statistics_fold(
     """A round extracts the features of a batch; in the end all is written to the file."""
     options, sharding = config.eval, batch_sharding(run.mesh)
     collector = Collector(len(source), extractor.n_features, options.kept_features)
-    size = -(-options.batch_size // run.mesh.size) * run.mesh.size
+    size = multiple(run.mesh, options.batch_size)
     compiled, hashed = jax.jit(extract), input_hash(source)
 
     def step(state, round_number):

@@ -9,7 +9,7 @@ from evaluation.drawing import STREAM  # the first samples of that job, when its
 from evaluation.fold import Fold, write_arrays
 from sampling.base import example_keys
 from sampling.ode import Solver, flow
-from score_flow.sharding import place, to_host
+from score_flow.sharding import multiple, place, to_host
 
 N_TIMES = 10
 
@@ -17,7 +17,7 @@ N_TIMES = 10
 def build(context: Context) -> Fold:
     """One round: x_t and E[x0 | x_t] of one sample a device (eight at least) at ten times from noise to data."""
     run = context.run
-    n = -(-8 // run.mesh.size) * run.mesh.size
+    n = multiple(run.mesh, 8)
     t_min, t_max = context.options.smallest_time, context.options.largest_time
     times = jnp.linspace(t_max, t_min, N_TIMES)
 

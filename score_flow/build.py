@@ -26,7 +26,7 @@ from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import WEIGHTINGS, Objective, min_snr
-from score_flow.pixels import Pixels, pixels_of, to_model
+from score_flow.pixels import Pixels, by_key, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS, TimeSampler
@@ -83,8 +83,7 @@ class Experiment:
 
     def to_model(self, data: Array, keys: Keys) -> Images:
         """x0 of pixel levels or of moments of latents, the noise of each example by its own key."""
-        draw = lambda law, shape: jax.vmap(lambda key: law(key, shape[1:]))(keys)  # noqa: E731
-        return to_model(self.scaling, self.dequantised, data, draw)
+        return to_model(self.scaling, self.dequantised, data, by_key(keys))
 
     def init(self, key: Key) -> Params:
         """Parameters for one image."""
@@ -143,7 +142,8 @@ def experiment(config: ConfigDict) -> Experiment:
     image_shape = tuple(declared.image_shape)
     conditioning = build_conditioning(config, declared.num_classes)
     model = build_model(config, image_shape[-1], conditioning)
-    latent, dequantised = is_latent(config), data.uniform_dequantization and not is_latent(config)
+    latent = is_latent(config)
+    dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(
         optim.optimizer,

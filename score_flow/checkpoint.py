@@ -5,7 +5,6 @@ files: orbax restores a flipped bit or a zeroed page without a word. The manifes
 checkpoint exist: after a kill at any moment a directory without one is removed and the one before it is used.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from score_flow.data.base import sha256_of
 from score_flow.sharding import barrier, is_main
 from score_flow.types import UserError
 
@@ -206,8 +206,7 @@ def _hashes(directory: Path) -> dict[str, str]:
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            with open(path, "rb") as file:
-                found[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(directory))] = sha256_of(path)
     return found
 
 

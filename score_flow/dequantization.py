@@ -10,7 +10,7 @@ an exact bound on the likelihood of the levels: that of a lossless code of them.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -22,7 +22,9 @@ from score_flow.data.scaling import Scaling
 from score_flow.numerics import mean_flat, sum_flat
 from score_flow.objective import Aux, Objective
 from score_flow.paths.base import Path
+from score_flow.pixels import by_key, to_model
 from score_flow.times import TimeSampler
+from score_flow.tree import static
 from score_flow.types import Condition, Images, Key, Keys, Params
 from score_flow.variational import known_integral, prior, share_of_gaussian
 
@@ -37,11 +39,6 @@ class Dequantised(NamedTuple):
 
 
 Dequantizer = Callable[[Keys, Levels], Dequantised]  # one key for each image
-
-
-def static() -> Any:
-    """A field of a tree that is none of its leaves."""
-    return flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -91,10 +88,7 @@ class Decoder:
 
     def __call__(self, keys: Keys, levels: Levels) -> Dequantised:
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-        if self.dequantised:
-            x0 = UniformDequantizer(self.scaling)(keys[:, 0], levels).x
-        else:
-            x0 = self.scaling.normalise(levels)
+        x0 = to_model(self.scaling, self.dequantised, levels, by_key(keys[:, 0]))
         noise = jax.vmap(lambda key: jax.random.normal(key, levels.shape[1:]))(keys[:, 1])
         x = self.path.perturb(x0, noise, jnp.asarray(self.t, x0.dtype))
         log_sum = self._log_sum_of_cells(x) if self.dequantised else self._log_sum_of_points(x)

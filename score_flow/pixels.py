@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from score_flow.data.scaling import Scaling
 from score_flow.pretrained import autoencoder_kl
 from score_flow.sharding import replicated
-from score_flow.types import Images, UserError
+from score_flow.tree import static
+from score_flow.types import Images, Keys, UserError
 
 LEVELS = 256  # of decoded images
 Draw = Callable[[Callable[..., Array], tuple[int, ...]], Array]
@@ -26,12 +27,12 @@ class Pixels:
     argument, and they are none of its constants.
     """
 
-    scaling: Scaling = flax.struct.field(pytree_node=False)
-    dequantised: bool = flax.struct.field(pytree_node=False)  # whether the data have noise inside their level
-    autoencoder: nn.Module | None = flax.struct.field(pytree_node=False, default=None)
+    scaling: Scaling = static()
+    dequantised: bool = static()  # whether the data have noise inside their level
+    autoencoder: nn.Module | None = static(default=None)
     params: PyTree = None
-    scale: float = flax.struct.field(pytree_node=False, default=1.0)
-    shift: float = flax.struct.field(pytree_node=False, default=0.0)
+    scale: float = static(default=1.0)
+    shift: float = static(default=0.0)
 
     def __call__(self, x: Float[Array, "*n h w c"]) -> UInt8[Array, "*n h2 w2 c2"]:
         """The levels of x; of latents x = (latent - shift) scale, the nearest ones to the decoded image in [-1, 1]."""
@@ -64,6 +65,16 @@ def to_model(scaling: Scaling, dequantised: bool, data: Array, draw: Draw) -> Im
     if dequantised:
         return scaling.dequantise(data, draw(jax.random.uniform, data.shape))
     return scaling.normalise(data)
+
+
+def by_key(keys: Keys) -> Draw:
+    """The numbers of each example by its own key."""
+    return lambda law, shape: jax.vmap(lambda key: law(key, shape[1:]))(keys)
+
+
+def middles(law: Callable[..., Array], shape: tuple[int, ...]) -> Array:
+    """No noise but the middle of each cell."""
+    return jnp.full(shape, 0.5)
 
 
 def pixels_of(scaling: Scaling, dequantised: bool, folder: str, mesh: Mesh) -> Pixels:

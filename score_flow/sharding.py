@@ -46,6 +46,11 @@ def make_mesh(fsdp: bool = False) -> Mesh:
     return jax.make_mesh((1, n) if fsdp else (n, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def multiple(mesh: Mesh, n: int) -> int:
+    """The least number from n on that divides among the devices."""
+    return -(-n // mesh.size) * mesh.size
+
+
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The batch axis over all devices, after `leading` axes that are not split."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))

@@ -19,7 +19,7 @@ from score_flow.dequantization import Dequantisation
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
 from score_flow.record import MetricLog, Recorder
-from score_flow.sharding import batch_sharding, is_main, state_shardings
+from score_flow.sharding import batch_sharding, is_main, multiple, state_shardings
 from score_flow.training import Loss, Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Params, Preempted, UserError
 
@@ -204,8 +204,8 @@ class TestLoss:
     def __init__(self, run: Experiment, log: MetricLog, every: int):
         self._run, self._log, self._every = run, log, every
         # A batch of whole multiples of the devices, no larger than the test set needs.
-        n, devices = len(run.test_source), run.mesh.size
-        self._batch = -(-min(n, 256) // devices) * devices
+        n = len(run.test_source)
+        self._batch = multiple(run.mesh, min(n, 256))
         self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
 
         def make(objective):

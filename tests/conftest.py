@@ -34,3 +34,9 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the processes of a file keep what they compiled."""
+    return tmp_path_factory.mktemp("compiled")

@@ -9,11 +9,6 @@ from tests.launch import finish, launch, losses, run, run_together, weights
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache):
     """40 steps without a break."""
     workdir = tmp_path_factory.mktemp("whole")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import flax.struct
 from jaxtyping import Array, Float32, UInt8
 
+from score_flow.tree import static
+
 
 class Features(NamedTuple):
     """What an extractor makes of images: features of each, and the logits of a classifier where there is one."""
@@ -22,8 +24,8 @@ class Extractor(flax.struct.PyTreeNode, abc.ABC):
         n_features: their dimension d.
     """
 
-    name: str = flax.struct.field(pytree_node=False)
-    n_features: int = flax.struct.field(pytree_node=False)
+    name: str = static()
+    n_features: int = static()
 
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:

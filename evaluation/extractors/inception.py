@@ -1,6 +1,5 @@
 """InceptionV3's features, of which the FID is made: they need the published weights in a local file."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt8
@@ -8,6 +7,7 @@ from jaxtyping import Array, PyTree, UInt8
 from evaluation.extractors.base import Extractor, Features
 from score_flow.networks.inception import N_FEATURES, InceptionV3
 from score_flow.pretrained import inception
+from score_flow.tree import static
 from score_flow.types import UserError
 
 
@@ -15,9 +15,9 @@ class Inception(Extractor):
     """Levels scaled to 0 .. 255, grey repeated to three channels, resized and mapped as in the graph of 2015."""
 
     params: PyTree
-    network: InceptionV3 = flax.struct.field(pytree_node=False)
-    levels: int = flax.struct.field(pytree_node=False)
-    biased_logits: bool = flax.struct.field(pytree_node=False)
+    network: InceptionV3 = static()
+    levels: int = static()
+    biased_logits: bool = static()
 
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
         if images.shape[-1] not in (1, 3):

@@ -5,7 +5,6 @@ A classifier's hidden layer where the images have labels, else principal compone
 
 import warnings
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from evaluation.extractors.base import Extractor, Features
-from score_flow.data.base import Source
+from score_flow.data.base import Source, shuffled
+from score_flow.tree import static
 
 WIDTH = 64  # of the classifier's hidden layer
 N_COMPONENTS = 32
@@ -27,8 +27,8 @@ class Hidden(Extractor):
 
     hidden: PyTree  # weights (p, d), bias (d,)
     output: PyTree  # weights (d, k), bias (k,)
-    classes: tuple[int, ...] = flax.struct.field(pytree_node=False)
-    levels: int = flax.struct.field(pytree_node=False)
+    classes: tuple[int, ...] = static()
+    levels: int = static()
 
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
         pool = jnp.maximum(_affine(_pixels(images, self.levels), *self.hidden), 0.0)
@@ -40,7 +40,7 @@ class Components(Extractor):
 
     mean: PyTree  # (p,)
     directions: PyTree  # (p, d)
-    levels: int = flax.struct.field(pytree_node=False)
+    levels: int = static()
 
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
         return Features(_affine(_pixels(images, self.levels) - self.mean, self.directions, 0.0))
@@ -59,11 +59,6 @@ def fit(train: Source, labelled: bool) -> Extractor:
     if labelled and len(np.unique(examples["label"])) > 1:
         return _hidden(_host_pixels(examples["image"], train.levels), examples["label"], train.levels)
     return _components(_host_pixels(train.read(order[:COMPONENT_IMAGES])["image"], train.levels), train.levels)
-
-
-def shuffled(n: int) -> Int[np.ndarray, "n"]:
-    """The order in which images are taken where not all are: always the same."""
-    return np.random.RandomState(0).permutation(n)  # legacy generator: its stream is frozen for ever
 
 
 def _hidden(x: Float32[np.ndarray, "n p"], labels: Int[np.ndarray, "n"], levels: int) -> Hidden:

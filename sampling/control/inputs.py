@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from score_flow import pixels
 from score_flow.data import arrays
 from score_flow.data.base import one_line
 from score_flow.data.folder import FORMATS, Decoder
@@ -64,8 +65,7 @@ def require_size(images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int], wh
 
 def to_model(levels: UInt8[np.ndarray, "n h w c"], scaling: Scaling, dequantised: bool) -> Float[Array, "n h w c"]:
     """Levels in the model's range; where the model's data fill the cells of their levels, the middles of the cells."""
-    v = jnp.asarray(levels)
-    return scaling.dequantise(v, jnp.full(v.shape, 0.5)) if dequantised else scaling.normalise(v)
+    return pixels.to_model(scaling, dequantised, jnp.asarray(levels), pixels.middles)
 
 
 def holds(file: str | Path, what: str, name: str) -> bool:

@@ -10,6 +10,8 @@ from jaxtyping import Int, Int32, UInt8
 
 from score_flow.types import UserError
 
+FIRST = 256  # images by which a data set is told from another without reading it whole
+
 # {"image": uint8 (b, h, w, c)}, or float32 moments of latents (b, h, w, 2 c); when labelled, {"label": int32 (b,)}
 Examples = dict[str, np.ndarray]
 
@@ -63,6 +65,17 @@ def checksum(source: Source, limit: int | None = None, chunk: int = 1024) -> str
         label.update(examples.get("label", np.empty(0)).astype("<i4").tobytes())
     header = repr((len(source), n, *source.image_shape, source.levels, source.num_classes)).encode()
     return hashlib.sha256(header + image.digest() + label.digest()).hexdigest()[:16]
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def shuffled(n: int) -> Int[np.ndarray, "n"]:
+    """The order in which examples are taken where not all are: always the same."""
+    return np.random.RandomState(0).permutation(n)  # legacy generator: its stream is frozen for ever
 
 
 def existing_path(path: str) -> Path:

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from score_flow.data.base import ArraySource
+from score_flow.data.base import ArraySource, shuffled
 from score_flow.types import check_choice
 
 N_TRAIN = 1500
@@ -13,7 +13,7 @@ def build(split: str = "train") -> ArraySource:
     """1500 training or 297 test digits, divided by one fixed permutation; raises UserError for any other split."""
     check_choice("data.split", split, ("train", "test"))
     digits = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))  # legacy generator: its stream is frozen for ever
+    order = shuffled(len(digits.target))
     chosen = order[:N_TRAIN] if split == "train" else order[N_TRAIN:]
     image = digits.images[chosen, :, :, None].astype(np.uint8)
     label = digits.target[chosen].astype(np.int32)

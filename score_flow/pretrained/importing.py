@@ -1,6 +1,5 @@
 """`--mode=import`: a published checkpoint becomes the first milestone of an ordinary workdir."""
 
-import hashlib
 import importlib
 import json
 import re
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from score_flow.build import Experiment, available
 from score_flow.checkpoint import Checkpoints
 from score_flow.config import read_json
+from score_flow.data.base import sha256_of
 from score_flow.ema import n_averages
 from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
@@ -91,8 +91,7 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
     chosen = {kind: kind if kind in params else kinds[0] for kind in ("raw", "ema")}
     on_device = {kind: jax.device_put(tree, replicated(run.mesh)) for kind, tree in params.items()}
     step = published.checkpoint.step or 0
-    with open(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")))
     meta = {
         "config": json.loads(config.to_json_best_effort()),
         "step": step,

@@ -1,7 +1,6 @@
 """The weights of the FID's InceptionV3 from a local file: the published .pth, or the same in .npz or .safetensors."""
 
 import functools
-import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from score_flow.data.base import one_line
+from score_flow.data.base import one_line, sha256_of
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained import files, torch_legacy
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
@@ -60,8 +59,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[InceptionV3, PyTree,
 
 def checksum(file: Path) -> str:
     """SHA-256 of a file; raises UserError unless it begins as the name of a .pth promises (name-<hex digits>.pth)."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(file)
     promised = re.search(r"-([0-9a-f]{8,64})\.pth$", file.name)
     if promised and not digest.startswith(promised[1]):
         raise UserError(f"{file}: damaged: its sha256 is {digest[:16]}... and its name says {promised[1]}; {HOW}")

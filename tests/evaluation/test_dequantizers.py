@@ -46,11 +46,6 @@ def test_mistakes_are_one_line(capsys, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache):
     """A model, and its dequantiser trained without a break."""
     workdir = tmp_path_factory.mktemp("whole")

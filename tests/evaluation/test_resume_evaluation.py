@@ -36,11 +36,6 @@ EVERY = (
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache):
     """A trained run, evaluated once without a break in the folder `eval`."""
     workdir = tmp_path_factory.mktemp("trained")

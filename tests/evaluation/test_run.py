@@ -67,7 +67,7 @@ def test_stopped_between_jobs():
     preemption = Preemption()
     preemption.signalled = True
     with pytest.raises(Preempted, match="before the job loss"):
-        run_jobs(object.__new__(Context), ["loss"], preemption)
+        run_jobs(object.__new__(Context), ["loss"], {}, preemption)
 
 
 def test_jobs_of_a_config():
