@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.ema import combination, gamma_of, n_averages
+from score_flow.saver import refuse_other_config
 from score_flow.sharding import is_main, replicated, to_host
-from score_flow.train import refuse_other_config
 from score_flow.types import Params, UserError
 
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm

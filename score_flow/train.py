@@ -1,7 +1,6 @@
 """Training of one run: restore or begin, fit, save, and leave a workdir from which anything can go on."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,21 +11,15 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from score_flow.build import Experiment
-from score_flow.checkpoint import Checkpoints, target
-from score_flow.config import differences
 from score_flow.data.pipeline import Batches, check, gather, rounds
 from score_flow.dequantization import Dequantisation
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
 from score_flow.record import MetricLog, Recorder
+from score_flow.saver import FIXED, Saver, Snapshot
 from score_flow.sharding import batch_sharding, is_main, multiple, state_shardings
 from score_flow.training import Loss, Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
-from score_flow.types import Params, Preempted, UserError
-
-# What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
-FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
-
-Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a sheet of samples
+from score_flow.types import Preempted
 
 
 def train(
@@ -109,90 +102,6 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     )
     overview = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
-
-
-class Saver:
-    """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
-
-    def __init__(self, workdir: Path, config: ConfigDict, snapshot: Snapshot):
-        self.meta, self.milestones = (
-            Checkpoints(workdir / "checkpoints-meta", keep=2),
-            Checkpoints(workdir / "checkpoints"),
-        )
-        self.recorder: Recorder | None = None
-        self._snapshot, self._options = snapshot, config.training
-        self._saved = {"config": json.loads(config.to_json_best_effort()), "weights": {"raw": "raw", "ema": "ema"}}
-
-    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
-        self.meta.poll()
-        self.milestones.poll()
-        if step == self._options.n_iters:
-            return  # finish() saves
-        if crossed(self._options.snapshot_freq, previous, step):
-            self._save(self.milestones, step, state)
-            self._draw(step, state)
-        elif crossed(self._options.snapshot_freq_for_preemption, previous, step):
-            self._save(self.meta, step, state)
-
-    def finish(self, step: int, state: TrainState, milestone: bool) -> None:
-        """Save the state that training ends with, and wait for it."""
-        self._save(self.milestones if milestone else self.meta, step, state, wait=True)
-        if milestone:
-            self._draw(step, state)
-
-    def newest(self, config: ConfigDict, fixed: tuple[str, ...] = FIXED) -> int | None:
-        """The step to go on from; refuses a checkpoint of another config, naming both values."""
-        found = [(c.newest_good(), c) for c in (self.meta, self.milestones)]
-        found = [(step, c) for step, c in found if step is not None]
-        if not found:
-            return None
-        step, checkpoints = max(found, key=lambda pair: pair[0])
-        refuse_other_config(checkpoints.meta(step)["config"], config, fixed, checkpoints.directory)
-        for c in (self.meta, self.milestones):
-            c.delete_after(step)
-        return step
-
-    def restore(
-        self, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
-    ) -> TrainState:
-        """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
-        checkpoints = self.meta if step in self.meta.steps() else self.milestones
-        wanted = _items(target(shapes, shardings))
-        if "imported" not in checkpoints.meta(step):
-            return TrainState(**_from_items(checkpoints.restore(step, wanted)))
-        weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
-        return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
-
-    def close(self) -> None:
-        self.meta.close()
-        self.milestones.close()
-
-    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
-        self.recorder.flush()  # a state is saved only when every step up to it was finite
-        checkpoints.save(step, _items(state), self._saved | {"step": step}, wait=wait)
-
-    def _draw(self, step: int, state: TrainState) -> None:
-        if self._options.snapshot_sampling:
-            self._snapshot(step, state.ema[0])
-
-
-def _items(state: TrainState) -> dict:
-    """The state as separately restorable items."""
-    rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
-    return {"params": state.params, "ema": list(state.ema), "train": rest}
-
-
-def _from_items(items: dict) -> dict:
-    return {"params": items["params"], "ema": tuple(items["ema"]), **items["train"]}
-
-
-def refuse_other_config(saved: dict, config: ConfigDict, sections: tuple[str, ...], where: Path) -> None:
-    """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
-    changed = differences(saved, json.loads(config.to_json_best_effort()), sections)
-    if changed:
-        raise UserError(
-            f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."
-        )
 
 
 class TestLoss:
