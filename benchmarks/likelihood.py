@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 from scipy.integrate import solve_ivp
 
 from benchmarks.measure import Contender, Options, Row, Timing, interleave, main, params_of, row, significant
@@ -32,6 +31,7 @@ from sampling.base import example_keys
 from sampling.ode import Solver
 from score_flow.build import Experiment, experiment
 from score_flow.numerics import value_and_divergence
+from score_flow.options import Config, EvalOptions
 from score_flow.types import Images, Params
 
 TOLERANCE = 1e-5
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     calls: int
 
 
-def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
+def measure(config: Config, options: Options) -> Iterable[Row]:
     """Two rows: ms for the likelihood of a batch, and its time over scipy's."""
     run = experiment(config)
     with jax.default_matmul_precision("highest"):  # as evaluation.likelihood
@@ -78,7 +78,7 @@ def compared(name: str, solver: Solver, timing: Timing, truth: Log, run: Experim
 
 
 def contenders(
-    run: Experiment, params: Params, options: ConfigDict, size: int
+    run: Experiment, params: Params, options: EvalOptions, size: int
 ) -> tuple[Callable[[Solver], Answer], Contender]:
     """Ours by any solver, and scipy's, on the first images of the test split: each an Answer."""
     t_min, t_max, size = options.smallest_time, options.largest_time, min(size, len(run.test_source))

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from evaluation.weights import checkpoints_of, load_params
 from score_flow.build import Experiment
 from score_flow.config import load
+from score_flow.options import Config
 from score_flow.types import Params, UserError
 
 MIN_TRIALS = 3
@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 Row = dict[str, Any]
-Measurement = Callable[[ConfigDict, Options], Iterable[Row]]
+Measurement = Callable[[Config, Options], Iterable[Row]]
 Contender = Callable[[], Any]  # does its work once; it is done when the arrays that it returns are ready
 
 
@@ -94,7 +94,7 @@ def significant(numbers: Float[np.ndarray, "n"], digits: int) -> list[float]:
     return [float(f"{number:.{digits}g}") for number in np.atleast_1d(numbers)]
 
 
-def params_of(run: Experiment, config: ConfigDict, options: Options) -> Params:
+def params_of(run: Experiment, config: Config, options: Options) -> Params:
     """The weights of a trained run, or random ones without it."""
     if not options.workdir:
         return random_params(run)

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, interleave, main, row
 from benchmarks.train_step import carry, loss, train_steps
 from score_flow.build import experiment
 from score_flow.config import load
+from score_flow.options import Config
 
 RECIPES = {"NCSN++": "configs/ve/cifar10_ncsnpp_continuous.py", "DDPM++": "configs/vp/cifar10_ddpmpp_continuous.py"}
 REDUCED = {"network.width": 16, "network.num_res_blocks": 1}  # on a CPU
 GOAL = 1.15
 
 
-def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
+def measure(config: Config, options: Options) -> Iterable[Row]:
     """One row: seconds a FLOP of the one over the other's."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npz"

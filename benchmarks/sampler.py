@@ -13,12 +13,12 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from benchmarks.measure import Options, Row, interleave, main, params_of, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment, experiment
+from score_flow.options import Config
 from score_flow.types import Params
 
 SAMPLERS = {
@@ -28,7 +28,7 @@ SAMPLERS = {
 }
 
 
-def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
+def measure(config: Config, options: Options) -> Iterable[Row]:
     """A row for each sampler: ms per network call, and its ratio to a bare forward's."""
     run = experiment(config)
     params = params_of(run, config, options)

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
 from score_flow.build import Experiment, experiment
 from score_flow.data.pipeline import Batches
+from score_flow.options import Config
 from score_flow.sharding import batch_sharding, state_shardings
 from score_flow.training import TrainState, init_state, make_train_steps
 from score_flow.types import Batch
@@ -33,7 +33,7 @@ TRIALS = 25  # about; short steps share a trial, so that their dispatch overlaps
 MAX_SIDE, MAX_LINKS = 8192, 64  # of the square matrices, and of their chain
 
 
-def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
+def measure(config: Config, options: Options) -> Iterable[Row]:
     """One row: steps/s, and the time of a step over that of as many FLOPs of matrix products."""
     run, size, k = experiment(config), config.training.batch_size, config.training.n_jitted_steps
     steps, state, batch = train_steps(run, config)
@@ -58,7 +58,7 @@ def measure(config: ConfigDict, options: Options) -> Iterable[Row]:
     )  # fmt: skip
 
 
-def train_steps(run: Experiment, config: ConfigDict) -> tuple[Callable, TrainState, Batch]:
+def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, Batch]:
     """The program of score_flow.train, a fresh state, and a batch (k, b, ...) of the data set on the devices."""
     rates, options = config.model.ema_rate, config.training
 

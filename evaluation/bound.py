@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from evaluation.context import Context
 from evaluation.dequantizers import build_dequantizer, described, refuse_missing
@@ -28,6 +27,7 @@ from score_flow.build import Experiment
 from score_flow.grid import noisy_end
 from score_flow.model import Denoiser
 from score_flow.numerics import sum_flat, value_and_divergence
+from score_flow.options import EvalOptions
 from score_flow.paths.base import Path
 from score_flow.record import mean_and_error
 from score_flow.sharding import to_host
@@ -124,7 +124,7 @@ def bound_terms(
     return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min, data_std))
 
 
-def check(run: Experiment, options: ConfigDict, workdir: pathlib.Path) -> None:
+def check(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> None:
     """Raise UserError without the dequantiser, or where no density of x_0 has a finite bound."""
     t, refused = options.smallest_time, "which the job bound cannot use"
     if not run.model.path.sigma(jnp.asarray(t)) > 0:

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from evaluation.context import Context
 from evaluation.drawing import drawer, joined, refuse_failed
 from evaluation.features import Judge
 from evaluation.fold import Fold, write_arrays
-from score_flow.build import resolve
+from score_flow.components import Component, resolve
 from score_flow.sharding import is_main
 
 FEW, MANY = (5, 10, 20, 50), (20, 50)  # network calls: of deterministic samplers, of stochastic ones
@@ -69,7 +68,7 @@ def build(context: Context) -> Fold:
         row, part = divmod(round_number, per_row)
         if row not in current:
             current.clear()
-            current[row] = drawer(run, resolve("sampling", ConfigDict(table[row].section), "config.sampling"))
+            current[row] = drawer(run, resolve("sampling", Component.of(table[row].section), "config.sampling"))
         indices = part * b + np.arange(b)
         arrays, calls, ok = current[row](context.params, context.guide, None, indices)
         wanted = indices < n

@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, PyTree
-from ml_collections import ConfigDict
 
 from evaluation.weights import checkpoints_of, load_params
 from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.control.inputs import existing_file
 from sampling.guidance import guide
-from score_flow.build import Experiment, experiment, resolve
+from score_flow.build import Experiment, experiment
 from score_flow.classification import Classification
+from score_flow.components import resolve
 from score_flow.conditioning import Conditioning
 from score_flow.config import load
 from score_flow.data import arrays
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
 from score_flow.model import Denoiser, Model, NetworkDenoiser
+from score_flow.options import Config, EvalOptions
 from score_flow.sharding import batch_sharding, multiple, place
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
@@ -74,7 +75,7 @@ class Context:
     step: int
     sampler: Sampler
     guide: Guidance
-    options: ConfigDict
+    options: EvalOptions
     directory: Path
     judged: bool = True
     control: Control | None = None
@@ -123,9 +124,9 @@ class Context:
         return lambda *arrays: compiled(self.params, *arrays)
 
 
-def build_guide(run: Experiment, config: ConfigDict) -> Guidance:
+def build_guide(run: Experiment, config: Config) -> Guidance:
     """What config.guidance asks of a run's model; raises UserError where the model, or another run, cannot give it."""
-    settings = dict(config.guidance)
+    settings = config.guidance.to_dict()
     folders = {name: settings.pop(name) for name in ("classifier", "bad")}
     if folders["bad"] and settings["scale"] == 1:
         raise UserError("config.guidance.bad is given, but config.guidance.scale is 1: nothing would be guided.")
@@ -167,7 +168,7 @@ def load_base(run: Experiment, file: str) -> Batch | None:
     return base | {"label": jnp.asarray(source.label)}
 
 
-def build_control(run: Experiment, config: ConfigDict) -> Control:
+def build_control(run: Experiment, config: Config) -> Control:
     """What config.control names; raises UserError for a model of latents, whose pixels it cannot know."""
     if run.latent:
         raise UserError("--mode=control needs a model of pixels: config.eval.autoencoder is given, this is of latents.")

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from evaluation.context import Context
 from evaluation.fold import write_json
@@ -14,7 +13,9 @@ from evaluation.weights import checkpoints_of, load_params
 from score_flow import train_deq
 from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
+from score_flow.components import Component
 from score_flow.dequantization import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
+from score_flow.options import Config, EvalOptions
 from score_flow.sharding import barrier, is_main, replicated
 from score_flow.types import UserError
 from score_flow.workdir import Workdir
@@ -48,14 +49,14 @@ def pinned(context: Context) -> dict[str, int]:
 def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantizer:
     """The EMA of the dequantiser of a step that --mode=train_deq left in a run's folder, as it was configured there."""
     checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser that this evaluation began with")
-    network = train_deq.build_network(ConfigDict(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
+    network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     return VariationalDequantizer(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
-def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, name: str) -> None:
+def refuse_missing(run: Experiment, options: EvalOptions, workdir: Path, name: str) -> None:
     """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
     folder, t = workdir / train_deq.FOLDER, start_time(options, name)
     if name == "variational" and not any(folder.glob("checkpoints*/*.manifest.json")):
@@ -69,12 +70,12 @@ def refuse_missing(run: Experiment, options: ConfigDict, workdir: Path, name: st
         )
 
 
-def start_time(options: ConfigDict, name: str) -> float:
+def start_time(options: EvalOptions, name: str) -> float:
     """The time from which the flow carries what a dequantiser draws."""
     return options.decoder_time if name == "decoder" and options.decoder_time else options.smallest_time
 
 
-def train_for(run: Experiment, config: ConfigDict, workdir: Path) -> None:
+def train_for(run: Experiment, config: Config, workdir: Path) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)

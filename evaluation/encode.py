@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
-from ml_collections import ConfigDict
 
 from evaluation.fold import Fold, write_json
 from evaluation.fold import run as run_fold
@@ -16,12 +15,13 @@ from score_flow.build import Experiment
 from score_flow.data.base import FIRST, Source, checksum, sha256_of
 from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather, rounds
+from score_flow.options import Config
 from score_flow.pretrained import autoencoder_kl
 from score_flow.sharding import barrier, batch_sharding, is_main, multiple, place, replicated, to_host
 from score_flow.types import UserError
 
 
-def encode(run: Experiment, config: ConfigDict, workdir: Path) -> None:
+def encode(run: Experiment, config: Config, workdir: Path) -> None:
     """Moments of (latent - shift) scale of every image, in workdir/{train,test}/; resumable, what is done stays.
 
     With config.data.random_flip the mirrored images follow the others: mirrored latents would not be theirs. Raises
@@ -56,7 +56,7 @@ def encode(run: Experiment, config: ConfigDict, workdir: Path) -> None:
 
 
 def encode_split(
-    run: Experiment, config: ConfigDict, source: Source, target: Path, facts: dict[str, Any], moments: Any
+    run: Experiment, config: Config, source: Source, target: Path, facts: dict[str, Any], moments: Any
 ) -> None:
     """One split: a round writes the moments of a batch to their place in the files."""
     mesh, n_images = run.mesh, len(source)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from evaluation.collector import Collector, State, extract
 from evaluation.context import Context
@@ -18,6 +17,7 @@ from evaluation.manifold import precision_recall
 from evaluation.metrics import ClassSums, frechet_distance, split_of
 from evaluation.statistics import Statistics, open_statistics
 from score_flow.build import Experiment
+from score_flow.options import EvalOptions
 from score_flow.sharding import is_main
 from score_flow.types import UserError
 
@@ -27,7 +27,7 @@ SUBSET = 1000  # features in each subset of torch-fidelity's KID
 NEIGHBOURS = 3  # of the manifolds of precision and recall
 
 
-def check(run: Experiment, options: ConfigDict, workdir: Path) -> tuple[Statistics, Extractor]:
+def check(run: Experiment, options: EvalOptions, workdir: Path) -> tuple[Statistics, Extractor]:
     """Raise UserError, before any work is done, where weights or statistics are missing or of something else."""
     if options.num_samples < 2:
         raise UserError(f"config.eval.num_samples is {options.num_samples}; the job fid needs at least 2.")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from evaluation.context import Context
@@ -15,7 +14,7 @@ from evaluation.pictures import Pixels, beside, save_grid
 from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.guidance import guide
-from score_flow.build import resolve
+from score_flow.components import Component, resolve
 from score_flow.sharding import barrier, is_main, multiple
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -130,7 +129,7 @@ class Gallery:
         control, n = self._control("sdedit"), len(self._inputs())
         drawn = [
             self._draw(n, control=control, sampler=resolve("sampling", section, "config.sampling"))
-            for section in (ConfigDict({"name": "heun", "t_max": t}) for t in STRENGTHS)
+            for section in (Component("heun", {"t_max": t}) for t in STRENGTHS)
         ]
         return beside(self._shown(control)[:1], np.concatenate(drawn))
 
@@ -150,7 +149,7 @@ class Gallery:
         write_arrays(file, image=self._inputs())
         barrier("inputs")
         return resolve(
-            "sampling.control", ConfigDict({"name": name, "input": str(file), **fields}), "config.control",
+            "sampling.control", Component(name, {"input": str(file), **fields}), "config.control",
             image_shape=self._run.image_shape, scaling=self._run.scaling, dequantised=self._run.dequantised,
             data_std=self._run.model.preconditioning.data_std,
         )  # fmt: skip

@@ -26,7 +26,7 @@ def build(context: Context) -> Fold:
     the prior's standard deviation.
     """
     run, options, source = context.run, context.options, context.source
-    solver, t_min, t_max = Solver(**options.solver), options.smallest_time, options.largest_time
+    solver, t_min, t_max = Solver(**options.solver.to_dict()), options.smallest_time, options.largest_time
     n = multiple(run.mesh, N_PAIRS)
     shares = np.linspace(0, 1, N_BETWEEN + 2)[:-1]  # the first image, decoded again, and what lies between
 

@@ -104,7 +104,7 @@ def there_and_back(context: Context, solver: Solver) -> Callable[..., Any]:
 
 def build(context: Context) -> Fold:
     """Every image of the split encoded and decoded by eval.solver, without guidance; latents.npz has each figure."""
-    run, source, solver = context.run, context.source, Solver(**context.options.solver)
+    run, source, solver = context.run, context.source, Solver(**context.options.solver.to_dict())
     n, by_image, compiled = len(source), (*MOMENTS, "round_trip_rms", "round_trip_max"), there_and_back(context, solver)
     steps = f"{solver.n_steps} steps" if solver.fixed else f"rtol {solver.rtol:g} atol {solver.atol:g}"
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from evaluation.context import Context
 from evaluation.dequantizers import build_dequantizer, described, refuse_missing, start_time
@@ -18,6 +17,7 @@ from sampling.ode import Solver, solve_flow
 from score_flow.build import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import value_and_divergence
+from score_flow.options import EvalOptions
 from score_flow.record import mean_and_error
 from score_flow.sharding import to_host
 from score_flow.types import Images, Keys, NonFinite
@@ -83,7 +83,7 @@ def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Float
     return -log_prob / (d * math.log(2)) + bits_offset
 
 
-def check(run: Experiment, options: ConfigDict, workdir: Path) -> None:
+def check(run: Experiment, options: EvalOptions, workdir: Path) -> None:
     """Raise UserError without the dequantiser."""
     refuse_missing(run, options, workdir, options.dequantizer)
 
@@ -96,7 +96,7 @@ def build(context: Context) -> Fold:
 def likelihood(context: Context, dequantizer: str) -> Fold:
     """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
     options, run, source = context.options, context.run, context.source
-    solver, dequantise = Solver(**options.solver), build_dequantizer(context, dequantizer)
+    solver, dequantise = Solver(**options.solver.to_dict()), build_dequantizer(context, dequantizer)
     n, d, repeats = len(source), math.prod(run.image_shape), options.num_repeats
     t_min = start_time(options, dequantizer)
     per_repeat = context.rounds_of(n)

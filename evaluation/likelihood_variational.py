@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from evaluation.context import Context
 from evaluation.dequantizers import refuse_missing
 from evaluation.fold import Fold
 from evaluation.likelihood import likelihood
 from score_flow.build import Experiment
+from score_flow.options import EvalOptions
 
 
-def check(run: Experiment, options: ConfigDict, workdir: Path) -> None:
+def check(run: Experiment, options: EvalOptions, workdir: Path) -> None:
     """Raise UserError without what it needs."""
     refuse_missing(run, options, workdir, "variational")
 

@@ -4,12 +4,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from evaluation.fold import write_json
 from evaluation.run import evaluate, jobs
 from score_flow.build import Experiment
 from score_flow.config import ROOT, flatten
+from score_flow.options import Config
 from score_flow.sharding import agree, is_main
 from score_flow.types import UserError
 
@@ -37,7 +36,7 @@ def presets() -> list[str]:
     return sorted(file.stem for file in files if "\nexpected = " in file.read_text())
 
 
-def reproduce(run: Experiment, config: ConfigDict, workdir: Path, file: str, folder: str = "") -> bool:
+def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder: str = "") -> bool:
     """Evaluate as the preset says, print and write reproduce.json, and return whether every figure is as expected."""
     expected, folder = expected_of(file), folder or f"reproduce/{Path(file).stem}"
     missing = sorted({figure.split(".")[0] for figure in expected} - set(jobs(config)))
@@ -49,7 +48,7 @@ def reproduce(run: Experiment, config: ConfigDict, workdir: Path, file: str, fol
         for name, row in verdict.items():
             outcome, got = "pass" if row["pass"] else "fail", "nothing" if row["got"] is None else f"{row['got']:.5g}"
             print(f"{outcome}: {name} expected {row['expected']:g} +- {row['tolerance']:g}, got {got}", flush=True)
-        settings = {key: flatten(config[key].to_dict()) for key in ("sampling", "eval")}
+        settings = {key: flatten(getattr(config, key).to_dict()) for key in ("sampling", "eval")}
         write_json(
             workdir / folder / "reproduce.json",
             {"preset": file, "pass": passed, "figures": verdict, "seed": config.seed, **settings},

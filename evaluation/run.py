@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from evaluation.context import Context, build_control, build_guide
 from evaluation.fold import run as run_fold
@@ -19,9 +18,11 @@ from evaluation.results import identity
 from evaluation.results import write as write_results
 from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, load_params, weights_of
-from score_flow.build import Experiment, available, build_sampler, resolve
+from score_flow.build import Experiment, build_sampler
 from score_flow.classification import Classification
+from score_flow.components import Component, available, resolve
 from score_flow.config import differences, flatten
+from score_flow.options import Config, EvalOptions, GuidanceOptions
 from score_flow.sharding import barrier, is_main
 from score_flow.training import Preemption
 from score_flow.types import Preempted, UserError, check_choice
@@ -31,7 +32,7 @@ FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
 OF_LATENTS = ("loss", "samples", "trajectory", "fid")  # jobs that need no pixels of the data set
 
 
-def jobs(config: ConfigDict) -> list[str]:
+def jobs(config: Config) -> list[str]:
     """The files of evaluation/ that config.eval asks for."""
     options = config.eval
     wanted = {
@@ -53,7 +54,7 @@ def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
         )
 
 
-def prepared(run: Experiment, options: ConfigDict, workdir: Path, names: list[str]) -> dict[str, Any]:
+def prepared(run: Experiment, options: EvalOptions, workdir: Path, names: list[str]) -> dict[str, Any]:
     """{job: what it opened} of the files that jobs need, before any of them does its work: a job may export `check`.
 
     A model of latents needs its autoencoder, and can do nothing that needs pixels of its data.
@@ -70,7 +71,7 @@ def prepared(run: Experiment, options: ConfigDict, workdir: Path, names: list[st
 
 
 def evaluate(
-    run: Experiment, config: ConfigDict, workdir: Path, mode: str, folder: str = "", watch: bool = False
+    run: Experiment, config: Config, workdir: Path, mode: str, folder: str = "", watch: bool = False
 ) -> dict[str, Any]:
     """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
 
@@ -118,7 +119,7 @@ def run_jobs(
             raise Preempted(f"stopped before the job {name}; run the same command to go on.")
         job = dataclasses.replace(context, directory=context.directory / name, opened=opened.get(name))
         job.directory.mkdir(parents=True, exist_ok=True)
-        fold = resolve("evaluation", ConfigDict({"name": name}), "config.eval.jobs", context=job)
+        fold = resolve("evaluation", Component(name), "config.eval.jobs", context=job)
         results[name] = run_fold(fold, job.directory, name)
         if is_main():
             figures = ", ".join(f"{key} {_short(value)}" for key, value in results[name].items())
@@ -126,7 +127,7 @@ def run_jobs(
     return results
 
 
-def record(context: Context, config: ConfigDict, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
+def record(context: Context, config: Config, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
     """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name, filled when needed."""
     facts_of, setting = {"step": context.step, "weights": weights}, {}
     run, used = context.run, {result.get("split") for result in results.values()}
@@ -142,9 +143,9 @@ def record(context: Context, config: ConfigDict, results: dict[str, Any], weight
     )
 
 
-def refuse_other_settings(directory: Path, config: ConfigDict, more: tuple[str, ...] = ()) -> None:
+def refuse_other_settings(directory: Path, config: Config, more: tuple[str, ...] = ()) -> None:
     """One evaluation folder holds results of one set of settings; others need another --eval_folder."""
-    settings = json.loads(config.to_json_best_effort())
+    settings = json.loads(config.to_json())
     # What changes results. The batch size and which jobs run do not.
     evaluation = {
         k: v
@@ -170,17 +171,17 @@ def refuse_other_settings(directory: Path, config: ConfigDict, more: tuple[str, 
     barrier(f"settings {directory}")
 
 
-def contents(section: ConfigDict) -> dict[str, str]:
+def contents(section: Component) -> dict[str, str]:
     """A digest of every file that a section names."""
-    files = {key: Path(value).expanduser() for key, value in section.items() if isinstance(value, str)}
+    files = {key: Path(value).expanduser() for key, value in section.arguments.items() if isinstance(value, str)}
     return {key: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for key, file in files.items() if file.is_file()}
 
 
-def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
+def facts(run: Experiment, config: Config, step: int) -> dict[str, str]:
     """Where and with what a result was made."""
     device = jax.devices()[0]
     packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"))
-    digest = hashlib.sha256(config.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
     return {
         "step": str(step),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
@@ -192,8 +193,8 @@ def facts(run: Experiment, config: ConfigDict, step: int) -> dict[str, str]:
     }
 
 
-def _said(section: ConfigDict) -> str:
-    return ", ".join(f"{key}={value}" for key, value in section.items())
+def _said(section: Component | GuidanceOptions) -> str:
+    return ", ".join(f"{key}={value}" for key, value in section.to_dict().items())
 
 
 def _short(value: Any) -> str:

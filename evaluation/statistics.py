@@ -12,16 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
-from ml_collections import ConfigDict
 
 from evaluation.collector import Collector, extract
 from evaluation.extractors.base import Extractor
 from evaluation.fold import Fold, write_arrays
 from evaluation.fold import run as run_fold
 from evaluation.metrics import Moments
-from score_flow.build import Experiment, resolve
+from score_flow.build import Experiment
+from score_flow.components import resolve
 from score_flow.data.base import FIRST, Source, checksum, one_line, sha256_of
 from score_flow.data.pipeline import gather, rounds
+from score_flow.options import Config, EvalOptions
 from score_flow.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
 from score_flow.types import UserError
 
@@ -57,7 +58,7 @@ class Statistics:
         return self.data or Path(self.file).name
 
 
-def extractor_of(run: Experiment, options: ConfigDict) -> Extractor:
+def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
     """What config.eval.extractor names, on every device."""
     if run.latent and options.extractor.name == "small":
         raise UserError(
@@ -69,12 +70,12 @@ def extractor_of(run: Experiment, options: ConfigDict) -> Extractor:
     return jax.tree.map(lambda leaf: place(run.mesh, np.asarray(leaf), split=False), extractor)
 
 
-def reference_source(run: Experiment, options: ConfigDict) -> Source:
+def reference_source(run: Experiment, options: EvalOptions) -> Source:
     """The split that samples are compared with."""
     return run.open_source(options.fid_dataset)
 
 
-def statistics_file(run: Experiment, options: ConfigDict, workdir: Path) -> Path:
+def statistics_file(run: Experiment, options: EvalOptions, workdir: Path) -> Path:
     """config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
     if options.stats:
         return Path(options.stats).expanduser()
@@ -85,7 +86,7 @@ def statistics_file(run: Experiment, options: ConfigDict, workdir: Path) -> Path
     return workdir / "stats" / f"{data}-{split}-{options.extractor.name}.npz"
 
 
-def open_statistics(run: Experiment, options: ConfigDict, workdir: Path) -> tuple[Statistics, Extractor]:
+def open_statistics(run: Experiment, options: EvalOptions, workdir: Path) -> tuple[Statistics, Extractor]:
     """The reference of a run and its extractor; raises UserError where either is missing or they do not fit.
 
     Of the features of a reference at most eval.kept_features are used, as of the samples'.
@@ -170,7 +171,7 @@ def _check(file: Path, arrays: dict[str, np.ndarray]) -> None:
             raise UserError(f"{file}: {name} holds numbers that are not finite.")
 
 
-def write_statistics(run: Experiment, config: ConfigDict, workdir: Path) -> Path:
+def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
     """`--mode=stats`: statistics of all images of a split, resumable; returns the file, which may be there already.
 
     Raises UserError where it is there and of something else, and Preempted after SIGTERM.
@@ -197,7 +198,7 @@ def write_statistics(run: Experiment, config: ConfigDict, workdir: Path) -> Path
 
 
 def statistics_fold(
-    run: Experiment, config: ConfigDict, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
+    run: Experiment, config: Config, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
 ) -> Fold:
     """A round extracts the features of a batch; in the end all is written to the file."""
     options, sharding = config.eval, batch_sharding(run.mesh)
@@ -249,6 +250,6 @@ def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | 
     return add
 
 
-def _settings(config: ConfigDict) -> str:
+def _settings(config: Config) -> str:
     """How the data set's files become images: its settings but for where they are."""
     return json.dumps({key: value for key, value in config.data.source.items() if key != "path"}, default=list)

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.ema import combination, gamma_of, n_averages
+from score_flow.options import Config
 from score_flow.saver import refuse_other_config
 from score_flow.sharding import is_main, replicated, to_host
 from score_flow.types import Params, UserError
@@ -57,7 +57,7 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
     return [(opened, step) for step in steps[first - 1 : last]]
 
 
-def weights_of(meta: dict[str, Any], config: ConfigDict) -> str:
+def weights_of(meta: dict[str, Any], config: Config) -> str:
     """Which weights of a checkpoint an evaluation uses; an imported file may hold one kind for both."""
     which = config.eval.ema
     if config.eval.ema_std:
@@ -67,7 +67,7 @@ def weights_of(meta: dict[str, Any], config: ConfigDict) -> str:
     return "raw" if kind == "raw" else names[max(which, 0)]
 
 
-def load_params(run: Experiment, config: ConfigDict, checkpoints: Checkpoints, step: int) -> Params:
+def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step: int) -> Params:
     """The wanted weights of a checkpoint, on every device; refuses one of another model."""
     saved, which = checkpoints.meta(step)["config"], config.eval.ema
     refuse_other_config(saved, config, MODEL, checkpoints.directory)

@@ -1,31 +1,24 @@
-"""From a configuration to the objects of a run: with main.py, train.py and train_deq.py the only reader of configs.
-
-The directory is the registry: a component's name is a file of its package that exports `build`.
-"""
+"""From a configuration to the objects of a run: with main.py, train.py and train_deq.py the only reader of configs."""
 
 import dataclasses
 import functools
-import importlib
-import inspect
-import re
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from score_flow.classification import Classification
+from score_flow.components import Component, call, resolve
 from score_flow.conditioning import Conditioning
-from score_flow.config import ROOT, convert
 from score_flow.data.base import Source
 from score_flow.data.scaling import Scaling, random_flip
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import WEIGHTINGS, Objective, min_snr
+from score_flow.options import Config, DataOptions
 from score_flow.pixels import Pixels, by_key, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.sharding import make_mesh
@@ -98,43 +91,7 @@ class Experiment:
         return self.conditioning.example(n, self.image_shape[-1])
 
 
-def available(package: str) -> list[str]:
-    """The plug-ins of a package: the files that export `build`."""
-    files = (ROOT / package.replace(".", "/")).glob("*.py")
-    return sorted(f.stem for f in files if re.search(r"^(build\s*=|def build\b)", f.read_text(), re.MULTILINE))
-
-
-def resolve(package: str, section: ConfigDict, where: str, **context: Any) -> Any:
-    """The `build` of the file that the section names, called with its other entries.
-
-    `context` offers values that the program knows; a build takes those that it has a parameter for and the section is
-    silent about. Raises UserError for an unknown name, argument or type.
-    """
-    kind = package.rpartition(".")[2]
-    check_choice(f"{where}.name ({kind})", section.name, available(package))
-    build = importlib.import_module(f"{package}.{section.name}").build
-    return call(build, section, where, **context)
-
-
-def call(build: Callable, section: ConfigDict, where: str, **context: Any) -> Any:
-    """build(**entries of the section), its arguments checked by name and by the type of their defaults."""
-    parameters = {n: p for n, p in inspect.signature(build).parameters.items() if n not in ("parent", "name")}
-    arguments = {k: v for k, v in context.items() if k in parameters}
-    for field, value in section.items():
-        if field == "name":
-            continue
-        if field not in parameters:
-            check_choice(f"an argument of {where} (name = {section.name})", field, ["name", *parameters])
-        default = parameters[field].default
-        known = default is not inspect.Parameter.empty and default is not None
-        arguments[field] = convert(f"{where}.{field}".removeprefix("config."), value, default) if known else value
-    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
-    if needed:
-        raise UserError(f"{where} (name = {section.name}) needs {', '.join(needed)}: give --{where}.{needed[0]}=...")
-    return build(**arguments)
-
-
-def experiment(config: ConfigDict) -> Experiment:
+def experiment(config: Config) -> Experiment:
     """Everything that training, sampling and evaluation share."""
     data, training, optim = config.data, config.training, config.optim
     open_source = functools.cache(functools.partial(_open, data))
@@ -172,23 +129,23 @@ def experiment(config: ConfigDict) -> Experiment:
     )
 
 
-def is_latent(config: ConfigDict) -> bool:
+def is_latent(config: Config) -> bool:
     """Whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
         for key, without in (
             ("data.random_flip", False), ("model.low_res", 0), ("training.objective", "simple"),
         ):  # fmt: skip
             section, name = key.split(".")
-            if config[section][name] != without:
+            if (value := getattr(getattr(config, section), name)) != without:
                 raise UserError(
-                    f"config.{key} is {config[section][name]!r}; data.source.name = latents allows {without!r}"
+                    f"config.{key} is {value!r}; data.source.name = latents allows {without!r}"
                     + (" (--mode=encode mirrors the images)." if name == "random_flip" else ".")
                 )
         return True
     return bool(config.eval.autoencoder)
 
 
-def _open(data: ConfigDict, split: str) -> Source:
+def _open(data: DataOptions, split: str) -> Source:
     """A split of the data set, which must be what config.data declares, where it declares anything."""
     source = resolve("score_flow.data", data.source, "config.data.source", split=split)
     declared, got = (tuple(data.image_shape), data.levels), (tuple(source.image_shape), source.levels)
@@ -200,7 +157,7 @@ def _open(data: ConfigDict, split: str) -> Source:
     return source
 
 
-def build_conditioning(config: ConfigDict, num_classes: int) -> Conditioning:
+def build_conditioning(config: Config, num_classes: int) -> Conditioning:
     """What the network is told besides x and t; num_classes is the data set's."""
     options, classifies = config.model, config.training.objective == "classifier"
     if (options.class_conditional or classifies) and not num_classes:
@@ -209,7 +166,7 @@ def build_conditioning(config: ConfigDict, num_classes: int) -> Conditioning:
     return Conditioning(num_classes if options.class_conditional or classifies else 0, options.low_res)
 
 
-def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -> Model:
+def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
     """The static half: network, path, prediction and preconditioning, for images of so many channels."""
     options = config.model
     check_choice("config.model.prediction", options.prediction, PREDICTIONS)
@@ -224,7 +181,7 @@ def build_model(config: ConfigDict, channels: int, conditioning: Conditioning) -
     )
 
 
-def build_network(config: ConfigDict, channels: int, conditioning: Conditioning) -> nn.Module:
+def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
     """The network that config.network names; the classifier is the one that a classifier may be."""
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
     if config.training.objective == "classifier":
@@ -235,7 +192,7 @@ def build_network(config: ConfigDict, channels: int, conditioning: Conditioning)
     return resolve("score_flow.networks", config.network, "config.network", **offered)
 
 
-def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Loss:
+def build_objective(config: Config, model: Model, levels: int = 256) -> Loss:
     """The training loss, for data of so many pixel levels."""
     training, times = config.training, build_times(config, model)
     if training.objective == "classifier":
@@ -256,12 +213,12 @@ def build_objective(config: ConfigDict, model: Model, levels: int = 256) -> Loss
     )
 
 
-def build_times(config: ConfigDict, model: Model) -> TimeSampler:
+def build_times(config: Config, model: Model) -> TimeSampler:
     """Which times training looks at."""
     training = config.training
     name = "log_snr" if training.importance_weighting else training.time_sampler.name
     check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
-    section = ConfigDict({"name": name}) if training.importance_weighting else training.time_sampler
+    section = Component(name) if training.importance_weighting else training.time_sampler
     return call(
         TIME_SAMPLERS[name], section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
@@ -272,18 +229,18 @@ def build_times(config: ConfigDict, model: Model) -> TimeSampler:
 NOT_FOR_CLASSIFIERS = ("model.class_conditional", "model.low_res", "model.learn_sigma", "training.snapshot_sampling")
 
 
-def build_classification(config: ConfigDict, model: Model, times: TimeSampler) -> Classification:
+def build_classification(config: Config, model: Model, times: TimeSampler) -> Classification:
     """The loss of a classifier; raises UserError for what only models of images have."""
     for key in NOT_FOR_CLASSIFIERS:
         section, name = key.split(".")
-        if config[section][name]:
-            raise UserError(f"config.{key} is {config[section][name]}; training.objective = classifier needs it off.")
+        if value := getattr(getattr(config, section), name):
+            raise UserError(f"config.{key} is {value}; training.objective = classifier needs it off.")
     if config.training.coupling != "independent":
         raise UserError("config.training.coupling must be independent for training.objective = classifier.")
     return Classification(model, times)
 
 
-def build_bound(config: ConfigDict, model: Model, times: tuple[float, ...], levels: int) -> VariationalBound:
+def build_bound(config: Config, model: Model, times: tuple[float, ...], levels: int) -> VariationalBound:
     """The variational bound of the chain at the times that training draws from."""
     training, objective = config.training, f"config.training.objective = {config.training.objective}"
     if not times:
@@ -302,7 +259,7 @@ def build_bound(config: ConfigDict, model: Model, times: tuple[float, ...], leve
     return VariationalBound(model.path, times, training.variance, training.decoder, low, 1.0, levels)
 
 
-def build_sampler(config: ConfigDict) -> Callable:
+def build_sampler(config: Config) -> Callable:
     """The sampler that config.sampling names."""
     return resolve("sampling", config.sampling, "config.sampling")
 

@@ -1,101 +1,64 @@
-"""Reading a run's configuration: a recipe file, `--config.any.key=value` overrides, and checks before time is spent."""
+"""Reading a run's configuration: a recipe file, `--config.any.key=value` overrides, and checks before time is spent.
+
+What fields there are, and what they may be, says the schema (options.py), for files and for flags alike.
+"""
 
 import ast
 import difflib
 import importlib.util
 import json
 import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_flow.components import Component
+from score_flow.limits import ROOT, convert
+from score_flow.options import SCHEMA, Config, make
 from score_flow.types import UserError, check_choice
 
-ROOT = Path(__file__).resolve().parent.parent
-WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
-
-MINIMUM = {
-    "training.batch_size": 1,
-    "training.n_iters": 1,
-    "training.n_jitted_steps": 1,
-    "training.log_freq": 1,
-    "training.eval_freq": 0,
-    "training.snapshot_freq": 0,
-    "training.snapshot_freq_for_preemption": 0,
-    "training.smallest_time": 0,
-    "training.vlb_weight": 0,
-    "training.min_snr_gamma": 0,
-    "optim.lr": 0,
-    "optim.eps": 0,
-    "optim.warmup": 0,
-    "optim.weight_decay": 0,
-    "deq.n_iters": 0,
-    "deq.score_step": 0,
-    "guidance.scale": 0,
-    "guidance.channels": 0,
-    "guidance.temperature": 0,
-    "guidance.classifier_scale": 0,
-    "eval.batch_size": 1,
-    "eval.num_samples": 1,
-    "eval.num_repeats": 1,
-    "eval.begin_ckpt": 0,
-    "eval.end_ckpt": 0,
-    "eval.ema": -1,
-    "eval.ema_std": 0,
-    "eval.n_probes": 1,
-    "eval.vlb_steps": 0,
-    "eval.kept_features": 4,
-    "eval.bound_times": 1,
-    "eval.smallest_time": 0,
-    "seed": 0,
-    "model.data_std": 0,
-}
-UNIT = (
-    "training.label_dropout",
-    "training.smallest_time",
-    "training.largest_time",
-    "deq.ema_rate",
-    "guidance.rescale",
-    "guidance.percentile",
-    "eval.smallest_time",
-    "eval.decoder_time",
-    "eval.largest_time",
-    "optim.beta1",
-    "optim.beta2",
-)
-CHOICES = {
-    "optim.optimizer": ("Adam", "AdamW"),
-    "eval.bpd_dataset": ("train", "test"),
-    "eval.fid_dataset": ("train", "test"),
-    "eval.dequantizer": ("uniform", "variational", "decoder"),
-    "guidance.threshold": ("none", "static", "dynamic"),
-    "eval.probe": ("rademacher", "gaussian", "exact"),
-    "eval.vlb_variance": ("small", "large"),
-    "eval.bound_form": ("dsm", "ssm"),
-    "training.objective": ("simple", "hybrid", "vlb", "classifier"),
-    "training.coupling": ("independent", "ot"),
-    "training.variance": ("small", "large", "range", "log"),
-    "training.decoder": ("tanh", "exact"),
-    "training.weighting": ("simple", "velocity", "data", "likelihood", "min_snr"),
-}
+Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component
+SECTIONS = {key.rpartition(".")[0] for key in SCHEMA} | {"eval"}
 
 
-def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None) -> ConfigDict:
+def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None) -> Config:
     """The config of a recipe, or of a run (its config.json), checked; raises UserError in one line.
 
     `settings`, {"network.width": 128, ...}, are set first, then the `--config.a.b=value` overrides.
     """
-    path = Path(file)
+    path = Path(file).expanduser()
     if not path.is_file():
+        if path.exists():
+            raise UserError(
+                f"--config is {file!r}, which is no regular file; give a recipe or the config.json of a run."
+            )
         check_choice("--config", file, recipes())
         path = ROOT / file
-    config = from_json(path) if path.suffix == ".json" else from_recipe(path)
-    config.lock()
-    assign_all(config, settings or {})
-    assign_all(config, dict(map(read_override, overrides)))
-    check(config)
-    return config
+    values = {key: field.default for key, field in SCHEMA.items()}
+    assign_all(values, flatten(read_json(path) if path.suffix == ".json" else from_recipe(path)), f"{path}: ")
+    assign_all(values, settings or {})
+    assign_all(values, dict(map(read_override, overrides)))
+    return checked(values)
+
+
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """The config with other values, {"network.width": 128, ...}, checked."""
+    values = values_of(config)
+    assign_all(values, settings)
+    return checked(values)
+
+
+def values_of(config: Config) -> Values:
+    """The values of all fields by their dotted names."""
+    found = {}
+    for key in SCHEMA:
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        found[key] = value
+    return found
 
 
 def recipes() -> list[str]:
@@ -104,46 +67,73 @@ def recipes() -> list[str]:
     return [str(f.relative_to(ROOT)) for f in files if f.stem != "base" and "def get_config(" in f.read_text()]
 
 
-def from_recipe(path: Path) -> ConfigDict:
-    """get_config() of a Python file."""
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    module = spec and importlib.util.module_from_spec(spec)
-    if spec:
-        spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config is '{path}'; give a Python file with get_config(), or the config.json of a run.")
-    return module.get_config()
+def from_recipe(path: Path) -> dict[str, Any]:
+    """get_config() of a Python file, as plain dicts; what goes wrong in it is one line that names file and line."""
+    sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+    try:
+        spec = importlib.util.spec_from_file_location("recipe", path)
+        module = spec and importlib.util.module_from_spec(spec)
+        if spec:
+            spec.loader.exec_module(module)
+        found = module.get_config() if hasattr(module, "get_config") else None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config {path}, line {_line_of(error, path)}: {_reason(error)}") from error
+    if found is None or (not isinstance(found, Mapping) and not hasattr(found, "to_dict")):
+        got = f", which returns {type(found).__name__}" if module and hasattr(module, "get_config") else ""
+        raise UserError(
+            f"--config is '{path}'{got}; give a Python file with get_config(), or the config.json of a run."
+        )
+    return dict(found) if isinstance(found, Mapping) else found.to_dict()
 
 
-def from_json(path: Path) -> ConfigDict:
-    """The config that a run wrote into its workdir."""
-    config = from_recipe(ROOT / "configs" / "base.py")
-    config.lock()
-    assign_all(config, flatten(read_json(path)))
-    return config
+def _line_of(error: Exception, path: Path) -> str:
+    """The line of a recipe at which an error arose, and the file where that is another than `path`."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        same = error.filename == str(path)
+        return str(error.lineno) if same else f"{error.lineno} of {error.filename}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return str(frames[-1].lineno) if frames else "1"
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line; of a field that does not exist, the nearest one."""
+    text = " ".join(str(error).split())
+    if match := re.match(
+        r"['\"]*Key \"(.+?)\" does not exist and cannot be added.*?Other fields present: \"(.*)\"", text
+    ):
+        there = sorted(set(re.findall(r"[{ ]'?(\w+)'?:", match[2])))
+        return f"unknown key {match[1]!r}; keys: {', '.join(there)}.{_nearest(match[1], there)}"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises UserError when there is none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object of settings.")
     return content
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
 class Text(str):
-    """The value of an override as it was typed: what it means depends on the type of the default."""
+    """The value of an override as it was typed: what it means depends on the type of the field."""
 
 
 def read_override(override: str) -> tuple[str, Text]:
@@ -154,108 +144,87 @@ def read_override(override: str) -> tuple[str, Text]:
     return match[1], Text(match[2])
 
 
-def assign_all(config: ConfigDict, settings: dict[str, Any]) -> None:
+def assign_all(values: Values, settings: dict[str, Any], where: str = "") -> None:
     """Set every key; names of components first, as naming another one drops the arguments of the old."""
     for key in sorted(settings, key=lambda key: key.rpartition(".")[2] != "name"):
-        assign(config, key, settings[key])
+        assign(values, key, settings[key], where)
 
 
-def assign(config: ConfigDict, key: str, value: Any) -> None:
-    """Set one key, "a.b"; the value must be of the type of the default."""
-    *sections, last = key.split(".")
-    section = config
-    for depth, name in enumerate(sections):
-        _check_key(section, name, sections[:depth])
-        section = section[name]
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"config.{'.'.join(sections[: depth + 1])} is a value, not a section.")
-    if isinstance(value, Text):  # a path named 1e3 is not the number
-        value = str(value) if isinstance(section.get(last), str) else parse(value)
-    if last == "name" and "name" in section:
-        with section.unlocked():
-            for field in [f for f in section if f != "name" and value != section.name]:
-                del section[field]
-    elif "name" in section and last not in section:  # an argument of a component's build, checked when it is built
-        with section.unlocked():
-            section[last] = value
+def assign(values: Values, key: str, value: Any, where: str = "") -> None:
+    """Set one key, "a.b", as the type of its field; `where` begins the messages."""
+    section, _, last = key.rpartition(".")
+    if isinstance(old := values.get(section), Component):
+        values[section] = _with(old, last, value, f"{where}config.{key}")
         return
-    _check_key(section, last, sections)
-    section[last] = convert(key, value, section[last])
+    if key not in SCHEMA:
+        raise UserError(f"{where}{_unknown(key)}")
+    if isinstance(values[key], Component):
+        raise UserError(f"{where}config.{key} is a section, got {str(value)!r}: give config.{key}.name.")
+    field = SCHEMA[key]
+    kind = type(field.default)
+    if isinstance(value, Text):  # a path named 1e3 is not the number
+        value = str(value) if kind is str else parse(value)
+    values[key] = convert(f"{where}config.{key}", value, kind, field.metadata["limits"])
 
 
-def _check_key(section: ConfigDict, name: str, above: list[str]) -> None:
-    if name not in section:
-        near = difflib.get_close_matches(name, list(section), 1, 0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"unknown key {name!r} in {'.'.join(['config', *above])}; keys: {', '.join(sorted(section))}.{hint}"
-        )
+def _with(old: Component, last: str, value: Any, where: str) -> Component:
+    """A component with another name, or another argument, which is checked when it is built."""
+    if isinstance(value, Text):
+        value = str(value) if last == "name" or isinstance(old.arguments.get(last), str) else parse(value)
+    if last == "name":
+        if not isinstance(value, str):
+            raise UserError(f"{where} must be of type str, got {value!r}.")
+        return old if value == old.name else Component(value)
+    return old.with_arguments(**{last: tuple(value) if isinstance(value, list) else value})
+
+
+def _unknown(key: str) -> str:
+    """What to say of a key that is none: the first word that is wrong, what there is in its place, and the nearest."""
+    words = key.split(".")
+    for depth, word in enumerate(words):
+        above = ".".join(words[:depth])
+        if f"{above}.{word}".lstrip(".") in SCHEMA and depth < len(words) - 1:
+            return f"config.{'.'.join(words[: depth + 1])} is a value, not a section."
+        prefix = f"{above}." if above else ""
+        there = sorted({k[len(prefix) :].split(".")[0] for k in SCHEMA if k.startswith(prefix)})
+        if word not in there:
+            at = ".".join(part for part in ("config", above) if part)
+            return f"unknown key {word!r} in {at}; keys: {', '.join(there)}.{_nearest(word, there)}"
+    return f"config.{key} is a section: give one of its fields."
 
 
 def parse(text: str) -> Any:
     """A Python literal, true/false, or else the text itself."""
     try:
         return {"true": True, "false": False}.get(text) if text in ("true", "false") else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return str(text)
 
 
-def convert(key: str, value: Any, default: Any) -> Any:
-    """The value as the type of the default, where nothing is lost by it; raises UserError otherwise."""
-    kind = type(default)
-    if kind is tuple:
-        items = tuple(value) if isinstance(value, list | tuple) else (value,)
-        real = bool(default) and all(type(item) is float for item in default)
-        return tuple(float(item) if real and type(item) is int else item for item in items)
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is str and not isinstance(value, str):
-        value = str(value)
-    if default is not None and type(value) is not kind:
-        raise UserError(f"config.{key} must be of type {kind.__name__}, got {value!r}.")
-    return value
-
-
-def check(config: ConfigDict) -> None:
-    """Ranges and choices of the plain fields; components check their own arguments when they are built."""
-
-    def value(key: str) -> Any:
-        section, name = key.split(".") if "." in key else ("", key)
-        return config[section][name] if section else config[name]
-
-    for key, least in MINIMUM.items():
-        if value(key) < least:
-            raise UserError(f"config.{key} is {value(key)}; it must be at least {least}.")
-    for key in UNIT:
-        if not 0 <= value(key) <= 1:
-            raise UserError(f"config.{key} is {value(key)}; it must lie in [0, 1].")
-    for key, allowed in CHOICES.items():
-        check_choice(f"config.{key}", value(key), allowed)
-    for section in ("training", "eval"):
-        if config[section].smallest_time >= config[section].largest_time:
-            raise UserError(f"config.{section}.smallest_time must be below config.{section}.largest_time.")
-    if not config.model.ema_rate or not all(
-        isinstance(rate, float | int) and 0 <= rate < 1 for rate in config.model.ema_rate
-    ):
-        raise UserError(f"config.model.ema_rate is {config.model.ema_rate}; give one or more rates in [0, 1).")
-    if not all(isinstance(std, float) and 0 < std <= WIDEST_EMA for std in config.model.ema_std):
-        raise UserError(f"config.model.ema_std is {config.model.ema_std}; give widths in (0, {WIDEST_EMA:.3f}).")
-    if config.eval.ema_std > WIDEST_EMA:
-        raise UserError(f"config.eval.ema_std is {config.eval.ema_std}; it must be at most {WIDEST_EMA:.3f}.")
+def checked(values: Values) -> Config:
+    """The config of the values, whose names of components and pairs of fields are checked here, all else before."""
+    for key, field in SCHEMA.items():
+        if isinstance(values[key], Component):
+            check_choice(f"config.{key}.name", values[key].name, field.metadata["limits"].choices())
+    config = make(values)
+    for name, section in (("training", config.training), ("eval", config.eval)):
+        if section.smallest_time >= section.largest_time:
+            raise UserError(f"config.{name}.smallest_time must be below config.{name}.largest_time.")
+    first, last = config.guidance.interval
+    if first > last:
+        raise UserError(f"config.guidance.interval is {config.guidance.interval}; give (first, last) time, in order.")
+    return config
 
 
 def explain() -> str:
-    """One line a field for --help, read from the comments of configs/base.py."""
-    lines = ["config fields (configs/base.py), each set by --config.KEY=VALUE:"]
-    alias = {}
-    for line in (ROOT / "configs" / "base.py").read_text().splitlines():
-        if match := re.match(r"\s+config\.(\w+) = (\w+) = ConfigDict", line):
-            alias[match[2]] = match[1]
-        elif match := re.match(r"\s+(\w+)\.([\w.]+) = (.*?)(?:\s+# (.*))?$", line):
-            section, key, default, comment = match.groups()
-            if default != "ConfigDict()" and (section == "config" or section in alias):
-                name = key if section == "config" else f"{alias[section]}.{key}"
-                lines.append(f"  {name:42} {comment or ''}  [{default}]")
+    """One line a field for --help."""
+    lines = ["config fields (score_flow/options.py), each set by --config.KEY=VALUE:"]
+    for key, field in SCHEMA.items():
+        limits, default = field.metadata["limits"], field.default
+        allowed = ", ".join(limits.choices()) or limits.said()
+        shown = default.name if isinstance(default, Component) else default
+        about = "; ".join(part for part in (field.metadata["doc"], allowed) if part)
+        lines.append(f"  {key + ('.name' if isinstance(default, Component) else ''):42} {about}  [{shown!r}]")
     return "\n".join(lines)
 
 
@@ -269,7 +238,7 @@ def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[s
     def plain(tree: dict) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
 
-    old, new, base = plain(saved), plain(current), plain(from_recipe(ROOT / "configs" / "base.py").to_dict())
+    old, new, base = plain(saved), plain(current), plain(Config().to_dict())
     names = {k: f"{k.rpartition('.')[0]}.name" for k in base}
     old = {k: v for k, v in base.items() if k in new and (names[k] not in base or names[k] not in old)} | old
     keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]

@@ -9,15 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
+
+from score_flow.options import ModelOptions
 
 Doubles = Float[np.ndarray, "k"]
 Numbers = Float[np.ndarray, "..."] | float
 
 
-def n_averages(model: ConfigDict | dict[str, Any]) -> int:
+def n_averages(model: ModelOptions | dict[str, Any]) -> int:
     """How many averages config.model keeps: one for each ema_rate, then one for each ema_std."""
-    return len(model["ema_rate"]) + len(model.get("ema_std", ()))  # runs of older versions have no ema_std
+    known = model if isinstance(model, dict) else model.to_dict()
+    return len(known["ema_rate"]) + len(known.get("ema_std", ()))  # runs of older versions have no ema_std
 
 
 def gamma_of(std: float) -> float:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
+from score_flow.options import Config
 from score_flow.record import Recorder
 from score_flow.training import Metrics, TrainState, crossed
 from score_flow.types import Params, UserError
@@ -22,14 +22,14 @@ Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a shee
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, snapshot: Snapshot):
+    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot):
         self.meta, self.milestones = (
             Checkpoints(workdir / "checkpoints-meta", keep=2),
             Checkpoints(workdir / "checkpoints"),
         )
         self.recorder: Recorder | None = None
         self._snapshot, self._options = snapshot, config.training
-        self._saved = {"config": json.loads(config.to_json_best_effort()), "weights": {"raw": "raw", "ema": "ema"}}
+        self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         self.meta.poll()
@@ -48,7 +48,7 @@ class Saver:
         if milestone:
             self._draw(step, state)
 
-    def newest(self, config: ConfigDict, fixed: tuple[str, ...] = FIXED) -> int | None:
+    def newest(self, config: Config, fixed: tuple[str, ...] = FIXED) -> int | None:
         """The step to go on from; refuses a checkpoint of another config, naming both values."""
         found = [(c.newest_good(), c) for c in (self.meta, self.milestones)]
         found = [(step, c) for step, c in found if step is not None]
@@ -94,9 +94,9 @@ def _from_items(items: dict) -> dict:
     return {"params": items["params"], "ema": tuple(items["ema"]), **items["train"]}
 
 
-def refuse_other_config(saved: dict, config: ConfigDict, sections: tuple[str, ...], where: Path) -> None:
+def refuse_other_config(saved: dict, config: Config, sections: tuple[str, ...], where: Path) -> None:
     """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
-    changed = differences(saved, json.loads(config.to_json_best_effort()), sections)
+    changed = differences(saved, json.loads(config.to_json()), sections)
     if changed:
         raise UserError(
             f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from score_flow.build import Experiment
 from score_flow.data.pipeline import Batches, check, gather, rounds
 from score_flow.dequantization import Dequantisation
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
+from score_flow.options import Config, ModelOptions, TrainOptions
 from score_flow.record import MetricLog, Recorder
 from score_flow.saver import FIXED, Saver, Snapshot
 from score_flow.sharding import batch_sharding, is_main, multiple, state_shardings
@@ -23,7 +23,7 @@ from score_flow.types import Preempted
 
 
 def train(
-    run: Experiment, config: ConfigDict, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED
+    run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED
 ) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
@@ -71,7 +71,7 @@ def _init(run: Experiment, n_ema: int) -> TrainState:
     return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, n_ema)
 
 
-def _steps(run: Experiment, averages: ConfigDict, shardings: TrainState) -> Callable:
+def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
     def make(objective: Loss) -> Callable:
         return make_train_steps(
             objective,
@@ -88,7 +88,7 @@ def _steps(run: Experiment, averages: ConfigDict, shardings: TrainState) -> Call
     return holding_fixed(run.objective, make, donate=0)
 
 
-def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: ConfigDict) -> None:
+def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: TrainOptions) -> None:
     if not is_main():
         return
     parameters = count_parameters(shapes.params)

@@ -8,14 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from score_flow.build import Experiment, call, make_levels
+from score_flow.build import Experiment, make_levels
+from score_flow.components import Component, call
 from score_flow.data.pipeline import indices
 from score_flow.dequantization import Dequantisation
 from score_flow.grid import finite_log_snr, noisy_end
 from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
 from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.options import Config
 from score_flow.times import log_snr
 from score_flow.train import FIXED, train
 from score_flow.types import Key, Params, check_choice
@@ -28,7 +29,7 @@ NETWORKS = PRESETS | {
 }
 
 
-def build_network(section: ConfigDict, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
+def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
     """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
     check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
     side = max(image_shape[:2])
@@ -59,7 +60,7 @@ class DequantizerExperiment(Experiment):
         ]
 
 
-def dequantizer_run(run: Experiment, config: ConfigDict, score: Params) -> DequantizerExperiment:
+def dequantizer_run(run: Experiment, config: Config, score: Params) -> DequantizerExperiment:
     """The run with the dequantiser's loss under its score model's weights; raises UserError for an infinite bound."""
     path, t_min = run.model.path, config.training.smallest_time
     t_max = noisy_end(path, config.training.largest_time)
@@ -74,17 +75,19 @@ def dequantizer_run(run: Experiment, config: ConfigDict, score: Params) -> Dequa
     return DequantizerExperiment(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)} | changed)
 
 
-def settings(config: ConfigDict, score_step: int) -> ConfigDict:
+def settings(config: Config, score_step: int) -> Config:
     """The config as its dequantiser's training reads it."""
-    config = ConfigDict(config.to_dict())
-    config.training.n_iters = config.deq.n_iters or config.training.n_iters
-    config.training.snapshot_sampling = False
-    config.model.ema_rate, config.model.ema_std = (config.deq.ema_rate,), ()
-    config.deq.score_step = score_step
-    return config
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            config.training, n_iters=config.deq.n_iters or config.training.n_iters, snapshot_sampling=False
+        ),
+        model=dataclasses.replace(config.model, ema_rate=(config.deq.ema_rate,), ema_std=()),
+        deq=dataclasses.replace(config.deq, score_step=score_step),
+    )
 
 
-def train_dequantizer(run: Experiment, config: ConfigDict, folder: Path, score: Params) -> None:
+def train_dequantizer(run: Experiment, config: Config, folder: Path, score: Params) -> None:
     """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
     fixed = (*FIXED, "dequantizer", "deq.score_step")
     train(dequantizer_run(run, config, score), config, folder, lambda step, params: None, fixed)

@@ -6,8 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_flow.options import Config
 from score_flow.sharding import is_main
 from score_flow.types import UserError
 
@@ -18,7 +17,7 @@ class Workdir:
     The lock is the kernel's: it goes with its holder however that ends, so none is ever stale.
     """
 
-    def __init__(self, folder: str, config: ConfigDict, exclusive: bool):
+    def __init__(self, folder: str, config: Config, exclusive: bool):
         self._path, self._config, self._exclusive, self._lock = Path(folder).resolve(), config, exclusive, None
 
     def __enter__(self) -> Path:
@@ -28,7 +27,7 @@ class Workdir:
             self._path.mkdir(parents=True, exist_ok=True)
             if self._exclusive:
                 self._hold()
-                (self._path / "config.json").write_text(self._config.to_json_best_effort(indent=1) + "\n")
+                (self._path / "config.json").write_text(self._config.to_json(indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to --workdir {self._path}: {error.strerror or error}.") from error
         print(f"run directory: {self._path}", flush=True)

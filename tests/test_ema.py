@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from evaluation.weights import load_params, weights_of
 from score_flow.build import experiment
 from score_flow.checkpoint import Checkpoints
-from score_flow.config import WIDEST_EMA, differences, load
+from score_flow.config import differences, load, with_settings
 from score_flow.ema import combination, gamma_of, n_averages, power_share
+from score_flow.options import WIDEST_EMA, ModelOptions
 from score_flow.sharding import BATCH_AXES, state_shardings, to_host
 from score_flow.training import init_state, make_train_steps
 from score_flow.types import UserError
@@ -120,7 +120,7 @@ def trained(tmp_path_factory):
     state, history = jax.device_put(state, shardings), []
     images = rng.integers(0, 17, (1, 16, 8, 8, 1), np.uint8)
     checkpoints = Checkpoints(tmp_path_factory.mktemp("run") / "checkpoints")
-    meta = {"config": json.loads(config.to_json_best_effort()), "weights": {"raw": "raw", "ema": "ema"}}
+    meta = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
     for step in range(1, N + 1):
         state, _ = steps(state, {"image": jnp.asarray(images), "label": jnp.zeros((1, 16), jnp.int32)})
         history.append(flat(state.params))
@@ -137,8 +137,7 @@ def flat(tree):
 def evaluated(trained, **options):
     """(weights, their name) of the newest milestone with settings of config.eval."""
     run, config, checkpoints, _ = trained
-    config = config.copy_and_resolve_references()
-    config.eval.update(options)
+    config = with_settings(config, {f"eval.{name}": value for name, value in options.items()})
     return flat(load_params(run, config, checkpoints, N)), weights_of(checkpoints.meta(N), config)
 
 
@@ -176,7 +175,7 @@ def test_what_cannot_be_made_is_refused(trained):
 @pytest.mark.parametrize("extra", [{"imported": {}}, {"config": {"model": {"ema_rate": [0.9]}}}])
 def test_runs_without_power_averages_are_refused(trained, tmp_path, extra):
     run, config, _, _ = trained
-    meta = {"config": json.loads(config.to_json_best_effort()), "step": N, "weights": {"raw": "raw", "ema": "ema"}}
+    meta = {"config": json.loads(config.to_json()), "step": N, "weights": {"raw": "raw", "ema": "ema"}}
     if "config" in extra:
         del meta["config"]["model"]["ema_std"]
     other = Checkpoints(tmp_path)
@@ -187,7 +186,7 @@ def test_runs_without_power_averages_are_refused(trained, tmp_path, extra):
 
 
 @pytest.mark.parametrize("flag, words", [
-    ("model.ema_std=0.3", r"config.model.ema_std is \(0.3,\); give widths in \(0, 0.289\)"),
+    ("model.ema_std=0.3", r"config.model.ema_std is \(0.3,\); it must be above 0, at most 0.2886"),
     ("model.ema_std=(0.1,0.)", "config.model.ema_std"), ("model.ema_std=wide", "config.model.ema_std"),
     ("eval.ema_std=0.5", "config.eval.ema_std is 0.5"), ("eval.ema_std=-0.1", "config.eval.ema_std is -0.1"),
 ])  # fmt: skip
@@ -198,7 +197,7 @@ def test_widths_out_of_range_are_refused(flag, words):
 
 def test_runs_from_before_go_on():
     """Their configs know no ema_std: they had none, which is no difference; what is asked for now is one."""
-    config = json.loads(load("configs/digits.py", []).to_json_best_effort())
+    config = json.loads(load("configs/digits.py", []).to_json())
     del (older := json.loads(json.dumps(config)))["model"]["ema_std"]
     assert differences(older, config, ("model", "path")) == []
     config["model"]["ema_std"] = [0.1]
@@ -207,4 +206,4 @@ def test_runs_from_before_go_on():
 
 def test_runs_of_older_versions_keep_their_number():
     assert n_averages({"ema_rate": [0.9, 0.99]}) == 2
-    assert n_averages(ConfigDict({"ema_rate": (0.9,), "ema_std": STDS})) == 3
+    assert n_averages(ModelOptions(ema_rate=(0.9,), ema_std=STDS)) == 3

@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     config = load("configs/digits.py", FLAGS)
     params = experiment(config).init(jax.random.key(0))
-    milestones, settings = Checkpoints(folder / "checkpoints"), config.to_json_best_effort()
+    milestones, settings = Checkpoints(folder / "checkpoints"), config.to_json()
     meta = {"config": json.loads(settings), "weights": {"raw": "raw", "ema": "ema"}}
     milestones.save(1, {"params": params, "ema": [params] * len(config.model.ema_rate)}, meta, wait=True)
     milestones.close()

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from ml_collections import ConfigDict
 
 from score_flow.build import build_sampler, experiment
-from score_flow.config import assign_all, flatten, load, recipes
+from score_flow.config import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters
 from score_flow.pretrained import improved_diffusion, score_sde_config, sit
 from score_flow.sharding import BATCH_AXES, state_shardings
@@ -77,9 +76,9 @@ OURS = {f"configs/{name}.py" for name in ("digits", "digits_conditional", "digit
 
 def values(config):
     """dotted key -> value, the arguments of components completed by their defaults, where these are known."""
-    flat = flatten(json.loads(config.to_json_best_effort()))
+    flat = flatten(json.loads(config.to_json()))
     for section, package in PACKAGES.items():
-        parameters = inspect.signature(import_module(f"{package}.{config[section].name}").build).parameters
+        parameters = inspect.signature(import_module(f"{package}.{getattr(config, section).name}").build).parameters
         known = {k: p.default for k, p in parameters.items() if k not in ("parent", "name")}
         flat = {f"{section}.{k}": list(v) if isinstance(v, tuple) else v for k, v in known.items()} | flat
     return flat
@@ -95,10 +94,8 @@ def test_every_recipe_of_the_sources_is_here_and_no_other():
 @pytest.mark.parametrize("file, translate, skipped", CASES, ids=RECIPES)
 def test_values_are_those_of_the_source(file, translate, skipped):
     recipe = values(load(file, []))
-    base = load("configs/base.py", [])
     theirs = translate()
-    assign_all(base, theirs)
-    wanted = values(base)
+    wanted = values(load("configs/base.py", [], theirs))
     assert set(skipped) <= ELSEWHERE.keys()
     for key in theirs | dict.fromkeys(k for s in PACKAGES for k in wanted if k.startswith(f"{s}.")):
         if not key.startswith(skipped) or not skipped:
@@ -180,20 +177,20 @@ def reduced(file):
     """The recipe with a small network on small images; whatever else it says stays."""
     config = load(file, [])
     side = 16 if config.network.name == "sit" else 8
-    config.data.image_shape = (side, side, config.data.image_shape[2])
-    config.data.num_classes = min(config.data.num_classes, 3)
-    config.model.low_res = min(config.model.low_res, 4)
-    config.training.batch_size = 2
-    with config.network.unlocked():
-        config.network.update(ConfigDict(SMALL[config.network.name]))
-    return config
+    small = {f"network.{name}": value for name, value in SMALL[config.network.name].items()}
+    return with_settings(config, small | {
+        "data.image_shape": (side, side, config.data.image_shape[2]),
+        "data.num_classes": min(config.data.num_classes, 3),
+        "model.low_res": min(config.model.low_res, 4),
+        "training.batch_size": 2,
+    })  # fmt: skip
 
 
 def signature(file):
     """What tells one recipe from another once its network is small."""
     config = reduced(file)
     return json.dumps(
-        [config.path.name, dict(config.network), config.model.to_dict(), config.training.reduce_mean], default=str
+        [config.path.name, config.network.to_dict(), config.model.to_dict(), config.training.reduce_mean], default=str
     )
 
 

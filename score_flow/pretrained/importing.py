@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
-from score_flow.build import Experiment, available
+from score_flow.build import Experiment
 from score_flow.checkpoint import Checkpoints
+from score_flow.components import available
 from score_flow.config import read_json
 from score_flow.data.base import sha256_of
 from score_flow.ema import n_averages
 from score_flow.model import Model, count_parameters
+from score_flow.options import Config
 from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
 from score_flow.pretrained.files import read
 from score_flow.sharding import replicated
@@ -77,7 +78,7 @@ def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
 
 
-def import_into(workdir: Path, published: Published, run: Experiment, config: ConfigDict) -> None:
+def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> None:
     """Write the weights as the one milestone of a workdir, and say what they are in its metadata.
 
     Where a file holds only one kind of weights, it stands for both; the metadata says so.
@@ -93,7 +94,7 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
     step = published.checkpoint.step or 0
     digest = sha256_of(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")))
     meta = {
-        "config": json.loads(config.to_json_best_effort()),
+        "config": json.loads(config.to_json()),
         "step": step,
         "weights": chosen,
         "imported": {"project": published.project, "file": published.file.name, "sha256": digest, "holds": kinds},

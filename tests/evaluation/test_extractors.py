@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.neural_network import MLPClassifier
 
 from evaluation.extractors import inception, small
 from evaluation.features import Judge
 from evaluation.metrics import frechet_distance, moments
-from score_flow.build import resolve
+from score_flow.components import Component, resolve
 from score_flow.data import digits
 from score_flow.data.base import ArraySource
 from score_flow.networks.inception import InceptionV3, Outputs
@@ -39,7 +38,7 @@ def built(name):
     """As an evaluation builds it, for the digits; a network's weights are zeros, of which no file is needed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception.inception, "load", no_weights)
-        section = ConfigDict({"name": name})
+        section = Component(name)
         return resolve("evaluation.extractors", section, "config.eval.extractor", train=TRAIN, levels=17)
 
 
@@ -204,7 +203,7 @@ def test_a_missing_file_of_weights_is_refused_with_the_remedy():
         with pytest.raises(
             UserError, match="curl -LO https://github.com/mseitzer/pytorch-fid/releases/.*--config.eval"
         ):
-            section = ConfigDict({"name": "inception", **options})
+            section = Component("inception", options)
             resolve("evaluation.extractors", section, "config.eval.extractor", train=TRAIN, levels=17)
 
 

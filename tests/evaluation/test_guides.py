@@ -13,7 +13,7 @@ from main import EXIT_USER_ERROR, main
 from sampling.guidance import Autoguided, ClassifierGuided, Extrapolation
 from score_flow.build import experiment
 from score_flow.checkpoint import Checkpoints
-from score_flow.config import load
+from score_flow.config import load, with_settings
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.launch import TINY
@@ -56,12 +56,12 @@ def make(workdir, *flags, seed=0):
     shapes, rng = jax.eval_shape(run.init, jax.random.key(0)), np.random.default_rng(seed)
     params = jax.tree.map(lambda p: rng.normal(0.0, 0.2, p.shape).astype(np.float32), shapes)
     other = jax.tree.map(np.zeros_like, params)  # only the first EMA is what evaluations take
-    meta = {"config": json.loads(config.to_json_best_effort()), "step": 7, "weights": {"raw": "raw", "ema": "ema"}}
+    meta = {"config": json.loads(config.to_json()), "step": 7, "weights": {"raw": "raw", "ema": "ema"}}
     checkpoints = Checkpoints(workdir / "checkpoints")
     emas = [params, *[other] * (len(config.model.ema_rate) - 1)]
     checkpoints.save(7, {"params": other, "ema": emas}, meta, wait=True)
     checkpoints.close()
-    (workdir / "config.json").write_text(config.to_json_best_effort())
+    (workdir / "config.json").write_text(config.to_json())
     return run, config, jax.tree.map(jnp.asarray, params)
 
 
@@ -84,10 +84,7 @@ def guided_by(runs, name="model", **fields):
 
 
 def load_again(config, **fields):
-    copy = config.copy_and_resolve_references()
-    for name, value in fields.items():
-        copy.guidance[name] = value
-    return copy
+    return with_settings(config, {f"guidance.{name}": value for name, value in fields.items()})
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(12, 8, 8, 1)), jnp.float32)
@@ -174,7 +171,7 @@ def test_guides_pass_through_jit_and_keep_their_program(runs):
 ])  # fmt: skip
 def test_runs_that_do_not_fit_are_refused(runs, tmp_path, flags, field, words):
     config = settings(*flags)
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    (tmp_path / "config.json").write_text(config.to_json())
     with pytest.raises(UserError) as error:
         guided_by(runs, **{field: str(tmp_path), "scale": 2.0 if field == "bad" else 1.0})
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -184,7 +181,7 @@ def test_runs_that_do_not_fit_are_refused(runs, tmp_path, flags, field, words):
 def test_a_classifier_of_other_classes_is_refused(runs, tmp_path):
     data = ("--config.data.image_shape=(8,8,1)", "--config.data.num_classes=7", "--config.data.levels=17")
     config = settings(*CLASSIFIER, *data)
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    (tmp_path / "config.json").write_text(config.to_json())
     with pytest.raises(UserError, match="another number of classes: 7, where this run has 10"):
         guided_by(runs, "classes", classifier=str(tmp_path))
 

@@ -8,7 +8,7 @@ from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.latents import EDGES, build, cumulative, moments, normality, summary
 from score_flow.build import build_sampler, experiment
-from score_flow.config import load
+from score_flow.config import load, with_settings
 from score_flow.sharding import replicated
 from tests.launch import TINY
 
@@ -93,7 +93,7 @@ def done(tmp_path_factory):
     config = load(
         "configs/digits.py", [*flags, "--config.eval.solver.method=heun", f"--config.eval.solver.n_steps={N}"]
     )
-    config.eval.batch_size = 150
+    config = with_settings(config, {"eval.batch_size": 150})
     run = experiment(config)
     shapes, rng = jax.eval_shape(run.init, jax.random.key(0)), np.random.default_rng(0)
     params = jax.tree.map(lambda p: rng.normal(0.0, 0.1, p.shape).astype(np.float32), shapes)

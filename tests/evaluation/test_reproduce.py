@@ -10,8 +10,9 @@ import pytest
 from evaluation.reproduce import compared, expected_of, presets
 from evaluation.run import jobs
 from main import EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, main
-from score_flow.build import available, build_sampler, experiment
+from score_flow.build import build_sampler, experiment
 from score_flow.checkpoint import Checkpoints
+from score_flow.components import available
 from score_flow.config import ROOT, load
 from tests.launch import TINY
 
@@ -58,7 +59,7 @@ def trained(tmp_path_factory):
     config = load("configs/digits.py", TINY[1:])
     shapes = jax.eval_shape(experiment(config).init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    milestones, settings = Checkpoints(workdir / "checkpoints"), config.to_json_best_effort()
+    milestones, settings = Checkpoints(workdir / "checkpoints"), config.to_json()
     meta = {"config": json.loads(settings), "weights": {"raw": "raw", "ema": "ema"}}
     milestones.save(40, {"params": params, "ema": [params] * 2}, meta, wait=True)
     milestones.close()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from score_flow.build import available
+from score_flow.components import available
 from tests.launch import launch, run, run_together
 
 FLAGS = (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_flow.build import build_conditioning, build_model
-from score_flow.config import load
+from score_flow.config import load, with_settings
 from score_flow.pretrained.base import as_dtype
 from score_flow.pretrained.importing import open_published
 
@@ -43,8 +43,7 @@ class Imported:
         """The model of the settings with some of them changed: section={key: value}."""
         settings = {k: v | changes.get(k, {}) if isinstance(v, dict) else v for k, v in self.reference.items()}
         config = load("configs/base.py", [], self.published.source.translate(settings))
-        with config.network.unlocked():
-            config.network.dtype = self.dtype
+        config = with_settings(config, {"network.dtype": self.dtype})
         self.image_shape = tuple(config.data.image_shape)
         model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
         return model.__class__(

@@ -1,0 +1,133 @@
+"""What a setting may be: its type, its range, its choices; for the fields of a config and the arguments of plug-ins."""
+
+import ast
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from score_flow.types import UserError, check_choice
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def available(package: str) -> list[str]:
+    """The plug-ins of a package: its files that export `build`, found without importing one."""
+    files = (ROOT / package.replace(".", "/")).glob("*.py")
+    return sorted(f.stem for f in files if re.search(r"^(build\s*=|def build\b)", f.read_text(), re.MULTILINE))
+
+
+def registered(where: str) -> list[str]:
+    """The names of a registry: "folder/" has plug-ins, "file.py:TABLE" the keys of a table, read without importing."""
+    file, _, table = where.partition(":")
+    return _keys(file, table) if table else available(file.strip("/").replace("/", "."))
+
+
+@functools.cache
+def _keys(file: str, table: str) -> list[str]:
+    for node in ast.parse((ROOT / file).read_text()).body:
+        names = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        if any(isinstance(name, ast.Name) and name.id == table for name in names):
+            return [key.value for key in node.value.keys]
+    raise LookupError(f"no table {table} in {file}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The range of a number, or of each number of a tuple, and the choices of a text.
+
+    Attributes:
+        least, above: the smallest number allowed, or the one that all must exceed.
+        most, below: the largest number allowed, or the one that none may reach.
+        among: names, or the registries that hold them (`registered`), which have a slash.
+        each: the type of a tuple's items.
+        lengths: how many items it may have, any number if empty; `fewest`: at least so many.
+    """
+
+    least: float | int | None = None
+    above: float | int | None = None
+    most: float | int | None = None
+    below: float | int | None = None
+    among: tuple[str, ...] | str = ()
+    each: type | None = None
+    lengths: tuple[int, ...] = ()
+    fewest: int = 0
+
+    def choices(self) -> tuple[str, ...]:
+        """The names allowed; none where any is."""
+        names = (self.among,) if isinstance(self.among, str) else self.among
+        return tuple(n for name in names for n in (registered(name) if "/" in name else (name,)))
+
+    def said(self) -> str:
+        """What is allowed, for a person: "at least 1, below 10"."""
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        parts = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+        parts += [" or ".join(map(str, self.lengths)) + " items"] if self.lengths else []
+        return ", ".join(parts + ([f"{self.fewest} or more items"] if self.fewest else []))
+
+    def refuse(self, where: str, value: Any) -> None:
+        """Raise UserError, naming `where`, unless the value is allowed; every number must be finite."""
+        if isinstance(value, tuple):
+            if len(value) < self.fewest or (self.lengths and len(value) not in self.lengths):
+                raise UserError(f"{where} is {value!r}; it must have {self.said()}.")
+            for item in value:
+                self._refuse_one(where, item, value)
+        else:
+            self._refuse_one(where, value, value)
+
+    def _refuse_one(self, where: str, item: Any, whole: Any) -> None:
+        if isinstance(item, str) and self.among:
+            check_choice(where, item, self.choices())
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            return
+        if not math.isfinite(item):
+            raise UserError(f"{where} is {whole!r}; it must be finite.")
+        inside = (
+            (self.least is None or item >= self.least)
+            and (self.above is None or item > self.above)
+            and (self.most is None or item <= self.most)
+            and (self.below is None or item < self.below)
+        )
+        if not inside:
+            raise UserError(f"{where} is {whole!r}; it must be {self.said()}.")
+
+
+ANY = Limits()
+
+
+def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
+    """The value as a `kind`, where nothing is lost by it, within its limits; raises UserError otherwise."""
+    if kind is tuple:
+        value = tuple(_item(where, item, limits.each, value) for item in _items(where, value))
+    elif kind is float and type(value) is int:
+        value = _float(where, value)
+    elif kind is str and not isinstance(value, str):
+        value = str(value)
+    if type(value) is not kind and not (kind is str and isinstance(value, str)):
+        raise UserError(f"{where} must be of type {kind.__name__}, got {value!r}.")
+    limits.refuse(where, value)
+    return value
+
+
+def _items(where: str, value: Any) -> tuple:
+    if isinstance(value, Mapping | set) or value is None:
+        raise UserError(f"{where} must be of type tuple, got {value!r}.")
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _item(where: str, item: Any, kind: type | None, whole: Any) -> Any:
+    if kind is float and type(item) is int:
+        return _float(where, item)
+    if kind is not None and type(item) is not kind:
+        raise UserError(f"{where} must hold items of type {kind.__name__}, got {whole!r}.")
+    return item
+
+
+def _float(where: str, value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(f"{where} is {str(value)[:20]}...; it must be finite.") from error
