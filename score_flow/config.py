@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None
         check_choice("--config", file, recipes())
         path = ROOT / file
     values = {key: field.default for key, field in SCHEMA.items()}
-    assign_all(values, flatten(read_json(path) if path.suffix == ".json" else from_recipe(path)), f"{path}: ")
+    found = flatten(read_json(path) if path.suffix == ".json" else from_recipe(path))
+    assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
     assign_all(values, settings or {})
     assign_all(values, dict(map(read_override, overrides)))
     return checked(values)
@@ -97,14 +98,28 @@ def _line_of(error: Exception, path: Path) -> str:
     return str(frames[-1].lineno) if frames else "1"
 
 
+def _line_that_sets(key: str, path: Path) -> str:
+    """", line n" of the last line of a file that sets a field, where one does."""
+    section, _, last = key.rpartition(".")
+    lines = path.read_text(errors="replace").splitlines()
+    for word in (last, section.rpartition(".")[2]):
+        setting = re.compile(rf"\b{re.escape(word)}\b['\"]?\s*[=:\]]")
+        if word and (found := [n for n, line in enumerate(lines, 1) if setting.search(line)]):
+            return f", line {found[-1]}"
+    return ""
+
+
 def _reason(error: Exception) -> str:
-    """What is wrong, in one line; of a field that does not exist, the nearest one."""
+    """What is wrong, in one line, in our words where ml_collections found it; of an unknown field, the nearest one."""
     text = " ".join(str(error).split())
-    if match := re.match(
-        r"['\"]*Key \"(.+?)\" does not exist and cannot be added.*?Other fields present: \"(.*)\"", text
-    ):
-        there = sorted(set(re.findall(r"[{ ]'?(\w+)'?:", match[2])))
-        return f"unknown key {match[1]!r}; keys: {', '.join(there)}.{_nearest(match[1], there)}"
+    if found := re.search(r'Key "(.+?)" does not exist and cannot be added.*?Other fields present: "(.*)"', text):
+        there = sorted(set(re.findall(r"[{ ](?:\\?')?(\w+)(?:\\?')?: ", found[2])))
+        return f"unknown key {found[1]!r}; keys: {', '.join(there)}.{_nearest(found[1], there)}"
+    if found := re.search(r"override field '(\w+)'.*?\. (.*) is of original type .* type <class '(.*)'>", text):
+        name, got, kind = found.groups()
+        if "ConfigDict" in kind:
+            return f"{name} is a section, got {got!r}: give {name}.name, or component(...) of configs/base.py."
+        return f"{name} must be of type {kind}, got {got}."
     return f"{type(error).__name__}: {text[:300]}"
 
 
@@ -144,36 +159,41 @@ def read_override(override: str) -> tuple[str, Text]:
     return match[1], Text(match[2])
 
 
-def assign_all(values: Values, settings: dict[str, Any], where: str = "") -> None:
-    """Set every key; names of components first, as naming another one drops the arguments of the old."""
+def assign_all(values: Values, settings: dict[str, Any], where: Callable[[str], str] = lambda key: "") -> None:
+    """Set every key; names of components first, as naming another one drops the arguments of the old.
+
+    where: of a key, how a message about it begins.
+    """
     for key in sorted(settings, key=lambda key: key.rpartition(".")[2] != "name"):
-        assign(values, key, settings[key], where)
+        try:
+            assign(values, key, settings[key])
+        except UserError as error:
+            raise UserError(f"{where(key)}{error}") from error
 
 
-def assign(values: Values, key: str, value: Any, where: str = "") -> None:
-    """Set one key, "a.b", as the type of its field; `where` begins the messages."""
+def assign(values: Values, key: str, value: Any) -> None:
+    """Set one key, "a.b", as the type of its field."""
     section, _, last = key.rpartition(".")
     if isinstance(old := values.get(section), Component):
-        values[section] = _with(old, last, value, f"{where}config.{key}")
+        values[section] = _with(old, last, value, section)
         return
     if key not in SCHEMA:
-        raise UserError(f"{where}{_unknown(key)}")
+        raise UserError(_unknown(key))
     if isinstance(values[key], Component):
-        raise UserError(f"{where}config.{key} is a section, got {str(value)!r}: give config.{key}.name.")
+        raise UserError(f"config.{key} is a section, got {str(value)!r}: give config.{key}.name.")
     field = SCHEMA[key]
     kind = type(field.default)
     if isinstance(value, Text):  # a path named 1e3 is not the number
         value = str(value) if kind is str else parse(value)
-    values[key] = convert(f"{where}config.{key}", value, kind, field.metadata["limits"])
+    values[key] = convert(f"config.{key}", value, kind, field.metadata["limits"])
 
 
-def _with(old: Component, last: str, value: Any, where: str) -> Component:
-    """A component with another name, or another argument, which is checked when it is built."""
+def _with(old: Component, last: str, value: Any, section: str) -> Component:
+    """A section's component with another name, or another argument, which is checked when it is built."""
     if isinstance(value, Text):
         value = str(value) if last == "name" or isinstance(old.arguments.get(last), str) else parse(value)
     if last == "name":
-        if not isinstance(value, str):
-            raise UserError(f"{where} must be of type str, got {value!r}.")
+        check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
         return old if value == old.name else Component(value)
     return old.with_arguments(**{last: tuple(value) if isinstance(value, list) else value})
 
@@ -202,10 +222,7 @@ def parse(text: str) -> Any:
 
 
 def checked(values: Values) -> Config:
-    """The config of the values, whose names of components and pairs of fields are checked here, all else before."""
-    for key, field in SCHEMA.items():
-        if isinstance(values[key], Component):
-            check_choice(f"config.{key}.name", values[key].name, field.metadata["limits"].choices())
+    """The config of the values; raises UserError where two fields contradict each other."""
     config = make(values)
     for name, section in (("training", config.training), ("eval", config.eval)):
         if section.smallest_time >= section.largest_time:

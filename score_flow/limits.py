@@ -104,7 +104,7 @@ def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
         value = tuple(_item(where, item, limits.each, value) for item in _items(where, value))
     elif kind is float and type(value) is int:
         value = _float(where, value)
-    elif kind is str and not isinstance(value, str):
+    elif kind is str and isinstance(value, int | float | tuple | list):
         value = str(value)
     if type(value) is not kind and not (kind is str and isinstance(value, str)):
         raise UserError(f"{where} must be of type {kind.__name__}, got {value!r}.")
