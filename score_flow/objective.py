@@ -6,7 +6,7 @@ A loss is a file of score_flow/losses/ that exports `build`; config.training.obj
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ class Aux(NamedTuple):
     time_state: PyTree
 
 
+@runtime_checkable
 class Loss(Protocol):
     """What training minimises, a tree: weights that it holds fixed are its leaves, the rest is static.
 

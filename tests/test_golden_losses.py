@@ -15,7 +15,6 @@ import pytest
 
 from score_flow.model import Model, Preconditioning
 from score_flow.numerics import expand
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.paths.base import Path
 from score_flow.paths.subvp import SubVP
 from score_flow.paths.vp import VP
@@ -24,6 +23,7 @@ from score_flow.times import uniform
 from tests.chains import every_chain
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
+from tests.losses import denoising
 from tests.paths.variants import EPS
 from tests.pretrained.imported import Imported
 from tests.test_golden_sampling import Toy, process_of
@@ -55,8 +55,8 @@ class ToyScore(nn.Module):
 
 
 def objective_of(model, likelihood, mean):
-    weighting = WEIGHTINGS["likelihood" if likelihood else "simple"]
-    return Objective(model, uniform(model.path, 0.0), weighting, "mean" if mean else "sum")
+    weighting = "likelihood" if likelihood else "simple"
+    return denoising(model, uniform(model.path, 0.0), weighting, "mean" if mean else "sum")
 
 
 def toy_objective(process, discrete, likelihood, mean, params, path=None):

@@ -15,12 +15,12 @@ from sampling import base, sde
 from sampling.guidance import ClassifierFree, Extrapolation
 from sampling.ode import Solver, flow
 from score_flow.model import Denoiser, Model
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.prediction import PREDICTIONS
 from score_flow.prediction import velocity as velocity_prediction
 from score_flow.times import uniform
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
+from tests.losses import denoising
 from tests.pretrained.imported import Imported
 from tests.pretrained.test_golden_sit import IN_CHANNELS_GUIDED, Theirs
 from tests.test_golden_likelihoods import log_p
@@ -198,7 +198,7 @@ def test_losses_of_networks():
                 start = 0.0 if path_name == "VP" else eps
                 t = 1 - (jnp.asarray(arrays[f"{key}.t_uniform"], float) * (1 - eps - start) + start)
                 other = Model(network, path, PREDICTIONS[prediction], model.preconditioning)
-                objective = Objective(other, uniform(path, 0.0), WEIGHTINGS[weight])
+                objective = denoising(other, uniform(path, 0.0), weight)
                 label = {"label": jnp.asarray(arrays["sit.y"], jnp.int32)}
                 drawn = nhwc(arrays["sit.x1"]), nhwc(arrays[f"{key}.x0"]), t
                 ours[f"{key}.loss", x64] = Ours(half * objective.at(imported.params(model, "ema"), *drawn, label))

@@ -11,13 +11,13 @@ import pytest
 
 from score_flow.model import Model, Preconditioning
 from score_flow.numerics import expand
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS
 from score_flow.times import uniform
 from score_flow.training import ema_rate_at, make_optimiser
 from tests.golden_data import golden_dir, load
+from tests.losses import denoising
 from tests.paths.variants import EPS
 from tests.test_training import ADAM, optimise
 
@@ -104,7 +104,7 @@ def test_golden_steps():
     given = {key for key in arrays if re.fullmatch(r"step\..*\.(batch|rand|randn_like)", key)}
     unread = {key for key in arrays if key.startswith("step.")} - given
     for tag in {key.split(".")[1] for key in unread}:
-        loss = Objective(MODELS[tag], uniform(MODELS[tag].path, 1e-5), WEIGHTINGS["simple"])
+        loss = denoising(MODELS[tag], uniform(MODELS[tag].path, 1e-5), "simple")
         mean = jax.jit(jax.value_and_grad(lambda *args, loss=loss: jnp.mean(loss.at(*args))))
         names = {key.rpartition(".")[2] for key in unread if key.startswith(f"step.{tag}.0.param.")}
         params = ema = {name: jnp.asarray(arrays[f"toy_{name}"]) for name in names}
