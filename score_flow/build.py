@@ -90,12 +90,12 @@ class Experiment:
 def experiment(config: Config) -> Experiment:
     """Everything that training, sampling and evaluation share."""
     data, training, optim = config.data, config.training, config.optim
+    latent = is_latent(config)
     open_source = functools.cache(functools.partial(_open, data))
     declared = data if data.image_shape else open_source("train")
     image_shape = tuple(declared.image_shape)
     conditioning = build_conditioning(config, declared.num_classes)
     model = build_model(config, image_shape[-1], conditioning)
-    latent = is_latent(config)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(

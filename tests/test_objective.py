@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score_flow.build import build_conditioning, build_loss, build_model
-from score_flow.config import CHOICES, load
+from score_flow.config import load
 from score_flow.data.scaling import Scaling
 from score_flow.losses.hybrid import Hybrid
 from score_flow.losses.vlb import ChainBound
@@ -15,6 +15,7 @@ from score_flow.model import Model, Preconditioning
 from score_flow.networks.mlp import MLP
 from score_flow.numerics import mean_flat
 from score_flow.objective import WEIGHTINGS, min_snr
+from score_flow.options import SCHEMA
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
@@ -64,7 +65,7 @@ def test_weightings_are_mean_squares_in_their_spaces(path):
 
 
 def test_every_weighting_can_be_chosen():
-    assert set(CHOICES["training.weighting"]) == set(WEIGHTINGS)
+    assert set(SCHEMA["training.weighting"].metadata["limits"].choices()) == set(WEIGHTINGS)
 
 
 def test_reduction_is_the_mean_or_half_the_sum():
