@@ -16,7 +16,7 @@ from score_flow.prediction import PREDICTIONS, Estimate
 from score_flow.times import uniform
 from score_flow.variational import VariationalBound
 from tests.golden_compare import Ours, compare
-from tests.losses import of_chain
+from tests.toy_losses import of_chain
 
 CASE = "improved_diffusion/diffusion/diffusion"
 NO_TIMES = uniform(DDPM(), 0.0)  # the reference gives the times

@@ -24,7 +24,7 @@ from score_flow.times import loss_second_moment, uniform
 from score_flow.types import UserError
 from tests.exact import MixtureDenoiser
 from tests.launch import ROOT, environment
-from tests.losses import as_given
+from tests.toy_losses import as_given
 
 MEANS, STD = np.array([[-0.8, 0.4], [0.7, -0.2], [0.1, 0.9]]), 0.5
 

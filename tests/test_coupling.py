@@ -18,7 +18,7 @@ from score_flow.sharding import BATCH_AXES, batch_sharding, make_mesh, replicate
 from score_flow.times import uniform
 from score_flow.types import UserError
 from tests.launch import TINY
-from tests.losses import denoising
+from tests.toy_losses import denoising
 
 EPS = np.finfo(np.float32).eps
 couple = jax.jit(optimal)

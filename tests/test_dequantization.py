@@ -30,7 +30,7 @@ from score_flow.train_deq import NETWORKS, build_network, dequantisation
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.launch import TINY
-from tests.losses import as_given, denoising
+from tests.toy_losses import as_given, denoising
 
 N, EPS = 4000, np.finfo(np.float32).eps
 KEYS = example_keys(0, jnp.arange(N))

@@ -16,10 +16,10 @@ from score_flow.variational import VariationalBound
 from tests.chains import CASE, NO_TIMES, nchw, nhwc
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
-from tests.losses import of_chain
 from tests.paths.variants import EPS
 from tests.pretrained.test_improved_diffusion import converted, experiment_of, settings_of
 from tests.test_golden_chains import bound_values, sample
+from tests.toy_losses import of_chain
 
 CASES = []
 if (golden_dir() / f"{CASE}.json").exists():

@@ -23,11 +23,11 @@ from score_flow.times import uniform
 from tests.chains import every_chain
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
-from tests.losses import denoising
 from tests.paths.variants import EPS
 from tests.pretrained.imported import Imported
 from tests.test_golden_sampling import Toy, process_of
 from tests.test_golden_sde import Process
+from tests.toy_losses import denoising
 
 SCORE_SDE, SCORE_FLOW = "score_sde/losses/losses", "score_flow/losses_bound"
 

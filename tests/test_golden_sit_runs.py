@@ -20,12 +20,12 @@ from score_flow.prediction import velocity as velocity_prediction
 from score_flow.times import uniform
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
-from tests.losses import denoising
 from tests.pretrained.imported import Imported
 from tests.pretrained.test_golden_sit import IN_CHANNELS_GUIDED, Theirs
 from tests.test_golden_likelihoods import log_p
 from tests.test_golden_sit_samplers import ODE_METHODS, SDE_METHODS, arrays_of, denoiser_of, ends, feed
 from tests.test_golden_transport import INTERPOLANTS
+from tests.toy_losses import denoising
 
 FOLDER, LOSSES = "sit/samplers", "sit/transport/transport"
 pytestmark = [

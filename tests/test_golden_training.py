@@ -17,9 +17,9 @@ from score_flow.prediction import PREDICTIONS
 from score_flow.times import uniform
 from score_flow.training import ema_rate_at, make_optimiser
 from tests.golden_data import golden_dir, load
-from tests.losses import denoising
 from tests.paths.variants import EPS
 from tests.test_training import ADAM, optimise
+from tests.toy_losses import denoising
 
 CASE = "score_sde/train/ema_optimizer"
 pytestmark = pytest.mark.skipif(not (golden_dir() / f"{CASE}.npz").exists(), reason="not in the committed subset")

@@ -23,8 +23,8 @@ from score_flow.prediction import PREDICTIONS, Estimate, score, velocity
 from score_flow.times import uniform
 from tests.golden_compare import Ours, compare, split_precision
 from tests.golden_data import load
-from tests.losses import denoising
 from tests.paths.variants import EPS
+from tests.toy_losses import denoising
 
 INTERPOLANTS = {"Linear": Linear(), "GVP": GVP(), "VP": VP(0.1, 20.0)}
 FORMS = {"SBDM": "g2", "inccreasing-decreasing": "increasing_decreasing"}  # the source's spellings

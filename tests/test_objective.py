@@ -24,9 +24,9 @@ from score_flow.preprocessing import Preprocessing
 from score_flow.times import grid, uniform
 from score_flow.types import UserError
 from score_flow.variational import VariationalBound
-from tests.losses import denoising, of_chain
 from tests.paths.variants import DEFAULTS, EPS
 from tests.test_model import MEAN, STD, Echo, drawn, perfect
+from tests.toy_losses import denoising, of_chain
 
 every_path = pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS.keys())
 
