@@ -46,7 +46,7 @@ class Toy(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, condition=None, *, deterministic=True):
-        w, u, a, v = (self.param(name, nn.initializers.zeros, (1, 1, 1, 3)) for name in "wuav")
+        w, u, a, v = (self.param(name, nn.initializers.zeros, (1, 1, 1, x.shape[-1])) for name in "wuav")
         scale = self.param("scale", nn.initializers.ones, ())
         t, y = expand(scale * time, x), expand(condition["label"].astype(x.dtype), x)
         mean = (a + 0.3 * jnp.cos(0.05 * t)) * x + u * jnp.tanh(w * x) + 0.05 * y

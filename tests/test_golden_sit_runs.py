@@ -187,7 +187,8 @@ def test_losses_of_networks():
         key = row["key"]
         _, path_name, prediction, weighting = key.split(".")
         path = INTERPOLANTS[path_name]
-        eps = 1e-5 if path_name == "VP" else 0.0 if prediction == "velocity" else 1e-3  # of training
+        default = 1e-5 if path_name == "VP" else 0.0 if prediction == "velocity" else 1e-3
+        eps = row.get("train_eps", default)
         weight = "velocity" if prediction == "velocity" else {"None": "simple"}.get(weighting, weighting)
         half = 0.5 if weight == "likelihood" else 1.0
         for x64 in (True, False):
