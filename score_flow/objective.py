@@ -60,11 +60,8 @@ class Loss(Protocol):
         ...
 
 
-DEFAULT_GAMMA = 5.0
-
-
 @functools.cache
-def min_snr(gamma: float = DEFAULT_GAMMA) -> Callable[[Coefficients], Times]:
+def min_snr(gamma: float = 5.0) -> Callable[[Coefficients], Times]:
     """min(SNR, gamma) |x0 error|^2 = min(1, gamma/SNR) |noise error|^2 (Hang et al. 2023, arXiv:2303.09556)."""
     return lambda c: jnp.minimum(1.0, gamma * (c.sigma / c.alpha) ** 2)
 
@@ -79,14 +76,13 @@ WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
 }
 
 
-def off(options: TrainOptions, **switches: object) -> None:
-    """Raise UserError unless options of config.training that a loss has no use for are switched off."""
-    for field, value in switches.items():
-        if (given := getattr(options, field)) != value:
-            raise UserError(
-                f"config.training.{field} is {given!r}; training.objective = {options.objective} has no use "
-                f"for it, and needs {value!r}."
-            )
+def unused(options: TrainOptions, *names: str, by: str = "") -> None:
+    """Raise UserError unless options that a loss would not heed have their defaults; by: which loss, or other choice."""
+    for name in names:
+        value, default = getattr(options, name), getattr(TrainOptions, name)
+        if value != default:
+            by = by or f"training.objective = {options.objective}"
+            raise UserError(f"config.training.{name} is {value!r}, which {by} has no use for: leave it at {default!r}.")
 
 
 def keys_of(key: Key, train: bool) -> tuple[Key, Key]:

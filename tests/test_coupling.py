@@ -108,7 +108,7 @@ def test_the_loss_of_eight_devices_is_that_of_one():
     (("training.coupling=optimal",), "config.training.coupling is 'optimal'; allowed: independent, ot"),
     (("training.coupling=ot", "training.objective=vlb", "training.time_sampler.name=grid", "path.name=vp",
       "training.variance=small", "data.uniform_dequantization=False", "training.largest_time=1."),
-     "config.training.coupling is 'ot'; training.objective = vlb has no use for it"),
+     "config.training.coupling is 'ot', which training.objective = vlb has no use for"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(flags, words):
     with pytest.raises(UserError) as error:

@@ -160,14 +160,17 @@ def test_no_code_asks_what_class_a_loss_is():
 
 @pytest.mark.parametrize("flags, words", [
     (("training.likelihood_weighting=True",), "is True, but config.training.weighting is 'velocity': give one of them"),
-    (("training.min_snr_gamma=3.",), "config.training.min_snr_gamma is 3.0, but the weighting is 'velocity'"),
+    (("training.min_snr_gamma=3.",), "config.training.min_snr_gamma is 3.0, which training.weighting = velocity has"),
+    (("training.vlb_weight=0.1",), "config.training.vlb_weight is 0.1, which training.objective = simple has no use"),
+    (("training.decoder=exact",), "config.training.decoder is 'exact', which training.objective = simple has no use"),
+    ((*CHAIN, "training.objective=vlb", "training.vlb_weight=0.1"), "leave it at 0.001"),
     (("training.label_dropout=0.1",), "config.model.class_conditional is False: there are no labels to hide"),
     (("training.importance_weighting=True",), "config.training.time_sampler.name is 'stratified': give one of them"),
     (("model.low_res=4",), "config.model.low_res is 4, which the network mlp cannot do"),
     (("model.low_res=4",), "networks that have: adm."),
     ((*CHAIN, "training.objective=vlb", "training.coupling=ot"), "config.training.coupling is 'ot'"),
-    ((*CHAIN, "training.objective=hybrid", "training.coupling=ot"), "training.objective = hybrid has no use for it"),
-    ((*CHAIN, "training.objective=vlb", "training.likelihood_weighting=True"), "has no use for it, and needs False"),
+    ((*CHAIN, "training.objective=hybrid", "training.coupling=ot"), "which training.objective = hybrid has no use for: leave it at 'independent'"),
+    ((*CHAIN, "training.objective=vlb", "training.likelihood_weighting=True"), "which training.objective = vlb has no use for: leave it at False"),
 ])  # fmt: skip
 def test_options_that_nothing_would_heed_are_refused(flags, words):
     with pytest.raises(UserError) as error:
@@ -176,7 +179,7 @@ def test_options_that_nothing_would_heed_are_refused(flags, words):
 
 
 @pytest.mark.parametrize("flag, words", [
-    ("training.label_dropout=0.1", "config.training.label_dropout is 0.1; training.objective = classifier"),
+    ("training.label_dropout=0.1", "config.training.label_dropout is 0.1, which training.objective = classifier has no use for"),
     ("training.coupling=ot", "config.training.coupling is 'ot'"),
     ("model.learn_sigma=True", "config.model.learn_sigma is True, which the network classifier cannot do"),
     ("model.low_res=4", "config.model.low_res is 4"),

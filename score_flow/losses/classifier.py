@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.model import Model
-from score_flow.objective import Aux, Noising, Product, off
+from score_flow.objective import Aux, Noising, Product, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
@@ -81,7 +81,7 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, class_conditional: bool, options: TrainOptions
 ) -> Classification:
     """The cross-entropy of labels; raises UserError for what only models of images have."""
-    off(options, coupling="independent", label_dropout=0.0, likelihood_weighting=False)
+    unused(options, "coupling", "label_dropout", "likelihood_weighting", "min_snr_gamma", "vlb_weight", "decoder")
     if class_conditional:
         raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
     return Classification(model, Noising(prepare, times))

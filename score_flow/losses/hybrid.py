@@ -11,7 +11,7 @@ from score_flow.data.scaling import Scaling
 from score_flow.losses.simple import Denoising, weighting_of
 from score_flow.losses.vlb import ChainBound, variational
 from score_flow.model import Model
-from score_flow.objective import Aux, Product, noising_of, off
+from score_flow.objective import Aux, Product, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
@@ -84,7 +84,7 @@ def build(
     options: TrainOptions,
 ) -> Hybrid:
     """Both as config.training describes them; raises UserError without a variance to be trained."""
-    off(options, coupling="independent")
+    unused(options, "coupling")
     bound = variational(model, times, scaling, dequantised, learn_sigma, options)
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.model import Model
 from score_flow.numerics import expand, mean_flat, sum_flat
-from score_flow.objective import DEFAULT_GAMMA, WEIGHTINGS, Aux, Noising, Product, initial, min_snr, noising_of
+from score_flow.objective import WEIGHTINGS, Aux, Noising, Product, initial, min_snr, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.paths.base import Coefficients
 from score_flow.prediction import Estimate
@@ -78,6 +78,7 @@ class Denoising:
 
 def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Denoising:
     """The weighted squared error as config.training describes it."""
+    unused(options, "vlb_weight", "decoder")
     noising = noising_of(options, times, prepare, num_classes)
     return Denoising(model, noising, weighting_of(options), "mean" if options.reduce_mean else "sum")
 
@@ -93,9 +94,5 @@ def weighting_of(options: TrainOptions) -> Callable[[Coefficients], Times]:
     name = "likelihood" if options.likelihood_weighting else name
     if name == "min_snr":
         return min_snr(options.min_snr_gamma)
-    if options.min_snr_gamma != DEFAULT_GAMMA:
-        raise UserError(
-            f"config.training.min_snr_gamma is {options.min_snr_gamma}, but the weighting is {name!r}: only "
-            "config.training.weighting = min_snr has a gamma."
-        )
+    unused(options, "min_snr_gamma", by=f"training.weighting = {name}")
     return WEIGHTINGS[name]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.data.scaling import Scaling
 from score_flow.model import Model
-from score_flow.objective import Aux, Noising, Product, initial, noising_of, off
+from score_flow.objective import Aux, Noising, Product, initial, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
@@ -82,7 +82,7 @@ def build(
     options: TrainOptions,
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
-    off(options, coupling="independent", likelihood_weighting=False)
+    unused(options, "coupling", "likelihood_weighting", "min_snr_gamma", "vlb_weight")
     bound = variational(model, times, scaling, dequantised, learn_sigma, options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")
