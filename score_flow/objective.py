@@ -77,7 +77,7 @@ WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
 
 
 def unused(options: TrainOptions, *names: str, by: str = "") -> None:
-    """Raise UserError unless options that a loss would not heed have their defaults; by: which loss, or other choice."""
+    """Raise UserError unless options that would not be heeded have their defaults; by: what has no use for them."""
     for name in names:
         value, default = getattr(options, name), getattr(TrainOptions, name)
         if value != default:
