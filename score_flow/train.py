@@ -95,7 +95,6 @@ class TestLoss:
         n = len(run.test_source)
         self._batch = multiple(run.mesh, min(n, 256))
         self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
-
         self._losses = functools.partial(_sum_of_losses, run.loss)
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
@@ -103,8 +102,8 @@ class TestLoss:
             return
         total, count = 0.0, 0
         for i in range(self._rounds):
-            indices, mask = rounds(len(self._run.test_source), self._batch, i)
-            batch = gather(self._run.test_source, indices, batch_sharding(self._run.mesh))
+            ids, mask = rounds(len(self._run.test_source), self._batch, i)
+            batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))
             key = jax.random.fold_in(jax.random.key(self._run.seed), i)
             loss, n = self._losses(state.ema[0], key, batch, np.asarray(mask))
             total, count = total + float(loss), count + int(n)
