@@ -37,7 +37,7 @@ def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None
         check_choice("--config", file, recipes())
         path = ROOT / file
     values = {key: field.default for key, field in SCHEMA.items()}
-    found = flatten(read_json(path) if path.suffix == ".json" else from_recipe(path))
+    found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
     assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
     assign_all(values, settings or {})
     assign_all(values, dict(map(read_override, overrides)))
@@ -147,6 +147,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_it_ran(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, in which an older program overlooked some beside others: as it understood them."""
+    settings = dict(settings)
+    if settings.get("training.likelihood_weighting"):
+        settings["training.weighting"] = "likelihood"
+    if settings.get("training.importance_weighting"):
+        drawn = {key for key in settings if key.startswith("training.time_sampler.")}
+        settings = {key: value for key, value in settings.items() if key not in drawn}
+        settings["training.time_sampler.name"] = "log_snr"
+    without_use = {
+        "training.min_snr_gamma": settings.get("training.weighting") != "min_snr",
+        "training.vlb_weight": settings.get("training.objective") != "hybrid",
+        "training.label_dropout": not settings.get("model.class_conditional"),
+    }
+    settings |= {key: SCHEMA[key].default for key, unused in without_use.items() if unused and key in settings}
+    return settings
+
+
 class Text(str):
     """The value of an override as it was typed: what it means depends on the type of the field."""
 
@@ -253,7 +271,7 @@ def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[s
     """
 
     def plain(tree: dict) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in as_it_ran(flatten(tree)).items()}
 
     old, new, base = plain(saved), plain(current), plain(Config().to_dict())
     names = {k: f"{k.rpartition('.')[0]}.name" for k in base}
