@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from score_flow.components import Component
-from score_flow.limits import ROOT, convert
+from score_flow.components import Component, kinds
+from score_flow.limits import ROOT, check_times, convert
 from score_flow.options import SCHEMA, Config, make
 from score_flow.types import UserError, check_choice
 
@@ -207,9 +207,12 @@ def assign(values: Values, key: str, value: Any) -> None:
 
 
 def _with(old: Component, last: str, value: Any, section: str) -> Component:
-    """A section's component with another name, or another argument, which is checked when it is built."""
+    """A section's component with another name, or another argument, which `build.check_components` checks."""
     if isinstance(value, Text):
-        value = str(value) if last == "name" or isinstance(old.arguments.get(last), str) else parse(value)
+        among = SCHEMA[section].metadata["limits"].among
+        kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")
+        parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
+        value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
     if last == "name":
         check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
         return old if value == old.name else Component(value)
@@ -243,8 +246,8 @@ def checked(values: Values) -> Config:
     """The config of the values; raises UserError where two fields contradict each other."""
     config = make(values)
     for name, section in (("training", config.training), ("eval", config.eval)):
-        if section.smallest_time >= section.largest_time:
-            raise UserError(f"config.{name}.smallest_time must be below config.{name}.largest_time.")
+        times = section.smallest_time, section.largest_time
+        check_times(f"config.{name}", *times, ("smallest_time", "largest_time"))
     first, last = config.guidance.interval
     if first > last:
         raise UserError(f"config.guidance.interval is {config.guidance.interval}; give (first, last) time, in order.")
