@@ -5,7 +5,9 @@ import functools
 import importlib
 from collections.abc import Callable
 
+import flax.errors
 import flax.linen as nn
+import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -30,6 +32,8 @@ from score_flow.times import TIME_SAMPLERS, TimeSampler
 from score_flow.training import make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
 
+# What flax, jax and a network's own arithmetic raise where shapes do not fit.
+SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError, StopIteration)
 LOSSES, NETWORKS = "score_flow.losses", "score_flow.networks"
 
 
@@ -224,7 +228,7 @@ def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Condi
     condition = conditioning.example(1, image_shape[-1])
     try:
         jax.eval_shape(lambda key: model.init(key, (1, *image_shape), condition), jax.random.key(0))
-    except Exception as error:  # whatever flax and jax raise where shapes do not fit
+    except SHAPE_ERRORS as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"config.network (name = {name}) does not fit images of {image_shape}: {reason}") from error
 
