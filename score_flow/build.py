@@ -33,7 +33,7 @@ from score_flow.training import make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
-SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError, StopIteration)
+SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
 LOSSES, NETWORKS = "score_flow.losses", "score_flow.networks"
 
 
