@@ -155,7 +155,7 @@ def load_base(run: Experiment, file: str) -> Batch | None:
         return None
     if not side:
         raise UserError("config.eval.low_res is given, but config.model.low_res is 0: the model refines no images.")
-    source = arrays.build(path=str(existing_file(file, "config.eval.low_res")), levels=run.scaling.levels)
+    source = arrays.read(existing_file(file, "config.eval.low_res"), run.scaling.levels)
     shape = (side, side, run.image_shape[-1])
     if source.image_shape != shape:
         raise UserError(f"config.eval.low_res: {file} holds images of shape {source.image_shape}; allowed: {shape}")

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import flax.errors
 import flax.linen as nn
@@ -15,7 +17,8 @@ from jaxtyping import Array
 from score_flow.components import Component, call, check, find, resolve
 from score_flow.conditioning import Conditioning
 from score_flow.config import values_of
-from score_flow.data.base import Source
+from score_flow.data.base import Source, facts
+from score_flow.data.compare import refuse_unfit
 from score_flow.data.scaling import Scaling
 from score_flow.grid import choose
 from score_flow.hints import parameters_of
@@ -23,7 +26,7 @@ from score_flow.limits import available
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import Loss, Product
-from score_flow.options import SCHEMA, Config, DataOptions, make
+from score_flow.options import SCHEMA, Config, make
 from score_flow.pixels import Pixels, by_key, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.preprocessing import Preprocessing
@@ -63,6 +66,11 @@ class Experiment:
         return self.open_source("test")
 
     @functools.cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """What tells the training data from others (data.base.facts), kept in every checkpoint."""
+        return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0}
+
+    @functools.cached_property
     def pixels(self) -> Pixels:
         """From samples to pixel levels; raises UserError without the autoencoder."""
         if self.latent and not self.autoencoder:
@@ -94,14 +102,26 @@ class Experiment:
         return self.conditioning.example(n, self.image_shape[-1])
 
 
-def experiment(config: Config) -> Experiment:
-    """Everything that training, sampling and evaluation share."""
+def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> Experiment:
+    """Everything that training, sampling and evaluation share.
+
+    `remembered`: the facts of the training data in the newest checkpoint of the run, if it has one (none in it: {}).
+    What they say of images and classes need not be asked of the data set, which is then opened by who reads it.
+    """
     data, training, optim = config.data, config.training, config.optim
     latent = is_latent(config)
-    open_source = functools.cache(functools.partial(_open, data))
-    declared = data if data.image_shape else open_source("train")
+    labelled = uses_labels(config)
+    split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
+    declared, whose = _declared(config, remembered, split)
     image_shape = tuple(declared.image_shape)
-    conditioning = build_conditioning(config, declared.num_classes)
+
+    @functools.cache
+    def open_source(name: str) -> Source:
+        source = split(name)
+        refuse_unfit(source, image_shape, declared.levels, declared.num_classes if labelled else 0, whose)
+        return source
+
+    conditioning = build_conditioning(config, declared.num_classes, getattr(declared, "unlabelled", ""))
     model = build_model(config, image_shape[-1], conditioning)
     check_shapes(model, image_shape, conditioning, config.network.name)
     dequantised = data.uniform_dequantization and not latent
@@ -148,16 +168,9 @@ def is_latent(config: Config) -> bool:
     return bool(config.eval.autoencoder)
 
 
-def _open(data: DataOptions, split: str) -> Source:
-    """A split of the data set, which must be what config.data declares, where it declares anything."""
-    source = resolve("score_flow.data", data.source, "config.data.source", split=split)
-    declared, got = (tuple(data.image_shape), data.levels), (tuple(source.image_shape), source.levels)
-    if data.image_shape and declared != got:
-        raise UserError(
-            f"config.data declares images of shape {declared[0]} with {declared[1]} levels, "
-            f"but {source.name} has {got[0]} with {got[1]}."
-        )
-    return source
+def uses_labels(config: Config) -> bool:
+    """Whether the labels of the data are of any account."""
+    return config.model.class_conditional or produced(config.training.objective) == "classifier"
 
 
 def produced(objective: str) -> Product:
@@ -165,14 +178,35 @@ def produced(objective: str) -> Product:
     return getattr(importlib.import_module(f"{LOSSES}.{objective}"), "PRODUCES", "denoiser")
 
 
-def build_conditioning(config: Config, num_classes: int) -> Conditioning:
-    """What the network is told besides x and t, or a classifier learns; num_classes is the data set's."""
+def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Callable[[str], Source]) -> Any:
+    """(image_shape, levels and num_classes as attributes; who says so), the data set asked last."""
+    if config.data.image_shape:
+        return config.data, "config.data declares"
+    if remembered and "image_shape" in remembered:
+        return SimpleNamespace(**remembered), "the run was trained on"
+    source = split("train")
+    return source, f"{source.name} has"
+
+
+def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
+    """The share of images that a run holds out where its config is silent: of an older run, which held out none, 0."""
+    share = 0.0 if remembered is not None and not remembered else (remembered or {}).get("test_share")
+    return {} if share is None else {"test_share": share}
+
+
+def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
+    """A split of the data set."""
+    return resolve("score_flow.data", section, "config.data.source", split=split, **held_out)
+
+
+def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:
+    """What the network is told besides x and t; num_classes is the data set's, `why` the reason where it has none."""
     options, classifies = config.model, produced(config.training.objective) == "classifier"
-    if (options.class_conditional or classifies) and not num_classes:
+    if uses_labels(config) and not num_classes:
         objective = f"training.objective is {config.training.objective}"
         what = objective if classifies else "model.class_conditional is True"
-        raise UserError(f"config.{what}, but the data have no labels.")
-    return Conditioning(num_classes if options.class_conditional or classifies else 0, options.low_res)
+        raise UserError(f"config.{what}, but the data have no labels{f' ({why})' if why else ''}.")
+    return Conditioning(num_classes if uses_labels(config) else 0, options.low_res)
 
 
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:

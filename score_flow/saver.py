@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
 from score_flow.checkpoint import Checkpoints, target
 from score_flow.config import differences
+from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.options import Config
 from score_flow.record import Recorder
 from score_flow.training import Metrics, TrainState, crossed
@@ -22,7 +24,8 @@ Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a shee
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot):
+    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, facts: dict[str, Any] | None = None):
+        """facts: of the data set, kept in every checkpoint as meta["data"]."""
         self.meta, self.milestones = (
             Checkpoints(workdir / "checkpoints-meta", keep=2),
             Checkpoints(workdir / "checkpoints"),
@@ -30,6 +33,7 @@ class Saver:
         self.recorder: Recorder | None = None
         self._snapshot, self._options = snapshot, config.training
         self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
+        self._saved |= {"data": facts} if facts else {}
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         self.meta.poll()
@@ -55,7 +59,7 @@ class Saver:
         if not found:
             return None
         step, checkpoints = max(found, key=lambda pair: pair[0])
-        refuse_other_config(checkpoints.meta(step)["config"], config, fixed, checkpoints.directory)
+        refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
         for c in (self.meta, self.milestones):
             c.delete_after(step)
         return step
@@ -92,6 +96,20 @@ def _items(state: TrainState) -> dict:
 
 def _from_items(items: dict) -> dict:
     return {"params": items["params"], "ema": tuple(items["ema"]), **items["train"]}
+
+
+def refuse_other_run(
+    meta: dict, config: Config, facts: dict[str, Any] | None, sections: tuple[str, ...], where: Path
+) -> None:
+    """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
+
+    Of the data, by their facts, the content decides, and not where they lie.
+    """
+    saved = meta["config"]
+    if facts:
+        refuse_other_data(meta.get("data"), facts, str(where))
+        saved = same_place(saved, json.loads(config.to_json()), known="data" in meta)
+    refuse_other_config(saved, config, sections, where)
 
 
 def refuse_other_config(saved: dict, config: Config, sections: tuple[str, ...], where: Path) -> None:

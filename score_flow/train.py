@@ -10,6 +10,7 @@ from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
 from score_flow.build import Experiment
+from score_flow.data.compare import describe_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
@@ -31,7 +32,9 @@ def train(
     """
     options = config.training
     check(run.train_source, options.batch_size, run.mesh.size)
-    saver = Saver(workdir, config, snapshot)
+    if options.eval_freq:
+        check(run.test_source, run.mesh.size, run.mesh.size)  # opened, and compared with what the run is of
+    saver = Saver(workdir, config, snapshot, run.data_facts)
     source, averages = run.train_source, config.model
     first = indices(len(source), options.batch_size, run.seed, 0)
     init = functools.partial(_init, run, n_averages(averages))
@@ -42,6 +45,8 @@ def train(
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
     state = fresh() if start is None else saver.restore(start, fresh, shapes, shardings)
     start = start or 0
+    if run.conditioning.num_classes and not start:
+        refuse_untrained_start(run.train_source)
     _introduce(run, shapes, workdir, start, options)
     steps = make_train_steps(
         run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
@@ -49,7 +54,7 @@ def train(
     batches = Batches(source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
-    hooks = [recorder, TestLoss(run, log, options.eval_freq), saver]
+    hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
     try:
         with Preemption() as preemption:
             step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
@@ -72,6 +77,8 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
         return
     parameters = count_parameters(shapes.params)
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
+    for line in about_data(run, options.eval_freq > 0):
+        print(f"data: {line}", flush=True)
     print(
         f"{type(run.loss.network).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
         f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; "
@@ -81,6 +88,16 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     )
     overview = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
+
+
+def about_data(run: Experiment, tested: bool) -> list[str]:
+    """What a person should know of the data before hours are spent: classes, what is held out or left out."""
+    train = run.train_source
+    lines = [f"classes: {describe_classes(train)}"] if run.conditioning.num_classes else []
+    if train.num_classes and not run.conditioning.num_classes:
+        lines.append(f"classes, which this run does not use: {describe_classes(train)}")
+    lines += getattr(train, "notes", ())
+    return lines + ([f"test split: {len(run.test_source)} images {run.test_source.name}"] if tested else [])
 
 
 class TestLoss:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow import pixels
 from score_flow.data import arrays
-from score_flow.data.base import one_line
+from score_flow.data.base import one_line, regular_file
 from score_flow.data.folder import FORMATS, Decoder
 from score_flow.data.scaling import Scaling
 from score_flow.types import UserError
@@ -20,11 +20,8 @@ MAX_BYTES = 4 << 30
 
 
 def existing_file(file: str | Path, what: str) -> Path:
-    """The path of a file; raises UserError when there is none."""
-    path = Path(str(file)).expanduser()
-    if not path.is_file():
-        raise UserError(f"{what}: no such file: {path}")
-    return path
+    """The path of a regular file; raises UserError when there is none."""
+    return regular_file(str(file), what)
 
 
 def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
@@ -34,7 +31,7 @@ def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt
     """
     path = existing_file(file, what)
     if path.suffix == ".npz":
-        images = arrays.build(path=str(path), levels=levels, max_bytes=MAX_BYTES).image
+        images = arrays.read(path, levels, MAX_BYTES).image
     else:
         images = np.rint(_decode(path, channels) * ((levels - 1) / 255)).astype(np.uint8)[None]
     if images.shape[-1] != channels:
@@ -83,11 +80,9 @@ def read_array(file: str | Path, what: str, name: str) -> Float[np.ndarray, "...
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
-                size = max((entry.file_size for entry in archive.infolist()), default=0)
-        else:
-            size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{what}: {path} unpacks to {size} bytes; allowed: {MAX_BYTES}")
+                arrays.refuse_bombs(path, archive, MAX_BYTES, f"{what}: at most")
+        elif path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{what}: {path} holds {path.stat().st_size} bytes; allowed: {MAX_BYTES}")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:

@@ -8,50 +8,83 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from score_flow.data.base import ArraySource, existing_path, one_line
+from score_flow.data import splits
+from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source, existing_path, one_line, regular_file
 from score_flow.types import UserError
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")
-SPLITS = ("train", "test")
+MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so tightly: zeros pack 1000 times
 
 
-def build(split: str = "train", path: str = "", levels: int = 256, max_bytes: int = 32 << 30) -> ArraySource:
+def build(
+    split: str = "train", path: str = "", levels: int = 256, max_bytes: int = 16 << 30, test_share: float = 0.1
+) -> Source:
     """Images uint8 (n, h, w[, c]) named image, images, x or arr_0; labels (n,) named label, labels or y, if any.
 
-    `path` is one file (then every split reads it), a folder of `<split>.npz`, or a name containing "{split}". The
-    number of classes is the largest label of the train and test files + 1, for the splits to agree. A file with an
-    entry that unpacks to more than `max_bytes` is refused before it is read. Raises UserError.
+    `path` is one file, a folder of train.npz and test.npz (or val, valid, validation; in any case of letters), or a
+    name containing "{split}". Without a test file, `test_share` of the training images is held out as one.
+
+    The number of classes is the largest label of the train and test files + 1, for the splits to agree. Labels that
+    are none leave the images unlabelled, which says why. A file with an entry that unpacks to more than `max_bytes`,
+    or MAX_RATIO times its size, is refused before it is read. Raises UserError.
     """
+    splits.check_fields(split, test_share)
     if not 2 <= levels <= 256:
-        raise UserError(f"data.levels: got {levels}; allowed: 2 to 256")
-    file = _split_file(path, split)
-    if not file.is_file():
-        there = sorted(found.name for found in file.parent.glob("*.npz"))
-        raise UserError(f"data.path: no such file: {file}; .npz files beside it: {', '.join(there) or 'none'}")
+        raise UserError(f"config.data.source.levels: got {levels}; allowed: 2 to 256")
+    train, test = _files(path)
+    if test and split == "test":
+        return read(test, levels, max_bytes, _num_classes((train, test), max_bytes))
+    if train is None:
+        raise UserError(_missing(path))
+    if test:
+        return read(train, levels, max_bytes, _num_classes((train, test), max_bytes))
+    about = train.stat()
+    key = "arrays", train.resolve(), about.st_size, about.st_mtime_ns, levels, max_bytes
+    whole = splits.shared(key, lambda: read(train, levels, max_bytes))
+    return splits.share_out(whole, split, test_share, whole.name)
+
+
+def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
+    """All images of one file; of at least so many classes. Raises UserError."""
+    file = regular_file(file, PATH)
     with _opened(file, max_bytes) as archive:
-        image, label = _images(file, archive, levels), _labels(file, archive)
+        image = _images(file, archive, levels)
+        label, reason = _labels(archive, len(image))
     if label is None:
-        return ArraySource(file.name, image, levels=levels)
-    if len(label) != len(image):
-        raise UserError(f"{file}: got {len(label)} labels for {len(image)} images; allowed: one each")
-    return ArraySource(file.name, image, label, levels, num_classes=_num_classes(path, max_bytes))
+        return ArraySource(file.name, image, levels=levels, unlabelled=reason and f"{file}: {reason}")
+    return ArraySource(file.name, image, label, levels, max(num_classes, int(label.max()) + 1))
 
 
-def _split_file(path: str, split: str) -> Path:
+def _files(path: str) -> tuple[Path | None, Path | None]:
+    """The training and the test file, as far as there are any."""
     if "{split}" in path:
-        return Path(path.replace("{split}", split)).expanduser()
+        return splits.both(*(_by_pattern(path, split) for split in splits.NAMES))
     found = existing_path(path)
-    return found / f"{split}.npz" if found.is_dir() else found
+    if not found.is_dir():
+        return regular_file(found, PATH), None
+    return splits.both(*(splits.find(found, split, ".npz") for split in splits.NAMES))
 
 
-def _num_classes(path: str, max_bytes: int) -> int:
+def _by_pattern(path: str, split: str) -> Path | None:
+    names = [spelt for name in splits.NAMES[split] for spelt in (name, name.capitalize(), name.upper())]
+    files = [Path(path.replace("{split}", name)).expanduser() for name in names]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _missing(path: str) -> str:
+    file = Path(path.replace("{split}", "train") if "{split}" in path else f"{path}/train.npz").expanduser()
+    there = sorted(found.name for found in file.parent.glob("*.npz"))
+    return f"{PATH}: no such file: {file}; .npz files beside it: {', '.join(there[:10]) or 'none'}"
+
+
+def _num_classes(files: tuple[Path | None, ...], max_bytes: int) -> int:
+    """The largest label of several files + 1."""
     largest = -1
-    for file in {_split_file(path, split) for split in SPLITS}:
-        if file.is_file():
-            with _opened(file, max_bytes) as archive:
-                label = _labels(file, archive)
-            largest = max(largest, -1 if label is None else int(label.max(initial=-1)))
+    for file in filter(None, files):
+        with _opened(file, max_bytes) as archive:
+            label, _ = _labels(archive)
+        largest = max(largest, -1 if label is None else int(label.max(initial=-1)))
     return largest + 1
 
 
@@ -60,10 +93,7 @@ def _opened(file: Path, max_bytes: int) -> Iterator[np.lib.npyio.NpzFile]:
     """The archive, its table of entries checked; whatever goes wrong while it is read becomes one line."""
     try:
         with zipfile.ZipFile(file) as archive:
-            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        if largest.file_size > max_bytes:
-            got = f"{largest.filename} unpacks to {largest.file_size} bytes"
-            raise UserError(f"{file}: {got}; allowed: data.max_bytes = {max_bytes}")
+            refuse_bombs(file, archive, max_bytes, "config.data.source.max_bytes =")
         with np.load(file, allow_pickle=False) as archive:
             if len(set(archive.files)) < len(archive.files):
                 raise UserError(f"{file}: two arrays of one name; got {', '.join(archive.files)}")
@@ -72,6 +102,17 @@ def _opened(file: Path, max_bytes: int) -> Iterator[np.lib.npyio.NpzFile]:
         raise
     except Exception as error:  # hostile bytes raise almost anything: zip, zlib, header, memory and value errors
         raise UserError(f"{file}: not a readable .npz of plain arrays ({one_line(error)})") from error
+
+
+def refuse_bombs(file: Path, archive: zipfile.ZipFile, max_bytes: int, key: str) -> None:
+    """Raises UserError where an entry would unpack to too much, or to too much for its size."""
+    for entry in archive.infolist():
+        packed = min(entry.compress_size, file.stat().st_size)
+        got = f"{file}: {entry.filename} unpacks from {packed} to {entry.file_size} bytes"
+        if entry.file_size > max_bytes:
+            raise UserError(f"{got}; allowed: {key} {max_bytes}")
+        if entry.file_size > max(SMALL, MAX_RATIO * packed):
+            raise UserError(f"{got}; allowed: {MAX_RATIO} times (such arrays go into an uncompressed .npz, np.savez)")
 
 
 def _pick(file: Path, archive: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
@@ -96,17 +137,22 @@ def _images(file: Path, archive: np.lib.npyio.NpzFile, levels: int) -> UInt8[np.
         raise UserError(f"{file}: images have shape {shape}; allowed: at least one image of at least one pixel")
     if image.max() >= levels:
         raise UserError(
-            f"{file}: pixel values reach {image.max()}; allowed with data.levels = {levels}: 0 to {levels - 1}"
+            f"{file}: pixel values reach {image.max()}; allowed with config.data.source.levels = {levels}: "
+            f"0 to {levels - 1}"
         )
     return image
 
 
-def _labels(file: Path, archive: np.lib.npyio.NpzFile) -> Int32[np.ndarray, "n"] | None:
-    label = _pick(file, archive, LABEL_NAMES)
-    if label is None:
-        return None
+def _labels(archive: np.lib.npyio.NpzFile, n: int | None = None) -> tuple[Int32[np.ndarray, "n"] | None, str]:
+    """The labels (of n images), or None and why what is called so is none: only who needs labels has to mind."""
+    found = [name for name in LABEL_NAMES if name in archive.files]
+    if len(found) != 1:
+        return None, f"got {' and '.join(found)}; allowed: only one of {', '.join(LABEL_NAMES)}" if found else ""
+    label = np.asarray(archive[found[0]])
     if label.ndim != 1 or label.dtype.kind not in "iu":
-        raise UserError(f"{file}: labels are {label.dtype} of shape {label.shape}; allowed: integers of shape (n,)")
-    if label.size and not 0 <= label.min() <= label.max() < np.iinfo(np.int32).max:
-        raise UserError(f"{file}: labels run from {label.min()} to {label.max()}; allowed: 0 to num_classes - 1")
-    return label.astype(np.int32)
+        return None, f"labels are {label.dtype} of shape {label.shape}; allowed: integers of shape (n,)"
+    if n is not None and len(label) != n:
+        return None, f"got {len(label)} labels for {n} images; allowed: one each"
+    if label.size and not 0 <= label.min() <= label.max() < MAX_CLASSES:
+        return None, f"labels run from {label.min()} to {label.max()}; allowed: 0 to num_classes - 1 < {MAX_CLASSES}"
+    return label.astype(np.int32), ""

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import stat
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -11,6 +12,9 @@ from jaxtyping import Int, Int32, UInt8
 from score_flow.types import UserError
 
 FIRST = 256  # images by which a data set is told from another without reading it whole
+MAX_CLASSES = 1_000_000
+NAMED = 1000  # classes at most whose names and counts are kept beside every state; of more, their digest is
+PATH = "config.data.source.path"
 
 # {"image": uint8 (b, h, w, c)}, or float32 moments of latents (b, h, w, 2 c); when labelled, {"label": int32 (b,)}
 Examples = dict[str, np.ndarray]
@@ -18,7 +22,11 @@ Examples = dict[str, np.ndarray]
 
 @runtime_checkable
 class Source(Protocol):
-    """Numbered examples with random access: what `read` returns depends on its argument alone."""
+    """Numbered examples with random access: what `read` returns depends on its argument alone.
+
+    A source may also have `label` (n,) int32, `classes` (their names), `unlabelled` (why it has no labels, where it
+    seems to have some), `notes` (what a person should know of it at the start) and `test_share` (see splits.Part).
+    """
 
     name: str
     image_shape: tuple[int, int, int]  # (h, w, c)
@@ -39,6 +47,7 @@ class ArraySource:
     label: Int32[np.ndarray, "n"] | None = None
     levels: int = 256
     num_classes: int = 0
+    unlabelled: str = ""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -57,6 +66,11 @@ def checksum(source: Source, limit: int | None = None, chunk: int = 1024) -> str
 
     The chunk size bounds the memory and does not enter the result.
     """
+    return _sums(source, limit, chunk)[0]
+
+
+def _sums(source: Source, limit: int | None, chunk: int) -> tuple[str, str]:
+    """The checksum of the content, and one of its pixels alone."""
     n = len(source) if limit is None else min(limit, len(source))
     image, label = hashlib.sha256(), hashlib.sha256()
     for start in range(0, n, chunk):
@@ -64,7 +78,43 @@ def checksum(source: Source, limit: int | None = None, chunk: int = 1024) -> str
         image.update(examples["image"].tobytes())
         label.update(examples.get("label", np.empty(0)).astype("<i4").tobytes())
     header = repr((len(source), n, *source.image_shape, source.levels, source.num_classes)).encode()
-    return hashlib.sha256(header + image.digest() + label.digest()).hexdigest()[:16]
+    return hashlib.sha256(header + image.digest() + label.digest()).hexdigest()[:16], image.hexdigest()[:16]
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """What tells a data set from another, ready for JSON; it depends on the content and not on where that lies.
+
+    `classes` and `counts` are None where nobody knows them, or there are too many to keep; `labels` is a digest of all
+    names and labels. `first` is the checksum of the first FIRST examples, `pixels` of their images alone.
+    """
+    label, names = getattr(source, "label", None), list(getattr(source, "classes", ()))
+    first, pixels = _sums(source, FIRST, FIRST)
+    few = source.num_classes <= NAMED
+    return {
+        "name": source.name,
+        "n": len(source),
+        "image_shape": [int(size) for size in source.image_shape],
+        "levels": int(source.levels),
+        "num_classes": int(source.num_classes),
+        "classes": names if names and few else None,
+        "counts": counts(source) if few else None,
+        "labels": None if label is None else _digest_of_labels(names, label),
+        "first": first,
+        "pixels": pixels,
+        "test_share": getattr(source, "test_share", None),
+    }
+
+
+def counts(source: Source) -> list[int] | None:
+    """How many images each class has; None where that would take reading them all."""
+    label = getattr(source, "label", None)
+    return None if label is None else np.bincount(label, minlength=source.num_classes).tolist()
+
+
+def _digest_of_labels(names: list[str], label: Int32[np.ndarray, "n"]) -> str:
+    digest = hashlib.sha256(repr(names).encode())
+    digest.update(np.ascontiguousarray(label, "<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def sha256_of(file: Path) -> str:
@@ -78,14 +128,35 @@ def shuffled(n: int) -> Int[np.ndarray, "n"]:
     return np.random.RandomState(0).permutation(n)  # legacy generator: its stream is frozen for ever
 
 
-def existing_path(path: str) -> Path:
-    """`path` with ~ expanded; raises UserError when nothing is there."""
+def existing_path(path: str, key: str = PATH) -> Path:
+    """`path` with ~ expanded; raises UserError, which names the key it came from, when nothing is there."""
     if not path:
-        raise UserError("data.path: got nothing; give the file or the folder of the data set")
+        raise UserError(f"{key}: got nothing; give the file or the folder of the data set")
     found = Path(path).expanduser()
-    if not found.exists():
-        raise UserError(f"data.path: no such file or folder: {path}")
+    try:
+        found.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: no such file or folder: {path}{_unless_missing(error)}") from error
     return found
+
+
+def regular_file(path: str | Path, key: str) -> Path:
+    """`path` with ~ expanded; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
+    if not str(path):
+        raise UserError(f"{key}: got nothing; give a file")
+    found = Path(path).expanduser()
+    try:
+        mode = found.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: no such file: {path}{_unless_missing(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{key}: {path} is {kind}; allowed: a regular file")
+    return found
+
+
+def _unless_missing(error: Exception) -> str:
+    return "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
 
 
 def one_line(error: Exception) -> str:

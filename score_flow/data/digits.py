@@ -11,7 +11,7 @@ N_TRAIN = 1500
 
 def build(split: str = "train") -> ArraySource:
     """1500 training or 297 test digits, divided by one fixed permutation; raises UserError for any other split."""
-    check_choice("data.split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
     digits = load_digits()
     order = shuffled(len(digits.target))
     chosen = order[:N_TRAIN] if split == "train" else order[N_TRAIN:]

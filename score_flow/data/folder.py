@@ -5,25 +5,54 @@ import dataclasses
 import math
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from score_flow.data.base import Examples, existing_path, one_line
+from score_flow.data import splits
+from score_flow.data.base import PATH, Examples, Source, existing_path, one_line, regular_file
+from score_flow.data.listing import Listing, list_images, split_folders
 from score_flow.types import UserError, check_choice
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # a closed list: PIL also knows formats that start other programs (EPS)
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-SPLITS = ("train", "test")
+SECTION = "config.data.source"
+DECODED = 20_000  # files that on_error = "skip" decodes at the start; of more it looks at the ends
+TAIL = 1 << 16  # bytes in which the end of a file is looked for: some cameras write more behind it
+ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b";"}
+IN_FLIGHT = 64_000_000  # pixels decoded at once by all threads: 4 bytes each; one larger image is decoded alone
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower, and refuses
 _POOL = ThreadPoolExecutor(max_workers=8, thread_name_prefix="image")  # PIL decodes outside the interpreter lock
+
+
+class Budget:
+    """So many units at once among threads; who takes more than all of them waits to be alone."""
+
+    def __init__(self, limit: int):
+        self._limit, self._taken, self._changed = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, n: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + n <= self._limit)
+            self._taken += n
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= n
+                self._changed.notify_all()
+
+
+_BUDGET = Budget(IN_FLIGHT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +65,33 @@ class Decoder:
 
     def check(self, file: Path) -> str | None:
         """Why the header of the file is refused, or None."""
-        try:
-            with self._open(file):
-                return None
-        except UserError as error:
-            return str(error)
+        return _refusal(lambda: self._look(file))
+
+    def check_pixels(self, file: Path) -> str | None:
+        """Why the file is refused, its pixels included, or None."""
+        return _refusal(lambda: self.decode(file))
+
+    def check_end(self, file: Path) -> str | None:
+        """Why the header or the end of the file is refused, or None: what can be known without decoding it."""
+        return _refusal(lambda: self._look(file, to_the_end=True))
 
     def decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
-        with self._open(file) as image:
+        with self._open(file) as image, _BUDGET.take(image.width * image.height + self._resized(image)):
             image.info.pop("transparency", None)  # dropped either way; PIL would warn
-            pixels = centre_crop(image.convert("L" if self.channels == 1 else "RGB"), self.image_size)
+            mode = "L" if self.channels == 1 else "RGB"
+            converted = image if image.mode == mode else image.convert(mode)  # a copy costs as much as the image
+            pixels = centre_crop(converted, self.image_size)
             return np.array(pixels).reshape(self.image_size, self.image_size, self.channels)
+
+    def _look(self, file: Path, to_the_end: bool = False) -> None:
+        with self._open(file) as image:
+            if to_the_end and not _is_whole(file, image.format):
+                raise UserError(f"{file}: cut off, it does not end as {image.format} does")
 
     @contextlib.contextmanager
     def _open(self, file: Path) -> Iterator[Image.Image]:
         try:
-            with Image.open(file, formats=FORMATS) as image:  # reads the header only
+            with Image.open(regular_file(file, "image"), formats=FORMATS) as image:  # reads the header only
                 self._check_header(file, image)
                 yield image
         except UserError:
@@ -63,12 +103,38 @@ class Decoder:
 
     def _check_header(self, file: Path, image: Image.Image) -> None:
         width, height = image.size
+        limit = f"{SECTION}.max_pixels = {self.max_pixels}"
         if image.mode not in EIGHT_BIT_MODES:  # PIL would saturate 16 bits: a nearly white image
             raise UserError(f"{file}: mode {image.mode} is not 8 bits a channel; allowed: {', '.join(EIGHT_BIT_MODES)}")
         if width * height > self.max_pixels:
-            raise UserError(f"{file}: {width}x{height} pixels; allowed: data.max_pixels = {self.max_pixels}")
-        if self.image_size**2 * max(width, height) > self.max_pixels * min(width, height):  # size before the crop
-            raise UserError(f"{file}: {width}x{height} is too long to resize (data.max_pixels = {self.max_pixels})")
+            raise UserError(f"{file}: {width}x{height} pixels; allowed: {limit}")
+        if min(width, height) < 1 or self._resized(image) > self.max_pixels:
+            raise UserError(f"{file}: {width}x{height} is too long to resize ({limit})")
+
+    def _resized(self, image: Image.Image) -> int:
+        """Pixels of the image once its short side is image_size, before the crop."""
+        return self.image_size**2 * max(image.size) // max(min(image.size), 1)
+
+
+def _refusal(look: Callable[[], object]) -> str | None:
+    try:
+        look()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _is_whole(file: Path, kind: str) -> bool:
+    """Whether a file ends as its format does, or is as long as its header says."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        head = stream.read(8)
+        stream.seek(-min(size, TAIL), os.SEEK_END)
+        tail = stream.read(TAIL)
+    if kind in ENDS:
+        return ENDS[kind] in tail
+    claimed = int.from_bytes(head[4:8], "little") + 8 if kind == "WEBP" else int.from_bytes(head[2:6], "little")
+    return size >= claimed
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -95,6 +161,8 @@ class FolderSource:
     decoder: Decoder
     skipped: int = 0
     levels: int = 256
+    unlabelled: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,7 +170,7 @@ class FolderSource:
 
     @property
     def num_classes(self) -> int:
-        return len(self.classes)
+        return 0 if self.label is None else len(self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -120,101 +188,89 @@ def build(
     channels: int = 3,
     max_pixels: int = 64_000_000,
     on_error: str = "stop",
-) -> FolderSource:
-    """The png, jpg, jpeg, webp, bmp and gif files under `path/<split>` if that exists, else `path`, ordered by name.
+    test_share: float = 0.1,
+) -> Source:
+    """The png, jpg, jpeg, webp, bmp and gif files under a folder of `path` for the split, else `path`, by name.
 
-    Classes are the sub-folders, sorted; with files outside sub-folders they are what precedes the first "_" of the
-    file names, if any name has one (improved-diffusion's rule). A `train` folder names the classes of every split.
-    Hidden files and linked folders are passed over.
+    The folders are train and test (or val, valid, validation), in any case of letters; without a test folder,
+    `test_share` of the training images is held out. Links to folders are followed, each folder once; hidden files are
+    left out. Classes are the sub-folders, sorted; without sub-folders, what precedes the first "_" of the file names,
+    if any name has one (improved-diffusion's rule); or what EDM's dataset.json says. The training images name the
+    classes of every split. Images both in and beside sub-folders have no classes.
 
     The header of every file is checked here: the format, 8 bits a channel, and at most `max_pixels` before and after
-    resizing, so that nothing larger is ever decoded. A file that fails stops the run or, with on_error = "skip", is
-    left out, counted and reported in one line. Pixels are decoded on reading only, since decoding a large set to test
-    it takes hours: a file that breaks there (a truncated one) stops the run and is named, whatever on_error says.
+    resizing, so that nothing larger is ever decoded. With on_error = "stop" a file that fails stops the run, now or
+    when its pixels are read. With "skip" every file is decoded once now (of more than DECODED files only the ends are
+    looked at), and those that fail are left out, counted and reported in one line, so that which images a run has does
+    not depend on when it was interrupted; one that breaks later still stops the run.
     Alpha is dropped, EXIF rotation ignored and animation reduced to its first frame, as in ADM. Raises UserError.
     """
     _check_fields(image_size, channels, max_pixels, on_error)
+    splits.check_fields(split, test_share)
     base = existing_path(path)
-    root = _split_folder(base, split)
-    files = _image_files(root)
-    if not files:
-        raise UserError(f"data.path: no images under {root}; allowed extensions: {', '.join(EXTENSIONS)}")
-    train = base / "train"
-    classes = tuple(sorted(set(_classes(_image_files(train)) if train.is_dir() else _classes(files))))
-    decoder = Decoder(image_size, channels, max_pixels)
-    kept = _check_headers([root / file for file in files], decoder, on_error)
-    label = _labels(root, files, classes)
+    if not base.is_dir():
+        raise UserError(f"{PATH}: {base} is not a folder")
+    stem, decoder = Path(os.path.abspath(base)).name, Decoder(image_size, channels, max_pixels)
+    train, test, beside = split_folders(base)
+    listed = list_images(train)
+    if test and split == "test":
+        return _open(f"{stem}/{test.name}", list_images(test), listed.classes, decoder, on_error)
+    name = f"{stem}/{'train' if train is base else train.name}"
+    if test:
+        return _open(name, listed, listed.classes, decoder, on_error, beside)
+    key = "folder", train.resolve(), listed, decoder, on_error
+    whole = splits.shared(key, lambda: _open(name, listed, listed.classes, decoder, on_error))
+    return splits.share_out(whole, split, test_share, stem)
+
+
+def _open(
+    name: str,
+    listed: Listing,
+    classes: tuple[str, ...],
+    decoder: Decoder,
+    on_error: str,
+    beside: tuple[str, ...] = (),
+) -> FolderSource:
+    """The files that can be used, labelled by the classes if they have them."""
+    files = [listed.root / file for file in listed.files]
+    kept, label = _usable(files, decoder, on_error), listed.labels(classes)
     return FolderSource(
-        name=f"{base.name}/{split}",
-        files=[root / files[i] for i in kept],
+        name=name,
+        files=[files[i] for i in kept],
         label=None if label is None else label[kept],
-        classes=classes,
+        classes=() if label is None else classes,
         decoder=decoder,
         skipped=len(files) - len(kept),
+        unlabelled=listed.strange(classes) if label is None else "",
+        notes=(*beside, *listed.notes),
     )
 
 
 def _check_fields(image_size: int, channels: int, max_pixels: int, on_error: str) -> None:
-    check_choice("data.on_error", on_error, ("stop", "skip"))
+    check_choice(f"{SECTION}.on_error", on_error, ("stop", "skip"))
     if channels not in (1, 3):
-        raise UserError(f"data.channels: got {channels}; allowed: 1 or 3")
+        raise UserError(f"{SECTION}.channels: got {channels}; allowed: 1 or 3")
     if not 1 <= max_pixels <= Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"data.max_pixels: got {max_pixels}; allowed: 1 to {Image.MAX_IMAGE_PIXELS}, PIL's own limit")
+        allowed = f"1 to {Image.MAX_IMAGE_PIXELS}, PIL's own limit"
+        raise UserError(f"{SECTION}.max_pixels: got {max_pixels}; allowed: {allowed}")
     if image_size < 1 or image_size**2 > max_pixels:
-        largest = math.isqrt(max_pixels)
-        raise UserError(f"data.image_size: got {image_size}; allowed: 1 to {largest} (data.max_pixels = {max_pixels})")
+        allowed = f"1 to {math.isqrt(max_pixels)} ({SECTION}.max_pixels = {max_pixels})"
+        raise UserError(f"{SECTION}.image_size: got {image_size}; allowed: {allowed}")
 
 
-def _split_folder(base: Path, split: str) -> Path:
-    if not base.is_dir():
-        raise UserError(f"data.path: {base} is not a folder")
-    if (base / split).is_dir():
-        return base / split
-    there = [name for name in SPLITS if (base / name).is_dir()]
-    if there:  # falling back to `base` would evaluate on the training images and call "train" a class
-        raise UserError(f"data.split: {base} has no sub-folder {split!r}; it has: {', '.join(there)}")
-    return base
-
-
-def _image_files(root: Path) -> list[str]:
-    """The image files under root, relative to it, in an order that does not depend on the file system."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in images]
-    return sorted(found)
-
-
-def _classes(files: list[str]) -> list[str]:
-    """The class of each file, or an empty list: the data set has none."""
-    if all("/" in file for file in files):
-        return [file.split("/", 1)[0] for file in files]
-    stems = [Path(file).stem for file in files]
-    return [stem.split("_", 1)[0] for stem in stems] if any("_" in stem for stem in stems) else []
-
-
-def _labels(root: Path, files: list[str], classes: Sequence[str]) -> Int32[np.ndarray, "n"] | None:
-    if not classes:
-        return None
-    index = {name: i for i, name in enumerate(classes)}
-    names = _classes(files)
-    strange = sorted(set(names) - set(classes))
-    if strange or not names:
-        got = ", ".join(strange[:3]) or "none"
-        raise UserError(f"{root}: got class {got}; allowed, from the train folder: {', '.join(classes[:10])}")
-    return np.array([index[name] for name in names], np.int32)
-
-
-def _check_headers(files: list[Path], decoder: Decoder, on_error: str) -> Int[np.ndarray, "kept"]:
-    """The indices of the files whose header passes; all of them, unless on_error is "skip"."""
-    refused = {}
-    for start in range(0, len(files), 4096):  # in parts: each queued file costs memory
-        for i, reason in enumerate(_POOL.map(decoder.check, files[start : start + 4096]), start):
-            if reason and on_error == "stop":
-                raise UserError(f'{reason} (data.on_error = "skip" leaves such files out)')
-            if reason:
-                refused[i] = reason
+def _usable(files: list[Path], decoder: Decoder, on_error: str) -> Int[np.ndarray, "kept"]:
+    """The indices of the files that pass; all of them, unless on_error is "skip"."""
+    look, refused = decoder.check, {}
+    if on_error == "skip":
+        look = decoder.check_pixels if len(files) <= DECODED else decoder.check_end
+    with tqdm(total=len(files), unit=" files", desc="data: checking", delay=3, leave=False, disable=None) as bar:
+        for start in range(0, len(files), 4096):  # in parts: each queued file costs memory
+            for i, reason in enumerate(_POOL.map(look, files[start : start + 4096]), start):
+                bar.update()
+                if reason and on_error == "stop":
+                    raise UserError(f'{reason} ({SECTION}.on_error="skip" leaves such files out)')
+                if reason:
+                    refused[i] = reason
     if len(refused) == len(files):
         raise UserError(f"none of {len(files)} files is a usable image; the first: {refused[0]}")
     if refused:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from score_flow.data.base import Examples, existing_path, one_line
+from score_flow.data.base import MAX_CLASSES, PATH, Examples, existing_path, one_line, regular_file
 from score_flow.types import UserError
 
 FACTS = "latents.json"  # written last: a folder without it was not finished
+FACTS_BYTES = 1 << 24
 ARRAYS = ("mean", "std", "label")
 
 
@@ -28,6 +29,7 @@ class LatentSource:
     label: Int32[np.ndarray, "n"] | None
     num_classes: int
     levels: int = 256  # of the images that they decode to
+    classes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -44,17 +46,20 @@ class LatentSource:
 def build(split: str = "train", path: str = "") -> LatentSource:
     """The split of a folder that `--mode=encode` made, <path>/<split>/{mean,std,label}.npy; raises UserError."""
     folder = existing_path(path) / split
-    if not (folder / FACTS).is_file():
-        raise UserError(f"data.path: {folder} holds no {FACTS}: make it by --mode=encode, or let that finish.")
+    if not (folder / FACTS).exists():
+        raise UserError(f"{PATH}: {folder} holds no {FACTS}: make it by --mode=encode, or let that finish.")
+    if regular_file(folder / FACTS, PATH).stat().st_size > FACTS_BYTES:
+        raise UserError(f"{folder / FACTS}: larger than {FACTS_BYTES} bytes; make it by --mode=encode.")
     try:
         facts = json.loads((folder / FACTS).read_text())
         found = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            name: np.load(regular_file(folder / f"{name}.npy", PATH), mmap_mode="r", allow_pickle=False)
             for name in ARRAYS
             if name != "label" or facts["num_classes"]
         }
         _check(folder, found, facts)
-        return LatentSource(facts["name"], found["mean"], found["std"], found.get("label"), facts["num_classes"])
+        rest = facts["num_classes"], 256, tuple(map(str, facts.get("classes") or ()))
+        return LatentSource(str(facts["name"]), found["mean"], found["std"], found.get("label"), *rest)
     except UserError:
         raise
     except Exception as error:  # hostile bytes raise almost anything
@@ -62,6 +67,9 @@ def build(split: str = "train", path: str = "") -> LatentSource:
 
 
 def _check(folder: Path, found: dict[str, np.ndarray], facts: dict) -> None:
+    classes = facts["num_classes"]
+    if type(classes) is not int or not 0 <= classes < MAX_CLASSES:
+        raise UserError(f"{folder / FACTS}: got num_classes = {classes}; allowed: 0 to {MAX_CLASSES - 1}.")
     shape = (facts["n"], *facts["latent_shape"])
     wanted = {"mean": (shape, "float32"), "std": (shape, "float32"), "label": (shape[:1], "int32")}
     for name, array in found.items():
@@ -70,3 +78,7 @@ def _check(folder: Path, found: dict[str, np.ndarray], facts: dict) -> None:
             raise UserError(
                 f"{folder / name}.npy holds {got[1]} of shape {got[0]}; allowed: {wanted[name][1]} {wanted[name][0]}"
             )
+    label = found.get("label")
+    if label is not None and label.size and not 0 <= label.min() <= label.max() < classes:
+        allowed = f"0 to {classes - 1}, as {FACTS} says"
+        raise UserError(f"{folder / 'label.npy'}: labels run from {label.min()} to {label.max()}; allowed: {allowed}")

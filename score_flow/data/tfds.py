@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ class TfdsSource:
     image_shape: tuple[int, int, int]
     num_classes: int
     levels: int = 256
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -40,22 +42,26 @@ def build(split: str = "train", dataset: str = "cifar10", data_dir: str | None =
     try:
         import tensorflow_datasets  # heavy, and only this source needs it
     except ImportError as error:
-        raise UserError("data.tfds: package missing; run: pip install tensorflow-datasets array-record") from error
+        need = "tensorflow-datasets array-record"
+        raise UserError(f"config.data.source (name = tfds): package missing; run: pip install {need}") from error
+    data_dir = data_dir and str(Path(data_dir).expanduser())
     try:
         records = tensorflow_datasets.data_source(dataset, split=split, data_dir=data_dir, download=False)
     except Exception as error:  # tfds raises many kinds, most of them with pages of advice
         folder = f" --data_dir={data_dir}" if data_dir else ""
         command = f"tfds build {dataset} --file_format=array_record{folder}"
-        reason = one_line(error)
-        raise UserError(f"data.tfds: cannot open {dataset} {split} ({reason}); to prepare it: {command}") from error
+        reason = f"cannot open {dataset} {split} ({one_line(error)})"
+        raise UserError(f"config.data.source: {reason}; to prepare it: {command}") from error
     features = dict(records.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
     if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:
         got = "no image" if image is None else f"{np.dtype(image.np_dtype)} of shape {image.shape}"
-        raise UserError(f"data.tfds: {dataset} has {got}; allowed: uint8 images of one size (else use a folder)")
+        allowed = "uint8 images of one size (else use a folder)"
+        raise UserError(f"config.data.source.dataset: {dataset} has {got}; allowed: {allowed}")
     return TfdsSource(
         name=f"{records.dataset_info.full_name}/{split}",
         records=records,
         image_shape=tuple(image.shape),
         num_classes=getattr(label, "num_classes", 0) or 0,
+        classes=tuple(getattr(label, "names", None) or ()),
     )

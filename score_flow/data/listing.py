@@ -1,0 +1,168 @@
+"""The image files of a folder and their classes, in an order that does not depend on the file system."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from score_flow.data import splits
+from score_flow.data.base import MAX_CLASSES, PATH, one_line, regular_file
+from score_flow.types import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+LABEL_FILE, LABEL_BYTES = "dataset.json", 1 << 28  # EDM's and StyleGAN's
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The image files under `root`, relative to it, and the class of each by its name, if they have classes.
+
+    `unlabelled` says why there are no classes where there seem to be some.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    unlabelled: str = ""
+    notes: tuple[str, ...] = ()
+    numbered: bool = False  # by a label file
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in their order; those of a label file are its numbers."""
+        if self.names and self.numbered:
+            return tuple(map(str, range(max(map(int, self.names)) + 1)))
+        return tuple(sorted(set(self.names)))
+
+    def labels(self, classes: tuple[str, ...]) -> Int32[np.ndarray, "n"] | None:
+        """The number of each file's class, or None where one has no class of these."""
+        index = {name: i for i, name in enumerate(classes)}
+        if not self.names or any(name not in index for name in set(self.names)):
+            return None
+        return np.array([index[name] for name in self.names], np.int32)
+
+    def strange(self, classes: tuple[str, ...]) -> str:
+        """Why its files cannot be labelled by these classes."""
+        if self.unlabelled or not classes:
+            return self.unlabelled
+        other = sorted(set(self.names) - set(classes))
+        got = f"class {', '.join(other[:3])}" if other else "files without a class"
+        return f"{self.root}: got {got}; allowed, from the train folder: {', '.join(classes[:10])}"
+
+
+def list_images(root: Path) -> Listing:
+    """The image files under a folder. Links to folders are followed, each folder once; hidden files are left out."""
+    files, notes = walk(root)
+    if not files:
+        raise UserError(f"{PATH}: no images under {root}; allowed extensions: {', '.join(EXTENSIONS)}")
+    if (root / LABEL_FILE).exists():
+        names, reason = _from_file(root, files)
+        return Listing(root, files, names, reason, notes, numbered=True)
+    top = Counter(file.split("/", 1)[0] for file in files if "/" in file)
+    stray = [file for file in files if "/" not in file]
+    if not stray:
+        empty = [folder.name for folder in _folders(root) if folder.name not in top]
+        said = f"folders without an image are no classes: {', '.join(f'{name} 0' for name in empty[:20])}"
+        names = tuple(file.split("/", 1)[0] for file in files)
+        return Listing(root, files, names, notes=(*notes, said) if empty else notes)
+    if top:
+        beside = f"{stray[0]}{f' and {len(stray) - 1} more' if stray[1:] else ''}"
+        reason = f"{root}: {beside} beside the folders {', '.join(sorted(top)[:5])}"
+        return Listing(root, files, (), f"{reason}; move each into the folder of its class, or away", notes)
+    stems = [Path(file).stem for file in files]
+    names = tuple(stem.split("_", 1)[0] for stem in stems) if any("_" in stem for stem in stems) else ()
+    return Listing(root, files, names, notes=notes)
+
+
+def walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The image files under root, and what was not followed: a link to a folder that was read already."""
+    found, notes, seen = [], [], {}
+    folders, links = [root], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        about = folder.stat()
+        first = seen.setdefault((about.st_dev, about.st_ino), folder)
+        if first is not folder:
+            notes.append(f"{folder} is {first} by another name and is not read again")
+            continue
+        with os.scandir(folder) as entries:
+            shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+        inside = [entry for entry in shown if _is_folder(entry)]
+        folders += [folder / entry.name for entry in reversed(inside) if not entry.is_symlink()]
+        links += [folder / entry.name for entry in inside if entry.is_symlink()]
+        images = [e.name for e in shown if e.name.lower().endswith(EXTENSIONS) and not _is_folder(e)]
+        found += [(folder / name).relative_to(root).as_posix() for name in images]
+    return tuple(sorted(found)), tuple(notes)
+
+
+def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """The folders of the training and of the test images, if any, and what else lies beside them.
+
+    Raises UserError for a test folder alone, and where train may be the name of a class.
+    """
+    train, test = splits.both(*(splits.find(base, split) for split in splits.NAMES))
+    if train is None and test is None:
+        return base, None, ()
+    if train is None:
+        raise UserError(f"{PATH}: {base} has {test.name}/, but no folder called train")
+    known = {name for names in splits.NAMES.values() for name in names}
+    said = f"{base / LABEL_FILE} is not read: it belongs into {train.name}/"
+    unread = (said,) if (base / LABEL_FILE).exists() else ()
+    others = [folder for folder in _folders(base) if folder.name.lower() not in known and any_image(folder)]
+    others = [f"{folder.name}/" for folder in others]
+    others += [e.name for e in sorted(base.iterdir()) if e.is_file() and _is_image(e.name)][:1]
+    if not others:
+        return train, test, unread
+    beside = f"{base}: beside {train.name}/ lie {', '.join(others[:5])}"
+    if test is None:
+        raise UserError(f"{PATH}: {beside}: is {train.name}/ a class or the training images? Rename or move one")
+    return train, test, (*unread, f"{beside}, which are not read")
+
+
+def any_image(folder: Path) -> bool:
+    """Whether there is an image in a folder, or below it."""
+    return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return sorted(root / e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
+
+
+def _from_file(root: Path, files: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The class of each file by EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}, or why not."""
+    file = root / LABEL_FILE
+    try:
+        if regular_file(file, PATH).stat().st_size > LABEL_BYTES:
+            return (), f"{file}: larger than {LABEL_BYTES} bytes"
+        labels = json.loads(file.read_text())["labels"]
+        if labels is None:
+            return (), f'{file} says "labels": null; remove it for classes by folder or file name'
+        table = dict(labels)
+    except UserError as error:
+        return (), str(error)
+    except Exception as error:  # foreign text raises almost anything
+        return (), f'{file} holds no {{"labels": [[file, number], ...]}} ({one_line(error)}); mend or remove it'
+    missing = [name for name in files if name not in table]
+    if missing:
+        return (), f"{file} names no label of {missing[0]} ({len(missing)} of {len(files)} files)"
+    found = [table[name] for name in files]
+    wrong = [label for label in found if type(label) is not int or not 0 <= label < MAX_CLASSES]
+    if wrong:
+        return (), f"{file}: got label {str(wrong[0])[:40]}; allowed: whole numbers from 0 to {MAX_CLASSES - 1}"
+    return tuple(map(str, found)), ""
