@@ -11,7 +11,8 @@ from score_flow.types import UserError
 CONTENT = ("image_shape", "levels", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
 LABELS = ("num_classes", "classes", "counts", "labels", "first")  # `first` covers labels too, `pixels` does not
 CLASSES = ("num_classes", "classes")
-WORDS = {"n": "number of images", "first": "first images", "pixels": "first images", "labels": "labels"}
+DIGESTS = ("labels", "first", "pixels")  # which a person reads of only where nothing else says what changed
+WORDS = {"n": "number of images", "first": "first images", "pixels": "first images"}
 
 
 def refuse_other_data(saved: Mapping[str, Any] | None, now: Source | Mapping[str, Any], where: str) -> None:
@@ -109,9 +110,10 @@ def _refuse(saved: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str
     both = [key for key in keys if saved.get(key) is not None and now.get(key) is not None]
     changed = [key for key in both if saved[key] != now[key]]
     if changed:
-        told = list(dict.fromkeys(_told(key, saved[key], now[key]) for key in changed))
+        plain = [key for key in changed if key not in DIGESTS] or changed[:1]
+        told = "; ".join(_told(key, saved[key], now[key]) for key in plain)
         raise UserError(
-            f"{subject} other data than {now.get('name', 'these')}: {'; '.join(told[:3])}. "
+            f"{subject} other data than {now.get('name', 'these')}: {told}. "
             "Give the data it was trained on by --config.data.source.path=..., or use another --workdir"
         )
 

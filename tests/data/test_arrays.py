@@ -33,8 +33,7 @@ def test_arrays_layouts(name, tmp_path):
             source = arrays.build(split, str(path))
             np.testing.assert_array_equal(source.read(np.arange(len(image)))["image"][..., 0], image)
             assert source.num_classes == 7  # of both files
-    one = arrays.build("test", str(tmp_path / "train.npz"))
-    np.testing.assert_array_equal(one.image[..., 0], train)
+    np.testing.assert_array_equal(arrays.read(tmp_path / "train.npz").image[..., 0], train)
 
 
 IMAGE = noise(4, 3, 3, 3)
@@ -45,10 +44,6 @@ REFUSED_ARRAYS = {
     "empty": (dict(image=IMAGE[:0]), "at least one image"),
     "no_images": (dict(picture=IMAGE), "got picture; allowed names: image"),
     "two_images": (dict(image=IMAGE, x=IMAGE), "got image and x"),
-    "label_count": (dict(image=IMAGE, label=np.arange(3)), "3 labels for 4 images"),
-    "label_negative": (dict(image=IMAGE, label=np.arange(-1, 3)), "from -1 to 2"),
-    "label_one_hot": (dict(image=IMAGE, label=np.eye(4)), "float64 of shape (4, 4)"),
-    "label_huge": (dict(image=IMAGE, label=np.full(4, 2**40)), "allowed: 0 to"),
 }
 
 
@@ -61,10 +56,31 @@ def test_arrays_refuses(case, tmp_path):
     assert "data.npz" in message
 
 
+NO_LABELS = {
+    "count": (dict(label=np.arange(3)), "3 labels for 4 images"),
+    "negative": (dict(label=np.arange(-1, 3)), "from -1 to 2"),
+    "one_hot": (dict(label=np.eye(4)), "float64 of shape (4, 4)"),
+    "huge": (dict(label=np.full(4, 2**40)), "allowed: 0 to"),
+    "names": (dict(label=np.array(["cat"] * 4)), "<U3"),
+    "two": (dict(label=np.arange(4), y=np.arange(4)), "got label and y"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LABELS)
+def test_arrays_with_odd_labels_are_unlabelled_and_say_why(case, tmp_path):
+    """Who needs labels is refused with the reason (tests/data/test_splits); nobody else has to mind."""
+    labels, words = NO_LABELS[case]
+    np.savez(tmp_path / "data.npz", image=IMAGE, **labels)
+    source = arrays.read(tmp_path / "data.npz")
+    assert (source.label, source.num_classes) == (None, 0)
+    assert words in source.unlabelled and "data.npz" in source.unlabelled and "\n" not in source.unlabelled
+    assert set(source.read(np.arange(2))) == {"image"}
+
+
 def test_arrays_checks_values_against_the_levels(tmp_path):
     np.savez(tmp_path / "data.npz", image=np.full((2, 2, 2, 1), 17, np.uint8))
     assert arrays.build("train", str(tmp_path / "data.npz"), levels=18).levels == 18
-    assert "reach 17; allowed with data.levels = 17: 0 to 16" in refusal(
+    assert "reach 17; allowed with config.data.source.levels = 17: 0 to 16" in refusal(
         arrays.build, "train", str(tmp_path / "data.npz"), levels=17
     )
     assert "2 to 256" in refusal(arrays.build, "train", str(tmp_path / "data.npz"), levels=1)
@@ -72,7 +88,9 @@ def test_arrays_checks_values_against_the_levels(tmp_path):
 
 def test_arrays_names_a_missing_file(tmp_path):
     np.savez(tmp_path / "train.npz", image=IMAGE)
-    assert "train.npz" in refusal(arrays.build, "test", str(tmp_path))
+    (tmp_path / "train.npz").rename(tmp_path / "other.npz")
+    message = refusal(arrays.build, "test", str(tmp_path))
+    assert "config.data.source.path" in message and "train.npz" in message and "other.npz" in message
     assert "nowhere" in refusal(arrays.build, "test", str(tmp_path / "nowhere"))
     assert "got nothing" in refusal(arrays.build)
 

@@ -68,11 +68,11 @@ def test_folder_knows_no_formats_but_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(channels=2), "data.channels: got 2; allowed: 1 or 3"),
-        (dict(on_error="ignore"), "data.on_error is 'ignore'; allowed: skip, stop"),
-        (dict(image_size=0), "data.image_size: got 0; allowed: 1 to 8000"),
-        (dict(image_size=9000), "data.image_size: got 9000; allowed: 1 to 8000"),
-        (dict(max_pixels=10**10), "data.max_pixels"),
+        (dict(channels=2), "config.data.source.channels: got 2; allowed: 1 or 3"),
+        (dict(on_error="ignore"), "config.data.source.on_error is 'ignore'; allowed: skip, stop"),
+        (dict(image_size=0), "config.data.source.image_size: got 0; allowed: 1 to 8000"),
+        (dict(image_size=9000), "config.data.source.image_size: got 9000; allowed: 1 to 8000"),
+        (dict(max_pixels=10**10), "config.data.source.max_pixels"),
     ],
 )
 def test_folder_refuses_fields(fields, words, tmp_path):
@@ -88,8 +88,8 @@ def test_folder_formats_and_channels(tmp_path):
         write_image(tmp_path / f"{extension}-{extension.isupper()}.{extension}", size=(9, 7), red=200)
     (tmp_path / "notes.txt").write_text("not an image")
     write_image(tmp_path / ".hidden.png")
-    colour = folder.build("train", str(tmp_path), image_size=4)
-    grey = folder.build("train", str(tmp_path), image_size=4, channels=1)
+    colour = folder.build("train", str(tmp_path), image_size=4, test_share=0.0)
+    grey = folder.build("train", str(tmp_path), image_size=4, channels=1, test_share=0.0)
     assert len(colour) == len(extensions)
     assert colour.num_classes == 0
     every = np.arange(len(colour))
@@ -102,9 +102,9 @@ def test_folder_formats_and_channels(tmp_path):
 def test_folder_classes_are_sub_folders(tmp_path):
     for name in ("b/x_1.png", "a/deep/x_2.png", "b/x_0.png"):
         write_image(tmp_path / name)
-    source = folder.build("train", str(tmp_path), image_size=8)
+    source = folder.build("train", str(tmp_path), image_size=8, test_share=0.0)
     assert source.classes == ("a", "b")
-    assert [file.relative_to(tmp_path).as_posix() for file in source.files] == [
+    assert [file.relative_to(tmp_path).as_posix() for file in source.whole.files] == [
         "a/deep/x_2.png",
         "b/x_0.png",
         "b/x_1.png",
@@ -112,10 +112,10 @@ def test_folder_classes_are_sub_folders(tmp_path):
     assert source.read(np.arange(3))["label"].tolist() == [0, 1, 1]
 
 
-def test_folder_classes_are_prefixes_outside_sub_folders(tmp_path):
-    for name in ("dog_1.png", "cat_1.png", "sub/eel_1.png"):
+def test_folder_classes_are_prefixes_without_sub_folders(tmp_path):
+    for name in ("dog_1.png", "cat_1.png", "eel_1.png"):
         write_image(tmp_path / name)
-    source = folder.build("train", str(tmp_path), image_size=8)
+    source = folder.build("train", str(tmp_path), image_size=8, test_share=0.0)
     assert source.classes == ("cat", "dog", "eel")
     assert source.label.tolist() == [0, 1, 2]
 
@@ -133,12 +133,9 @@ def test_folder_train_names_the_classes_of_every_split(tmp_path):
     assert test.num_classes == 3
     assert test.label.tolist() == [2]
     write_image(tmp_path / "test/d/1.png")
-    assert "got class d" in refusal(folder.build, "test", str(tmp_path), image_size=8)
-
-
-def test_folder_never_evaluates_on_the_training_images(tmp_path):
-    write_image(tmp_path / "train/1.png")
-    assert "has no sub-folder 'test'; it has: train" in refusal(folder.build, "test", str(tmp_path))
+    strange = folder.build("test", str(tmp_path), image_size=8)
+    assert (strange.label, strange.num_classes) == (None, 0)
+    assert "got class d" in strange.unlabelled
 
 
 def test_folder_refuses_where_there_is_nothing_to_read(tmp_path):
