@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from score_flow.data import splits
-from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source, existing_path, one_line, regular_file
+from score_flow.data.base import (
+    MAX_CLASSES,
+    PATH,
+    ArraySource,
+    Source,
+    existing_path,
+    one_line,
+    printable,
+    regular_file,
+)
 from score_flow.types import UserError
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
@@ -96,7 +105,7 @@ def _opened(file: Path, max_bytes: int) -> Iterator[np.lib.npyio.NpzFile]:
             refuse_bombs(file, archive, max_bytes, "config.data.source.max_bytes =")
         with np.load(file, allow_pickle=False) as archive:
             if len(set(archive.files)) < len(archive.files):
-                raise UserError(f"{file}: two arrays of one name; got {', '.join(archive.files)}")
+                raise UserError(f"{file}: two arrays of one name; got {_names(archive)}")
             yield archive
     except UserError:
         raise
@@ -108,11 +117,15 @@ def refuse_bombs(file: Path, archive: zipfile.ZipFile, max_bytes: int, key: str)
     """Raises UserError where an entry would unpack to too much, or to too much for its size."""
     for entry in archive.infolist():
         packed = min(entry.compress_size, file.stat().st_size)
-        got = f"{file}: {entry.filename} unpacks from {packed} to {entry.file_size} bytes"
+        got = f"{file}: {printable(entry.filename)} unpacks from {packed} to {entry.file_size} bytes"
         if entry.file_size > max_bytes:
             raise UserError(f"{got}; allowed: {key} {max_bytes}")
         if entry.file_size > max(SMALL, MAX_RATIO * packed):
             raise UserError(f"{got}; allowed: {MAX_RATIO} times (such arrays go into an uncompressed .npz, np.savez)")
+
+
+def _names(archive: np.lib.npyio.NpzFile) -> str:
+    return ", ".join(printable(name) for name in archive.files[:10]) or "nothing"
 
 
 def _pick(file: Path, archive: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
@@ -125,8 +138,7 @@ def _pick(file: Path, archive: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> 
 def _images(file: Path, archive: np.lib.npyio.NpzFile, levels: int) -> UInt8[np.ndarray, "n h w c"]:
     image = _pick(file, archive, IMAGE_NAMES)
     if image is None:
-        got = ", ".join(archive.files[:10]) or "nothing"
-        raise UserError(f"{file}: no images in it; got {got}; allowed names: {', '.join(IMAGE_NAMES)}")
+        raise UserError(f"{file}: no images in it; got {_names(archive)}; allowed names: {', '.join(IMAGE_NAMES)}")
     if image.dtype != np.uint8:
         raise UserError(f"{file}: images are {image.dtype}; allowed: uint8")
     shape = image.shape

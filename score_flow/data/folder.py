@@ -53,6 +53,7 @@ class Budget:
 
 
 _BUDGET = Budget(IN_FLIGHT)
+Image.core.set_block_size(1 << 26)  # PIL's memory in parts so large that the system gets each back when it is freed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,17 @@ class Decoder:
 
     def decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
         with self._open(file) as image, _BUDGET.take(image.width * image.height + self._resized(image)):
-            image.info.pop("transparency", None)  # dropped either way; PIL would warn
-            mode = "L" if self.channels == 1 else "RGB"
-            converted = image if image.mode == mode else image.convert(mode)  # a copy costs as much as the image
-            pixels = centre_crop(converted, self.image_size)
-            return np.array(pixels).reshape(self.image_size, self.image_size, self.channels)
+            try:
+                pixels = self._pixels(image)
+            finally:
+                image.close()  # lets go of its memory before others may take as much
+            return pixels.reshape(self.image_size, self.image_size, self.channels)
+
+    def _pixels(self, image: Image.Image) -> UInt8[np.ndarray, "..."]:
+        image.info.pop("transparency", None)  # dropped either way; PIL would warn
+        mode = "L" if self.channels == 1 else "RGB"
+        converted = image if image.mode == mode else image.convert(mode)  # a copy costs as much as the image
+        return np.array(centre_crop(converted, self.image_size))
 
     def _look(self, file: Path, to_the_end: bool = False) -> None:
         with self._open(file) as image:
