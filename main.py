@@ -70,10 +70,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
 
     sharding.initialise()
     from score_flow.build import build_sampler, experiment
+    from score_flow.saver import remembered
     from score_flow.workdir import Workdir
 
     with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
-        built = experiment(config)
+        built = experiment(config, remembered(workdir))
         if options.mode == "train":
             from evaluation.context import build_guide
             from evaluation.snapshot import sheet

@@ -119,3 +119,19 @@ def refuse_other_config(saved: dict, config: Config, sections: tuple[str, ...], 
         raise UserError(
             f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."
         )
+
+
+def remembered(workdir: Path) -> dict[str, Any] | None:
+    """The facts of the data that a run was trained on, by its newest state: {} where it knows none; None without any.
+
+    What cannot be read is passed over: who uses the states themselves says what is damaged.
+    """
+    folders = [workdir / name for name in ("checkpoints-meta", "checkpoints")]
+    files = [file for folder in folders for file in folder.glob("*/meta/metadata")]
+    steps = {file: file.parent.parent.name for file in files}
+    for file in sorted((file for file in files if steps[file].isdecimal()), key=lambda f: -int(steps[f])):
+        try:
+            return dict(json.loads(file.read_text()).get("data") or {})
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return None

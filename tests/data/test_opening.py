@@ -1,6 +1,7 @@
 """How a run opens its data: what it declares, remembers and refuses early, and which data it goes on with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config import load
 from score_flow.data.base import facts
-from score_flow.saver import FIXED, refuse_other_run
+from score_flow.saver import FIXED, refuse_other_run, remembered
 from score_flow.types import UserError
 
 N = 20
@@ -70,6 +71,27 @@ def test_an_older_run_trains_on_all_images_for_ever(tmp_path):
     assert len(again.train_source) == N and again.data_facts == old.data_facts
     typed = experiment(config_of(tmp_path / "a.npz", "--config.data.source.test_share=0.5"), old.data_facts)
     assert len(typed.train_source) == N // 2  # what is typed is done, and refused where it does not fit (below)
+
+
+def test_the_newest_state_remembers(tmp_path):
+    """Of both folders; a state of before facts were kept knows none, a damaged one is passed over."""
+
+    def save_state(folder, step, text):
+        file = tmp_path / folder / str(step) / "meta/metadata"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    assert remembered(tmp_path) is None
+    save_state("checkpoints", 5, '{"config": {}}')
+    assert remembered(tmp_path) == {}
+    save_state("checkpoints-meta", 10, '{"data": {"n": 3}}')
+    save_state("checkpoints", 9, '{"data": {"n": 2}}')
+    save_state("checkpoints", 11, "[1")
+    save_state("checkpoints", 12, "[1]")
+    save_state("checkpoints", "13.tmp", '{"data": {"n": 4}}')
+    assert remembered(tmp_path) == {"n": 3}
+    shutil.rmtree(tmp_path / "checkpoints-meta")
+    assert remembered(tmp_path) == {"n": 2}
 
 
 # ---- refused at the start
