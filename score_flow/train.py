@@ -17,7 +17,7 @@ from score_flow.model import count_parameters
 from score_flow.objective import Loss
 from score_flow.options import Config, TrainOptions
 from score_flow.record import MetricLog, Recorder
-from score_flow.saver import FIXED, Saver, Snapshot
+from score_flow.saver import FIXED, Saver, Snapshot, remembered
 from score_flow.sharding import batch_sharding, is_main, multiple, replicated, state_shardings
 from score_flow.training import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Batch, Key, Params, Preempted
@@ -32,6 +32,8 @@ def train(
     """
     options = config.training
     check(run.train_source, options.batch_size, run.mesh.size)
+    if run.conditioning.num_classes and remembered(workdir) is None:
+        refuse_untrained_start(run.train_source)
     if options.eval_freq:
         check(run.test_source, run.mesh.size, run.mesh.size)  # opened, and compared with what the run is of
     saver = Saver(workdir, config, snapshot, run.data_facts)
@@ -45,8 +47,6 @@ def train(
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
     state = fresh() if start is None else saver.restore(start, fresh, shapes, shardings)
     start = start or 0
-    if run.conditioning.num_classes and not start:
-        refuse_untrained_start(run.train_source)
     _introduce(run, shapes, workdir, start, options)
     steps = make_train_steps(
         run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
@@ -92,10 +92,9 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
 
 def about_data(run: Experiment, tested: bool) -> list[str]:
     """What a person should know of the data before hours are spent: classes, what is held out or left out."""
-    train = run.train_source
-    lines = [f"classes: {describe_classes(train)}"] if run.conditioning.num_classes else []
-    if train.num_classes and not run.conditioning.num_classes:
-        lines.append(f"classes, which this run does not use: {describe_classes(train)}")
+    train, used = run.train_source, run.conditioning.num_classes > 0
+    labelled = train.num_classes or getattr(train, "unlabelled", "")
+    lines = [f"classes{'' if used else ', which this run does not use'}: {describe_classes(train)}"] if labelled else []
     lines += getattr(train, "notes", ())
     return lines + ([f"test split: {len(run.test_source)} images {run.test_source.name}"] if tested else [])
 

@@ -108,7 +108,7 @@ def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     if train is None and test is None:
         return base, None, ()
     if train is None:
-        raise UserError(f"{PATH}: {base} has {test.name}/, but no folder called train")
+        raise UserError(f"{PATH}: {base} has {test.name}/, but no train/; to train on it give {base / test.name}")
     known = {name for names in splits.NAMES.values() for name in names}
     said = f"{base / LABEL_FILE} is not read: it belongs into {train.name}/"
     unread = (said,) if (base / LABEL_FILE).exists() else ()
