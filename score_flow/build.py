@@ -196,7 +196,8 @@ def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
     """A split of the data set."""
-    return resolve("score_flow.data", section, "config.data.source", split=split, **held_out)
+    silent = {name: share for name, share in held_out.items() if name not in section.arguments}
+    return resolve("score_flow.data", section, "config.data.source", split=split, **silent)
 
 
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:

@@ -4,6 +4,7 @@ import contextlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -19,7 +20,8 @@ from score_flow.data.base import (
     printable,
     regular_file,
 )
-from score_flow.types import UserError
+from score_flow.limits import Limits
+from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")
@@ -27,7 +29,11 @@ MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so 
 
 
 def build(
-    split: str = "train", path: str = "", levels: int = 256, max_bytes: int = 16 << 30, test_share: float = 0.1
+    split: splits.Split = "train",
+    path: str = "",
+    levels: Annotated[int, Limits(least=2, most=256)] = 256,
+    max_bytes: Annotated[int, Limits(least=1)] = 16 << 30,
+    test_share: splits.TestShare = 0.1,
 ) -> Source:
     """Images uint8 (n, h, w[, c]) named image, images, x or arr_0; labels (n,) named label, labels or y, if any.
 
@@ -38,9 +44,7 @@ def build(
     are none leave the images unlabelled, which says why. A file with an entry that unpacks to more than `max_bytes`,
     or MAX_RATIO times its size, is refused before it is read. Raises UserError.
     """
-    splits.check_fields(split, test_share)
-    if not 2 <= levels <= 256:
-        raise UserError(f"config.data.source.levels: got {levels}; allowed: 2 to 256")
+    check_choice("split", split, splits.NAMES)
     train, test = _files(path)
     if test and split == "test":
         return read(test, levels, max_bytes, _num_classes((train, test), max_bytes))

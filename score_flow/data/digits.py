@@ -4,12 +4,13 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from score_flow.data.base import ArraySource, shuffled
+from score_flow.data.splits import Split
 from score_flow.types import check_choice
 
 N_TRAIN = 1500
 
 
-def build(split: str = "train") -> ArraySource:
+def build(split: Split = "train") -> ArraySource:
     """1500 training or 297 test digits, divided by one fixed permutation; raises UserError for any other split."""
     check_choice("split", split, ("train", "test"))
     digits = load_digits()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from score_flow.data import splits
 from score_flow.data.base import PATH, Examples, Source, existing_path, one_line, regular_file
 from score_flow.data.listing import Listing, list_images, split_folders
+from score_flow.limits import Limits
 from score_flow.types import UserError, check_choice
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # a closed list: PIL also knows formats that start other programs (EPS)
@@ -189,13 +191,13 @@ class FolderSource:
 
 
 def build(
-    split: str = "train",
+    split: splits.Split = "train",
     path: str = "",
-    image_size: int = 32,
-    channels: int = 3,
-    max_pixels: int = 64_000_000,
-    on_error: str = "stop",
-    test_share: float = 0.1,
+    image_size: Annotated[int, Limits(least=1)] = 32,
+    channels: Literal[1, 3] = 3,
+    max_pixels: Annotated[int, Limits(least=1, most=Image.MAX_IMAGE_PIXELS)] = 64_000_000,  # at most PIL's own limit
+    on_error: Literal["stop", "skip"] = "stop",
+    test_share: splits.TestShare = 0.1,
 ) -> Source:
     """The png, jpg, jpeg, webp, bmp and gif files under a folder of `path` for the split, else `path`, by name.
 
@@ -212,8 +214,10 @@ def build(
     not depend on when it was interrupted; one that breaks later still stops the run.
     Alpha is dropped, EXIF rotation ignored and animation reduced to its first frame, as in ADM. Raises UserError.
     """
-    _check_fields(image_size, channels, max_pixels, on_error)
-    splits.check_fields(split, test_share)
+    check_choice("split", split, splits.NAMES)
+    if image_size**2 > max_pixels:
+        allowed = f"1 to {math.isqrt(max_pixels)} ({SECTION}.max_pixels = {max_pixels})"
+        raise UserError(f"{SECTION}.image_size: got {image_size}; allowed: {allowed}")
     base = existing_path(path)
     if not base.is_dir():
         raise UserError(f"{PATH}: {base} is not a folder")
@@ -251,18 +255,6 @@ def _open(
         unlabelled=listed.strange(classes) if label is None else "",
         notes=(*beside, *listed.notes),
     )
-
-
-def _check_fields(image_size: int, channels: int, max_pixels: int, on_error: str) -> None:
-    check_choice(f"{SECTION}.on_error", on_error, ("stop", "skip"))
-    if channels not in (1, 3):
-        raise UserError(f"{SECTION}.channels: got {channels}; allowed: 1 or 3")
-    if not 1 <= max_pixels <= Image.MAX_IMAGE_PIXELS:
-        allowed = f"1 to {Image.MAX_IMAGE_PIXELS}, PIL's own limit"
-        raise UserError(f"{SECTION}.max_pixels: got {max_pixels}; allowed: {allowed}")
-    if image_size < 1 or image_size**2 > max_pixels:
-        allowed = f"1 to {math.isqrt(max_pixels)} ({SECTION}.max_pixels = {max_pixels})"
-        raise UserError(f"{SECTION}.image_size: got {image_size}; allowed: {allowed}")
 
 
 def _usable(files: list[Path], decoder: Decoder, on_error: str) -> Int[np.ndarray, "kept"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from score_flow.data.base import MAX_CLASSES, PATH, Examples, existing_path, one_line, regular_file
+from score_flow.data.splits import Split
 from score_flow.types import UserError
 
 FACTS = "latents.json"  # written last: a folder without it was not finished
@@ -43,7 +44,7 @@ class LatentSource:
         return examples if self.label is None else examples | {"label": np.asarray(self.label[indices])}
 
 
-def build(split: str = "train", path: str = "") -> LatentSource:
+def build(split: Split = "train", path: str = "") -> LatentSource:
     """The split of a folder that `--mode=encode` made, <path>/<split>/{mean,std,label}.npy; raises UserError."""
     folder = existing_path(path) / split
     if not (folder / FACTS).exists():

@@ -5,17 +5,22 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from score_flow.data.base import PATH, Examples, Source, shuffled
-from score_flow.types import UserError, check_choice
+from score_flow.hints import Given
+from score_flow.limits import Limits
+from score_flow.types import UserError
 
 # What a split may be called, in any case of letters, the better name first.
 NAMES = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 SHARE = "config.data.source.test_share"
+
+Split = Annotated[str, Given("train or test, by what the data are for")]
+TestShare = Annotated[float, Limits(least=0, below=1)]  # of images held out where there is no test split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,13 +87,6 @@ def share_out(whole: Source, split: str, share: float, stem: str) -> Part:
 def n_held_out(n: int, share: float) -> int:
     """How many of n images are held out: their share, at least one, but never all."""
     return min(max(round(share * n), 1), n - 1) if share > 0 else 0
-
-
-def check_fields(split: str, test_share: float) -> None:
-    """Raises UserError for a split or a share that no data set has."""
-    check_choice("split", split, NAMES)
-    if not 0 <= test_share < 1:
-        raise UserError(f"{SHARE}: got {test_share}; allowed: 0 (the training images are the test) to below 1")
 
 
 def find(folder: Path, split: str, suffix: str = "") -> Path | None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from score_flow.data.base import Examples, one_line
+from score_flow.data.splits import Split
 from score_flow.types import UserError
 
 
@@ -34,7 +35,7 @@ class TfdsSource:
         return examples | {"label": np.array([record["label"] for record in records], np.int32)}
 
 
-def build(split: str = "train", dataset: str = "cifar10", data_dir: str | None = None) -> TfdsSource:
+def build(split: Split = "train", dataset: str = "cifar10", data_dir: str | None = None) -> TfdsSource:
     """The data set `dataset` (tfds syntax, `name/config:version`) of `data_dir`, split in tfds syntax (`train[:90%]`).
 
     Needs uint8 images of one size. Raises UserError when the package or the prepared files are missing.

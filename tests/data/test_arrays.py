@@ -83,7 +83,6 @@ def test_arrays_checks_values_against_the_levels(tmp_path):
     assert "reach 17; allowed with config.data.source.levels = 17: 0 to 16" in refusal(
         arrays.build, "train", str(tmp_path / "data.npz"), levels=17
     )
-    assert "2 to 256" in refusal(arrays.build, "train", str(tmp_path / "data.npz"), levels=1)
 
 
 def test_arrays_names_a_missing_file(tmp_path):

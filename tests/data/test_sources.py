@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import score_flow.data
+from score_flow.components import Component, resolve
 from score_flow.data import digits, latents
 from score_flow.data.base import ArraySource, Source, checksum
 from score_flow.types import UserError
@@ -128,6 +129,33 @@ def test_checksum_names_the_content_and_not_the_chunks():
     changed += [ArraySource("a", image, None), ArraySource("a", image.reshape(10, 4, 1, 1), label, 256, 10)]
     assert len(sums | {checksum(other) for other in changed}) == 5
     assert checksum(source, limit=9) == checksum(ArraySource("b", pixel, label, 256, 10), limit=9)
+
+
+# ---- arguments
+
+OUTSIDE = [
+    ("arrays", "levels", (1, 257)),
+    ("arrays", "max_bytes", (0, -5)),
+    ("arrays", "test_share", (-0.1, 1.0, float("nan"))),
+    ("folder", "test_share", (-0.1, 1.0, float("nan"))),
+    ("folder", "image_size", (0, -1, 2.5)),
+    ("folder", "channels", (2, 4, 0)),
+    ("folder", "max_pixels", (0, 10**10)),
+    ("folder", "on_error", ("ignore", "", 1)),
+    ("folder", "path", (None,)),
+    *((name, "split", ("train",)) for name in SOURCES),
+    *((name, "no_such_argument", (1,)) for name in SOURCES),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "values"), OUTSIDE, ids=lambda value: str(value)[:20])
+def test_arguments_are_checked_before_anything_is_opened(name, argument, values, tmp_path):
+    fields = globals()[f"{name}_sample"](tmp_path) if name != "tfds" else {}
+    for value in values:
+        section = Component(name, fields | {argument: value})
+        with pytest.raises(UserError, match=f"^[^\n]*{argument}[^\n]*$") as error:
+            resolve("score_flow/data/", section, "config.data.source", split="train")
+        assert "config.data.source" in str(error.value)
 
 
 # ---- digits

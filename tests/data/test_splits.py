@@ -101,10 +101,9 @@ def test_of_one_image_none_is_held_out(tmp_path):
     assert [splits.n_held_out(n, 0.1) for n in (1, 2, 8, 15, 25, 1000)] == [0, 1, 1, 2, 2, 100]
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_shares_that_are_none(unsplit, share):
+def test_splits_are_two(unsplit):
     build, path = unsplit
-    assert "config.data.source.test_share" in refusal(build, path, test_share=share)
+    assert "'val'; allowed: test, train" in refusal(build, path, "val")
 
 
 def test_hold_out_depends_on_content_alone(unsplit, tmp_path):
