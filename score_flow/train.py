@@ -10,7 +10,7 @@ from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
 from score_flow.build import Experiment
-from score_flow.data.compare import describe_classes, refuse_untrained_start
+from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
@@ -31,11 +31,7 @@ def train(
     fixed: the sections of the config that must be those of that checkpoint.
     """
     options = config.training
-    check(run.train_source, options.batch_size, run.mesh.size)
-    if run.conditioning.num_classes and remembered(workdir) is None:
-        refuse_untrained_start(run.train_source)
-    if options.eval_freq:
-        check(run.test_source, run.mesh.size, run.mesh.size)  # opened, and compared with what the run is of
+    check_data(run, options, begins=remembered(workdir) is None)
     saver = Saver(workdir, config, snapshot, run.data_facts)
     source, averages = run.train_source, config.model
     first = indices(len(source), options.batch_size, run.seed, 0)
@@ -88,6 +84,21 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     )
     overview = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
+
+
+def check_data(run: Experiment, options: TrainOptions, begins: bool) -> None:
+    """Raises UserError for data that a run cannot be trained on, or one that begins should not be.
+
+    The test split is opened, and so compared with what the run is of, only where training looks at it.
+    """
+    check(run.train_source, options.batch_size, run.mesh.size)
+    labelled = begins and run.conditioning.num_classes > 0
+    if labelled:
+        refuse_untrained_start(run.train_source)
+    if options.eval_freq:
+        test = run.test_source
+        if labelled:
+            refuse_untrained_classes(run.train_source, test)
 
 
 def about_data(run: Experiment, tested: bool) -> list[str]:

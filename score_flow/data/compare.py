@@ -87,6 +87,19 @@ def refuse_untrained_start(source: Source) -> None:
         )
 
 
+def refuse_untrained_classes(train: Source, test: Source) -> None:
+    """Raise UserError where a test split of its own has classes of which there are no training images."""
+    trained, tested = counts(train), counts(test)
+    if not trained or not tested or getattr(test, "test_share", None) is not None:  # what is held out may be the last
+        return
+    lost = [str(i) for i, n in enumerate(tested) if n and not (i < len(trained) and trained[i])]
+    if lost:
+        raise UserError(
+            f"config.data.source: {test.name} has images of classes {_some(lost, 5)}, of which {train.name} has none; "
+            "allowed: classes that are trained (training.eval_freq = 0 looks at no test images)"
+        )
+
+
 def describe_classes(source: Source, most: int = 20) -> str:
     """The classes and how many images each has, as far as anybody knows: "cat 4, dog 0" or "0: 4, 1: 0"."""
     n, counted = source.num_classes, counts(source)

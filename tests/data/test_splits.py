@@ -269,6 +269,17 @@ def test_the_part_that_lost_a_class_to_the_test_split_is_not_labelled_from_one(t
     compare.refuse_untrained_start(source)
 
 
+def test_test_images_of_untrained_classes_are_refused(tmp_path):
+    save_arrays(tmp_path / "train.npz", label=np.arange(N) % 3)
+    save_arrays(tmp_path / "test.npz", label=np.arange(N) % 5)
+    train, test = (open_arrays(tmp_path, split) for split in ("train", "test"))
+    message = refusal(compare.refuse_untrained_classes, train, test)
+    assert "test.npz has images of classes 3, 4, of which train.npz has none" in message
+    compare.refuse_untrained_classes(test, train)
+    save_arrays(tmp_path / "a.npz", label=np.arange(N))  # two classes are held out whole
+    compare.refuse_untrained_classes(*(open_arrays(tmp_path / "a.npz", split) for split in ("train", "test")))
+
+
 def test_labels_beyond_what_a_run_has_are_refused(tmp_path):
     save_arrays(tmp_path / "a.npz", label=np.arange(N) % 10)
     source = open_arrays(tmp_path / "a.npz")
