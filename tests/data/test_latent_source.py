@@ -129,7 +129,10 @@ def test_broken_off_and_gone_on(images, encoded, tmp_path):
     [
         (["--config.eval.autoencoder="], "needs an autoencoder"),
         (["--config.eval.autoencoder=/nowhere"], "/nowhere holds no config.json"),
-        (["--config.data.source.name=latents", "--config.data.random_flip=False"], "is latents; give their data set"),
+        (
+            ["--config.data.source.name=latents", "--config.data.random_flip=False", "--config.network.name=mlp"],
+            "is latents; give their data set",
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(flags, message, images, encoded, tmp_path, capsys):
