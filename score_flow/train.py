@@ -1,5 +1,6 @@
 """Training of one run: restore or begin, fit, save, and leave a workdir from which anything can go on."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -35,25 +36,19 @@ def train(
     init = functools.partial(_init, run, n_averages(config.model))
     shapes = jax.eval_shape(init)
     shardings = state_shardings(run.mesh, shapes)
-    start = saver.newest(config, fixed)
     begin = jax.jit(init, out_shardings=shardings)
-    state = begin() if start is None else saver.restore(start, begin, shapes, shardings)
-    start = start or 0
+    start, state = saver.resume(config, begin, shapes, shardings, fixed)
     _introduce(run, shapes, workdir, start, options)
     steps = _steps(run, config.model, shardings)
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
     hooks = [recorder, TestLoss(run, log, options.eval_freq), saver]
-    try:
-        with Preemption() as preemption:
-            step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
-            saver.finish(step, state, milestone=step == options.n_iters)
-    finally:
-        recorder.close()
-        log.close()
-        batches.close()
-        saver.close()
+    with contextlib.ExitStack() as closing, Preemption() as preemption:
+        for each in (saver, batches, log, recorder):
+            closing.callback(each.close)
+        step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
+        saver.finish(step, state, milestone=step == options.n_iters)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 

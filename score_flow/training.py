@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.classification import Classification
 from score_flow.dequantization import Dequantisation
@@ -40,6 +40,7 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, "k"]
     grad_norm: Float[Array, "k"]
+    finite: Bool[Array, "k"]  # the parameters and their averages after the step
 
 
 def make_optimiser(
@@ -65,6 +66,16 @@ def init_state(params: Params, objective: Loss, optimiser: optax.GradientTransfo
     """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), objective.times.init())
+
+
+def all_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether the parameters, their averages and the optimiser's moments are numbers; free to build inside jit."""
+    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)) if _is_float(leaf)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 # (key, uint8 batch) -> (images in the model's range, condition): scaling, flips and dequantisation, inside the step
@@ -101,7 +112,7 @@ def make_train_steps(
         shares += [power_share(gamma, state.step) for gamma in gammas]
         ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
         state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
-        return state, Metrics(loss, optax.tree.norm(grads))
+        return state, Metrics(loss, optax.tree.norm(grads), all_finite(state))
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         k = jax.tree.leaves(batches)[0].shape[0]
@@ -156,11 +167,15 @@ def crossed(every: int, previous: int, step: int) -> bool:
 def check_finite(first_step: int, metrics: Metrics) -> Metrics:
     """The metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
     metrics = Metrics(*to_host(tuple(metrics)))
-    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
+    computed = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+    bad = ~(computed & metrics.finite)
     if bad.any():
         i = int(np.argmax(bad))
+        what = f"loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}"
+        if computed[i]:
+            what = f"after it the parameters, their averages or Adam's moments are not finite ({what})"
         raise NonFinite(
-            f"step {first_step + i + 1}: loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}. "
+            f"step {first_step + i + 1}: {what}. "
             "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
         )
     return metrics
