@@ -8,17 +8,19 @@ import os
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from score_flow.peers import EXIT_PEER_LOST, Peers, answering
 from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 
 
-def initialise() -> None:
-    """Join the other processes of this run, if there are any.
+def initialise() -> Peers | None:
+    """Join the other processes of this run, if there are any: the watch over them, which ends this one with the others.
 
     On a TPU pod jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
@@ -32,12 +34,21 @@ def initialise() -> None:
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):
         address, count, index = (os.environ[name] for name in names)
-        jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=60)
-    elif given:
+        return _join(address, int(count), int(index))
+    if given:
         missing = ", ".join(name for name in names if name not in given)
         raise UserError(f"a run of several processes needs {', '.join(names)}; missing: {missing}.")
-    elif "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
-        jax.distributed.initialize()
+    if "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
+        return _join()
+    return None
+
+
+def _join(*place: str | int) -> Peers:
+    watch: list[Peers] = []
+    with answering(lambda: watch[0].broken() if watch else os._exit(EXIT_PEER_LOST)):
+        jax.distributed.initialize(*place, heartbeat_timeout_seconds=60)
+    watch.append(Peers(distributed.global_state.client, jax.process_index()))
+    return watch[0]
 
 
 def make_mesh(fsdp: bool = False) -> Mesh:
