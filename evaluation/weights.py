@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.build import Experiment
-from score_flow.checkpoint import Checkpoints, target
+from score_flow.checkpoint import FOLDERS, Checkpoints, good_states, target
 from score_flow.ema import combination, gamma_of, n_averages
 from score_flow.options import Config
 from score_flow.saver import refuse_other_config
@@ -33,28 +33,28 @@ MODEL = (
 
 
 def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
-    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
-    if not any(any(folder.glob("*.manifest.json")) for folder in (milestones, meta)):
+    """Milestones begin..end counted from 1; (0, 0): the newest one, else the newest good state.
+
+    A resumable state is taken where there is no milestone, or the newest is damaged, which is said then. Raises
+    UserError where there is none, or where a milestone that was asked for is damaged.
+    """
+    meta, milestones = (Checkpoints(workdir / name) for name in FOLDERS)
+    steps = milestones.steps()
+    if not steps and not meta.steps():
         raise UserError(
             f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run."
         )
-    opened = Checkpoints(milestones, reader=True)
-    steps = opened.steps()
-    if not steps:
-        opened = Checkpoints(meta, reader=True)
-        return [(opened, opened.newest_good())]
-    if not begin and not end:
-        return [(opened, opened.newest_good())]
+    if not steps or not (begin or end):
+        return [next(good_states(milestones, meta, first=(milestones, steps[-1]) if steps else None))]
     first, last = begin or len(steps), end or len(steps)
     if not 1 <= first <= last <= len(steps):
         raise UserError(
             f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: there are {len(steps)} milestones, counted from 1."
         )
     for step in steps[first - 1 : last]:
-        if problem := opened.damage(step):
-            raise UserError(f"checkpoint {milestones / str(step)} is damaged ({problem}).")
-    return [(opened, step) for step in steps[first - 1 : last]]
+        if problem := milestones.damage(step):
+            raise UserError(f"checkpoint {milestones.directory / str(step)} is damaged ({problem}).")
+    return [(milestones, step) for step in steps[first - 1 : last]]
 
 
 def weights_of(meta: dict[str, Any], config: Config) -> str:

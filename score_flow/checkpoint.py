@@ -30,6 +30,7 @@ from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
 
+FOLDERS = ("checkpoints-meta", "checkpoints")  # of a workdir: resumable states, milestones
 META, STEP, ITEMS = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
 
 
@@ -37,24 +38,31 @@ class Checkpoints:
     """The checkpoints of one directory, oldest to newest; keep = 0 keeps all, else the newest `keep`.
 
     Items are trees of arrays saved and restored by name, so that an evaluation reads the EMA alone. `meta` is JSON.
-    A reader leaves the directory as it finds it: a training run may be writing there.
+    Nothing is written before `prepare` or the first save: a training run may be writing here, or this be refused.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 0, reader: bool = False):
+    def __init__(self, directory: str | os.PathLike, keep: int = 0):
         self.directory = Path(directory).resolve()
-        self._keep = keep
-        if not reader:
-            try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot write to {directory}: {error.strerror}.") from error
-            if is_main():
-                self._remove_uncommitted()
-        barrier(f"open {self.directory}")
+        self._keep, self._prepared = keep, False
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is a file, where checkpoints belong: move it away.")
         options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._pending: Future | None = None
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what a kill left behind; raises UserError where that cannot be."""
+        if self._prepared:
+            return
+        if is_main():
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.directory, error) from error
+            self._remove_uncommitted()
+        barrier(f"open {self.directory}")
+        self._prepared = True
 
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
@@ -67,6 +75,7 @@ class Checkpoints:
         Raises UserError, here or in the next call, when the files cannot be written: none of the step is left then.
         """
         self.wait()
+        self.prepare()
         if step in self.steps():
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -227,18 +236,26 @@ class Checkpoints:
         """Whether what a step holds is of another step than its name and its meta say."""
         claimed = self.meta(step).get("step", step)
         if claimed != step:
-            return f"{self.directory.name}/{step} holds step {claimed}"
+            return f"it claims step {step}, and holds step {claimed}"
         held = _held_step(self.directory / str(step) / "train")
         return f"it claims step {step}, and holds step {held}" if held not in (None, step) else None
 
 
-def good_states(*folders: Checkpoints) -> Iterator[tuple[Checkpoints, int]]:
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """The newest step that was saved in a workdir, looking at names alone."""
+    folders = (Checkpoints(Path(workdir) / name) for name in FOLDERS)
+    return max((step for folder in folders for step in folder.steps()), default=None)
+
+
+def good_states(
+    *folders: Checkpoints, first: tuple[Checkpoints, int] | None = None
+) -> Iterator[tuple[Checkpoints, int]]:
     """The undamaged states of all folders, newest first; each damaged one is said in a line on the way.
 
-    Raises UserError when there are states and all are damaged.
+    first: the one to look at before the others. Raises UserError when there are states and all are damaged.
     """
-    states, good = [(step, folder) for folder in folders for step in folder.steps()], False
-    for step, folder in sorted(states, key=lambda state: -state[0]):
+    states, good = [(folder, step) for folder in folders for step in folder.steps()], False
+    for folder, step in sorted(states, key=lambda state: (state != first, -state[1])):
         if problem := folder.damage(step):
             refused(folder, step, f"is damaged ({problem})")
         else:

@@ -3,15 +3,17 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from score_flow.types import UserError
 
 # What a file system answers; libraries that are not Python repeat it as text.
-REASONS = tuple(
-    os.strerror(code)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EFBIG)
-) + (os.strerror(errno.ENOENT), "NOT_FOUND")
+CODES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOENT
+)  # fmt: skip
+REASONS = (*(os.strerror(code) for code in CODES), "NOT_FOUND")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -41,7 +43,8 @@ def sync(path: Path) -> None:
 def cannot_write(path: Path, error: BaseException, needed: int = 0) -> UserError:
     """The error that says what could not be written, why, and how much space there is."""
     size = f", {said(needed)} needed" if needed else ""
-    return UserError(f"cannot write {path}: {reason(error) or first_line(error)} ({said(free(path))} free{size}).")
+    space = f" ({said(free(path))} free{size})" if needed or is_full(error) else ""
+    return UserError(f"cannot write {path}: {reason(error) or first_line(error)}{space}.")
 
 
 def reason(error: BaseException | None) -> str | None:
@@ -53,6 +56,28 @@ def reason(error: BaseException | None) -> str | None:
             return found
         error = error.__cause__ or error.__context__
     return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error comes from a disk that is full."""
+    return reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+def of_system(error: BaseException, folder: str) -> str:
+    """One line for an error of the file system: what, where, and the free space if there is none."""
+    where = getattr(error, "filename", None) or folder
+    space = f" ({said(free(Path(where)))} free)" if is_full(error) else ""
+    return f"{reason(error) or first_line(error)}: {where}{space}."
+
+
+def quiet(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """sys.unraisablehook without what orbax's writers say of a save that failed: it is raised where it belongs."""
+
+    def said_once(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    return said_once
 
 
 def free(path: Path) -> int:

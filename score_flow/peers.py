@@ -116,9 +116,12 @@ def answering(lost: Callable[[], None]) -> Iterator[None]:
         distributed._jax.get_distributed_runtime_client = make
 
 
+def leave_if_broken(error: BaseException) -> None:
+    """End this process if an error of jax means that another one is gone."""
+    words = ("gloo", "nccl", "coordination", "heartbeat", "barrier")
+    if WATCH and any(word in str(error).lower() for word in words):
+        WATCH[0].broken()
+
+
+WATCH: list["Peers"] = []  # of this process, once it has joined others
 _KEPT: list[Any] = []  # what C++ holds a pointer to
-
-
-def is_of_peers(error: BaseException) -> bool:
-    """Whether an error of jax means that another process is gone."""
-    return any(word in str(error).lower() for word in ("gloo", "nccl", "coordination", "heartbeat", "barrier"))

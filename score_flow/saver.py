@@ -74,7 +74,10 @@ class Saver:
             refused(checkpoints, step, "holds parameters that are not finite")
         if step is not None:
             raise UserError(f"no checkpoint in {self.meta.directory.parent} is finite: use another --workdir.")
-        return 0, begin()
+        state = begin()
+        for folder in (self.meta, self.milestones):
+            folder.prepare()
+        return 0, state
 
     def close(self) -> None:
         self.meta.close()
@@ -85,6 +88,7 @@ class Saver:
         for folder in (self.meta, self.milestones):
             same = folder is not checkpoints and step in folder.steps() and folder.damage(step)
             folder.delete([s for s in folder.steps() if s > step or (s == step and same)])
+            folder.prepare()
 
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
         self.recorder.flush()  # a state is saved only when every step up to it was finite

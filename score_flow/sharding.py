@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from score_flow.peers import EXIT_PEER_LOST, Peers, answering
+from score_flow.peers import EXIT_PEER_LOST, WATCH, Peers, answering
 from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
@@ -44,11 +44,10 @@ def initialise() -> Peers | None:
 
 
 def _join(*place: str | int) -> Peers:
-    watch: list[Peers] = []
-    with answering(lambda: watch[0].broken() if watch else os._exit(EXIT_PEER_LOST)):
+    with answering(lambda: WATCH[0].broken() if WATCH else os._exit(EXIT_PEER_LOST)):
         jax.distributed.initialize(*place, heartbeat_timeout_seconds=60)
-    watch.append(Peers(distributed.global_state.client, jax.process_index()))
-    return watch[0]
+    WATCH.append(Peers(distributed.global_state.client, jax.process_index()))
+    return WATCH[0]
 
 
 def make_mesh(fsdp: bool = False) -> Mesh:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
+from score_flow import memory
 from score_flow.build import Experiment
+from score_flow.data.base import Source
 from score_flow.data.pipeline import Batches, check, gather, rounds
 from score_flow.dequantization import Dequantisation
 from score_flow.ema import n_averages
@@ -21,6 +23,7 @@ from score_flow.saver import FIXED, Saver, Snapshot
 from score_flow.sharding import batch_sharding, is_main, multiple, state_shardings
 from score_flow.training import Loss, Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Preempted
+from score_flow.workdir import write_config
 
 
 def train(
@@ -38,6 +41,7 @@ def train(
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, out_shardings=shardings)
     start, state = saver.resume(config, begin, shapes, shardings, fixed)
+    write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
     steps = _steps(run, config.model, shardings)
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
@@ -47,6 +51,8 @@ def train(
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         for each in (saver, batches, log, recorder):
             closing.callback(each.close)
+        needed = functools.partial(_needed, steps, shapes, run.train_source, options)
+        closing.enter_context(memory.explained(options.batch_size, needed))
         step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
         saver.finish(step, state, milestone=step == options.n_iters)
     if step < options.n_iters:
@@ -81,6 +87,14 @@ def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Ca
         )
 
     return holding_fixed(run.objective, make, donate=0)
+
+
+def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
+    """The bytes that a program of steps takes on each device."""
+    leading = options.n_jitted_steps, options.batch_size
+    one = source.read(np.arange(1))
+    batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
+    return memory.needed_by(steps, state, batch)
 
 
 def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: TrainOptions) -> None:

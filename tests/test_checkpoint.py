@@ -125,6 +125,7 @@ def test_what_a_kill_left_behind_is_removed(copied):
     shutil.copytree(copied / "10", copied / "20.orbax-checkpoint-tmp-1234")
     (copied / "notes").mkdir()
     checkpoints = Checkpoints(copied)
+    checkpoints.prepare()
     assert checkpoints.steps() == [5, 10] and checkpoints.newest_good() == 10
     left = {path.name for path in copied.iterdir()}
     assert left == {"5", "10", "5.manifest.json", "10.manifest.json", "notes"}
@@ -228,6 +229,6 @@ def test_another_shape_or_name_is_refused_by_name(written):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write to .*file") as error:
-        Checkpoints(tmp_path / "file" / "checkpoints")
+    with pytest.raises(UserError, match=r"cannot write .*file/checkpoints: Not a directory") as error:
+        Checkpoints(tmp_path / "file" / "checkpoints").prepare()
     assert "\n" not in str(error.value)

@@ -264,7 +264,8 @@ def looped(start, n_steps, k, stop_after=None):
         return call
 
     def steps(state, batch):
-        return state.replace(step=state.step + len(batch["image"])), Metrics(jnp.zeros(1), jnp.zeros(1), jnp.ones(1, bool))
+        metrics = Metrics(jnp.zeros(1), jnp.zeros(1), jnp.ones(1, bool))
+        return state.replace(step=state.step + len(batch["image"])), metrics
 
     def batches(step, k):
         calls.append(("batch", step, k))
