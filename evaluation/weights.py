@@ -13,7 +13,8 @@ from score_flow.ema import combination, gamma_of, n_averages
 from score_flow.options import Config
 from score_flow.saver import refuse_other_config
 from score_flow.sharding import is_main, replicated, to_host
-from score_flow.types import Params, UserError
+from score_flow.training import all_finite
+from score_flow.types import NonFinite, Params, UserError
 
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm
 MODEL = (
@@ -62,14 +63,14 @@ def weights_of(meta: dict[str, Any], config: Config) -> str:
     which = config.eval.ema
     if config.eval.ema_std:
         return f"EMA power {config.eval.ema_std}, reconstructed"
-    kind = meta["weights"]["raw" if which < 0 else "ema"]
+    kind = meta.get("weights", {"raw": "raw", "ema": "ema"})["raw" if which < 0 else "ema"]
     names = [f"EMA {rate}" for rate in config.model.ema_rate] + [f"EMA power {std}" for std in config.model.ema_std]
     return "raw" if kind == "raw" else names[max(which, 0)]
 
 
 def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step: int) -> Params:
     """The wanted weights of a checkpoint, on every device; refuses one of another model."""
-    saved, which = checkpoints.meta(step)["config"], config.eval.ema
+    saved, which = checkpoints.meta(step).get("config"), config.eval.ema
     refuse_other_config(saved, config, MODEL, checkpoints.directory)
     n = n_averages(saved["model"])
     if which >= n:
@@ -77,10 +78,14 @@ def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step:
     shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     if config.eval.ema_std:
-        return reconstruct(checkpoints, step, wanted, config.eval.ema_std)
-    if which < 0:
-        return checkpoints.restore(step, {"params": wanted})["params"]
-    return checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
+        params = reconstruct(checkpoints, step, wanted, config.eval.ema_std)
+    elif which < 0:
+        params = checkpoints.restore(step, {"params": wanted})["params"]
+    else:
+        params = checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
+    if not to_host(all_finite(params)):
+        raise NonFinite(f"the weights in {checkpoints.directory / str(step)} are not finite: train again.")
+    return params
 
 
 def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, std: float) -> Params:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from score_flow.checkpoint import Checkpoints, good_states, refused, target
@@ -13,7 +12,7 @@ from score_flow.config import differences
 from score_flow.options import Config
 from score_flow.record import Recorder
 from score_flow.sharding import to_host
-from score_flow.training import Metrics, TrainState, all_finite, crossed
+from score_flow.training import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
 
 # What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
@@ -68,7 +67,7 @@ class Saver:
         for checkpoints, step in good_states(self.meta, self.milestones):
             refuse_other_config(checkpoints.meta(step).get("config"), config, fixed, checkpoints.directory)
             state = _restore(checkpoints, step, begin, shapes, shardings)
-            if to_host(jax.jit(all_finite)(state)):
+            if to_host(all_finite(state)):
                 self._cut(checkpoints, step)
                 return step, state
             refused(checkpoints, step, "holds parameters that are not finite")
@@ -91,7 +90,8 @@ class Saver:
             folder.prepare()
 
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
-        self.recorder.flush()  # a state is saved only when every step up to it was finite
+        self.recorder.flush()  # a state is saved only when every step up to it was finite,
+        check_state(step, state)  # and what they left
         checkpoints.save(step, _items(state), self._saved, wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:

@@ -40,7 +40,6 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, "k"]
     grad_norm: Float[Array, "k"]
-    finite: Bool[Array, "k"]  # the parameters and their averages after the step
 
 
 def make_optimiser(
@@ -68,14 +67,26 @@ def init_state(params: Params, objective: Loss, optimiser: optax.GradientTransfo
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), objective.times.init())
 
 
-def all_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether the parameters, their averages and the optimiser's moments are numbers; free to build inside jit."""
-    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)) if _is_float(leaf)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+@jax.jit
+def all_finite(state: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number of a state is finite: one reduction, of its own.
+
+    Inside the program of a step it would change how that is fused, and with it the last bits of training.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)]))
 
 
-def _is_float(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def check_state(step: int, state: TrainState) -> None:
+    """Raise NonFinite unless all that a step left is finite; waits for it."""
+    bad = [name for name in ("params", "ema", "opt_state") if not to_host(all_finite(getattr(state, name)))]
+    if bad:
+        what = " and the ".join(SAID[name] for name in bad)
+        raise NonFinite(f"after step {step} the {what} are not finite, though its loss is. {REMEDY}")
+
+
+SAID = {"params": "parameters", "ema": "averaged parameters", "opt_state": "optimiser's moments"}
+REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
 
 
 # (key, uint8 batch) -> (images in the model's range, condition): scaling, flips and dequantisation, inside the step
@@ -112,7 +123,7 @@ def make_train_steps(
         shares += [power_share(gamma, state.step) for gamma in gammas]
         ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
         state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
-        return state, Metrics(loss, optax.tree.norm(grads), all_finite(state))
+        return state, Metrics(loss, optax.tree.norm(grads))
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         k = jax.tree.leaves(batches)[0].shape[0]
@@ -167,17 +178,11 @@ def crossed(every: int, previous: int, step: int) -> bool:
 def check_finite(first_step: int, metrics: Metrics) -> Metrics:
     """The metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
     metrics = Metrics(*to_host(tuple(metrics)))
-    computed = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-    bad = ~(computed & metrics.finite)
+    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
     if bad.any():
         i = int(np.argmax(bad))
-        what = f"loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}"
-        if computed[i]:
-            what = f"after it the parameters, their averages or Adam's moments are not finite ({what})"
-        raise NonFinite(
-            f"step {first_step + i + 1}: {what}. "
-            "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
-        )
+        loss, norm = metrics.loss[i], metrics.grad_norm[i]
+        raise NonFinite(f"step {first_step + i + 1}: loss {loss}, gradient norm {norm}. {REMEDY}")
     return metrics
 
 

@@ -81,7 +81,7 @@ def recorder(tmp_path):
 def program(previous, step, loss=None):
     """A hook's arguments: the losses of steps previous + 1 .. step are their numbers."""
     steps = np.arange(previous + 1, step + 1, dtype=np.float32)
-    metrics = Metrics(jnp.asarray(steps if loss is None else loss), jnp.asarray(2 * steps), jnp.ones(len(steps), bool))
+    metrics = Metrics(jnp.asarray(steps if loss is None else loss), jnp.asarray(2 * steps))
     return previous, step, TrainState(step, {}, (), (), ()), metrics
 
 
