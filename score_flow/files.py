@@ -87,7 +87,7 @@ def free(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def said(n: float) -> str:
+def said(n: int | float) -> str:
     """A number of bytes as people read it."""
     for unit in ("B", "kB", "MB"):
         if n < 1000:

@@ -1,13 +1,20 @@
 """Checkpoints: what is read back is what was written, on any layout, or it is refused by name."""
 
+import concurrent.futures
+import errno
+import json
+import os
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.checkpoint import Checkpoints, target
+from score_flow import checkpoint
+from score_flow.checkpoint import Checkpoints, good_states, target
 from score_flow.sharding import make_mesh, replicated, state_shardings, to_host
 from score_flow.training import TrainState, make_optimiser
 from score_flow.types import UserError
@@ -232,3 +239,216 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*file/checkpoints: Not a directory") as error:
         Checkpoints(tmp_path / "file" / "checkpoints").prepare()
     assert "\n" not in str(error.value)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+MOMENTS = ("begins", "in another language", "in the background", "unheard", "half", "hashing", "in place")
+
+
+def in_background(then, otherwise):
+    """`then` where a save is committed; orbax calls the same elsewhere too."""
+    return lambda: then() if threading.current_thread().name.startswith("manifest") else otherwise()
+
+
+def break_at(moment, checkpoints, monkeypatch):
+    """Let the disk be full at a moment of the next save."""
+
+    def full(*arguments, **options):
+        raise FULL
+
+    def full_elsewhere():
+        raise ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device [source locations='a.cc:1']")
+
+    def half(then=None):
+        """Orbax writes some of it, and goes on as if all was well; or says what it met."""
+        wait()
+        victim = next((checkpoints.directory / "15").rglob("params/_METADATA"))
+        victim.unlink()
+        if then:
+            then()
+
+    def nothing():
+        wait()
+        shutil.rmtree(checkpoints.directory / "15")
+
+    wait = checkpoints._orbax.wait_until_finished
+    at = {"begins": (checkpoints._orbax, "save", full), "hashing": (checkpoint, "_hashes", full)}
+    at |= {"in place": (os, "replace", full)}
+    ends = {
+        "in another language": lambda: half(full_elsewhere),
+        "in the background": lambda: half(full),
+        "unheard": nothing,
+        "half": half,
+    }
+    if moment in ends:
+        at[moment] = (checkpoints._orbax, "wait_until_finished", in_background(ends[moment], wait))
+    monkeypatch.setattr(*at[moment])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_save_that_fails_leaves_the_older_states_and_nothing_else(copied, monkeypatch, moment):
+    before = {path.relative_to(copied): path.is_file() and path.read_bytes() for path in copied.rglob("*")}
+    checkpoints = Checkpoints(copied, keep=1)
+    tree = {"params": {"w": jnp.zeros(300_000)}}
+    break_at(moment, checkpoints, monkeypatch)
+    with pytest.raises(UserError, match=r"cannot write .*/15: .* \(.* free, 1\.2 MB needed\)") as error:
+        checkpoints.save(15, tree, {}, wait=True)
+    monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    after = {path.relative_to(copied): path.is_file() and path.read_bytes() for path in copied.rglob("*")}
+    assert after == before
+    checkpoints.save(20, tree, {}, wait=True)  # there is space again
+    assert checkpoints.steps() == [20] and checkpoints.newest_good() == 20
+    checkpoints.close()
+
+
+def test_a_failed_save_is_said_once_and_by_whichever_call_comes_next(copied, monkeypatch):
+    checkpoints = Checkpoints(copied)
+    break_at("in the background", checkpoints, monkeypatch)
+    for call in (checkpoints.poll, checkpoints.wait, lambda: checkpoints.save(25, {"x": {"w": jnp.ones(2)}}, {})):
+        checkpoints.save(15, {"params": {"w": jnp.ones(2)}}, {})
+        concurrent.futures.wait([checkpoints._pending])
+        with pytest.raises(UserError, match="cannot write .*/15: No space left"):
+            call()
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 10]
+
+
+def test_no_manifest_before_everything_else_is_whole_and_on_the_disk(tmp_path, monkeypatch):
+    """The order of a commit: orbax is done, each file is flushed, the manifest is put in place, the old one goes."""
+    write(tmp_path, 1)
+    checkpoints, done = Checkpoints(tmp_path, keep=1), []
+    wait, replace, sync, remove = checkpoints._orbax.wait_until_finished, os.replace, checkpoint.sync, shutil.rmtree
+
+    def finished():
+        time.sleep(0.2)
+        assert checkpoints.steps() == [1]
+        wait()
+        done.append("saved")
+
+    def put(one, other):
+        done.append("manifest")
+        replace(one, other)
+
+    def flushed(path):
+        done.append(path)
+        sync(path)
+
+    def removed(path, **options):
+        assert checkpoints.steps() == [2], "its manifest goes first, and only when the newer state is there"
+        done.append("removed")
+        remove(path, **options)
+
+    monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", in_background(finished, wait))
+    checkpoints.save(2, {"params": {"w": jnp.arange(3)}}, {})
+    monkeypatch.setattr(os, "replace", put)
+    monkeypatch.setattr(checkpoint, "sync", flushed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    checkpoints.wait()
+    monkeypatch.undo()
+    assert [what for what in done if isinstance(what, str)] == ["saved", "manifest", "removed"]
+    whole = {path for path in (tmp_path / "2").rglob("*")} | {tmp_path / "2", tmp_path}
+    assert set(done[1 : done.index("manifest")]) == whole
+    checkpoints.close()
+
+
+def resign(directory, step, change=lambda manifest: manifest):
+    """Write the manifest that fits what a step holds now."""
+    path = directory / f"{step}.manifest.json"
+    path.write_text(json.dumps(change(checkpoint._hashes(directory / str(step)))))
+
+
+def without(part):
+    return lambda manifest: {name: value for name, value in manifest.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "{}", "[]", "3", '{"a": 1}', "[" * 100_000, "meta/metadata", "_CHECKPOINT_METADATA", "ema/", "_MET"]
+)
+def test_an_empty_or_partial_manifest_is_damage(copied, manifest):
+    checkpoints = Checkpoints(copied)
+    if manifest[-1:].isalpha() or manifest.endswith("/"):
+        for path in [path for path in (copied / "10").rglob("*") if manifest in str(path.relative_to(copied / "10"))]:
+            path.unlink() if path.is_file() else None
+        resign(copied, 10, without(manifest))
+    else:
+        (copied / "10.manifest.json").write_text(manifest)
+    assert checkpoints.damage(10) and checkpoints.newest_good() == 5
+    checkpoints.close()
+
+
+def test_a_step_that_is_not_the_one_of_its_name_is_damage(copied):
+    checkpoints = Checkpoints(copied)
+    for path in (copied / "10", copied / "10.manifest.json"):  # moved to another step
+        path.rename(copied / path.name.replace("10", "15"))
+    assert checkpoints.damage(15) == "it claims step 15, and holds step 10"
+    shutil.copytree(copied / "15", copied / "20")  # ... whose meta was changed with it
+    (copied / "20" / "meta" / "metadata").write_text('{"step": 20}')
+    resign(copied, 20)
+    assert checkpoints.damage(20) == "it claims step 20, and holds step 10"
+    (copied / "20" / "meta" / "metadata").write_text("{}")  # ... or says nothing
+    resign(copied, 20)
+    assert checkpoints.damage(20) == "it claims step 20, and holds step 10"
+    for text in ("[]", "no JSON", '{"step": null}'):
+        (copied / "20" / "meta" / "metadata").write_text(text)
+        resign(copied, 20)
+        assert checkpoints.damage(20), text
+    checkpoints.close()
+
+
+def test_names_that_are_no_steps_are_left_alone(copied):
+    for name in ("copy.manifest.json", "._10.manifest.json", "10.manifest.json.bak", "x10.manifest.json"):
+        (copied / name).write_text("{}")
+    checkpoints = Checkpoints(copied)
+    checkpoints.prepare()
+    assert checkpoints.steps() == [5, 10] and (copied / "._10.manifest.json").exists()
+
+
+def test_one_list_of_all_states(tmp_path, capsys):
+    """Whatever is damaged, and wherever: the newest of what is left, and a line for each that is passed over."""
+    folders = [Checkpoints(tmp_path / name, keep=0) for name in ("meta", "milestones")]
+    for step, folder in ((10, 1), (20, 1), (25, 0), (28, 0)):
+        folders[folder].save(step, {"params": {"w": jnp.full(3, step)}}, {}, wait=True)
+    assert [step for _, step in good_states(*folders)] == [28, 25, 20, 10]
+    assert next(good_states(*folders, first=(folders[1], 20)))[1] == 20
+    assert not capsys.readouterr().out
+    for n, (step, folder, left) in enumerate([(28, 0, 25), (20, 1, 25), (25, 0, 10)], 1):
+        (folders[folder].directory / f"{step}.manifest.json").write_text("{}")
+        assert next(good_states(*folders))[1] == left
+        said = capsys.readouterr().out.splitlines()
+        assert all("is damaged" in line and "falling back" in line for line in said)
+        assert len(said) == (1, 1, 3)[n - 1]
+    DAMAGE["truncated"](tmp_path / "milestones" / "10" / "meta" / "metadata")
+    with pytest.raises(UserError, match=r"every checkpoint in .*/meta and .*/milestones is damaged") as error:
+        next(good_states(*folders))
+    assert "\n" not in str(error.value)
+    assert [step for _, step in good_states(Checkpoints(tmp_path / "none"))] == []
+
+
+def test_a_digest_names_what_a_step_holds(written, copied):
+    directory, _ = written
+    one, other = Checkpoints(directory), Checkpoints(copied)
+    assert one.digest(5) == other.digest(5) != one.digest(10)
+    assert len(one.digest(5)) == 16
+    (copied / "5" / "meta" / "metadata").write_text('{"step": 5}')
+    resign(copied, 5)
+    assert one.digest(5) != other.digest(5)
+    (copied / "5.manifest.json").write_text("")
+    with pytest.raises(UserError, match="cannot be read"):
+        other.digest(5)
+
+
+def test_opening_writes_nothing(copied):
+    shutil.copytree(copied / "10", copied / "15")
+    before = sorted(copied.rglob("*"))
+    checkpoints = Checkpoints(copied)
+    assert checkpoints.newest_good() == 10
+    checkpoints.close()
+    Checkpoints(copied.parent / "none").close()
+    assert sorted(copied.rglob("*")) == before and not (copied.parent / "none").exists()
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="is a file, where checkpoints belong"):
+        Checkpoints(tmp_path / "checkpoints")
