@@ -7,7 +7,6 @@ without one is removed and the one before it is used.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -20,10 +19,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tensorstore
 from jaxtyping import PyTree
 
-from score_flow.data.base import sha256_of
+from score_flow import manifest
 from score_flow.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.sharding import barrier, is_main
 from score_flow.types import UserError
@@ -31,7 +29,6 @@ from score_flow.types import UserError
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
 
 FOLDERS = ("checkpoints-meta", "checkpoints")  # of a workdir: resumable states, milestones
-META, STEP, ITEMS = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
 
 
 class Checkpoints:
@@ -66,8 +63,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
-        found = (re.fullmatch(r"(\d+)\.manifest\.json", path.name) for path in _listed(self.directory))
-        return sorted(int(match[1]) for match in found if match)
+        return manifest.steps(self.directory)
 
     def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], *, wait: bool = False) -> None:
         """Save in the background, or wait until it is committed. A step that is already there is left alone.
@@ -128,34 +124,17 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved as `meta`, and the `step`."""
-        return json.loads((self.directory / str(step) / META).read_text())
+        return json.loads((self.directory / str(step) / manifest.META).read_text())
 
     def digest(self, step: int) -> str:
-        """The name of what a step holds: a short sha256 of the names and hashes of its files."""
-        manifest = self._manifest_of(step)
-        if manifest is None:
-            raise UserError(f"{self._manifest(step)} cannot be read.")
-        return hashlib.sha256(json.dumps(sorted(manifest.items())).encode()).hexdigest()[:16]
+        """The name of what a step holds; raises UserError where its manifest cannot be read."""
+        if (files := manifest.read(self.directory, step)) is None:
+            raise UserError(f"{manifest.path_of(self.directory, step)} cannot be read.")
+        return manifest.digest(files)
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, or None: every byte is read and hashed."""
-        manifest = self._manifest_of(step)
-        if manifest is None:
-            return f"{self._manifest(step).name} cannot be read"
-        items = {name.split("/")[0] for name in manifest if "/" in name} - {"meta"}
-        if lacking := _lacking(manifest, items):
-            return f"{self._manifest(step).name} does not list {lacking}"
-        directory = self.directory / str(step)
-        try:
-            found = _hashes(directory)
-            for name in sorted(manifest | found):
-                if name not in found:
-                    return f"{name} is missing"
-                if manifest.get(name) != found[name]:
-                    return f"{name} has changed since it was written"
-            return _lacking(found, _items_of(directory)) or self._other_step(step)
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-            return f"it cannot be read: {reason(error) or first_line(error)}"
+        return manifest.damage(self.directory, step)
 
     def newest_good(self) -> int | None:
         """The newest undamaged step; damaged ones are reported on the way. Raises UserError when all are damaged."""
@@ -173,18 +152,6 @@ class Checkpoints:
                 self._remove(step)
         barrier(f"was cut {self.directory}")
 
-    def _manifest(self, step: int) -> Path:
-        return self.directory / f"{step}.manifest.json"
-
-    def _manifest_of(self, step: int) -> dict[str, str] | None:
-        """The name and hash of each file of a step, or None if that is not what the manifest holds."""
-        try:
-            manifest = json.loads(self._manifest(step).read_text())
-        except (OSError, ValueError, RecursionError):
-            return None
-        whole = isinstance(manifest, dict) and all(isinstance(value, str) for value in manifest.values())
-        return manifest if whole else None
-
     def _commit(self, step: int, items: list[str], size: int) -> None:
         """Write the manifest of a save once all of it is whole and on the disk; then remove what it replaces."""
         with self._told(step, size):
@@ -194,13 +161,13 @@ class Checkpoints:
             directory = self.directory / str(step)
             for path in [*directory.rglob("*"), directory, self.directory]:
                 sync(path)
-            hashes = _hashes(directory)
-            if lacking := _lacking(hashes, items):
-                raise OSError(f"{lacking} is missing")
-            write_whole(self._manifest(step), json.dumps(hashes))
+            files = manifest.hashes(directory)
+            if missing := manifest.lacking(files, items):
+                raise OSError(f"{missing} is missing")
+            write_whole(manifest.path_of(self.directory, step), json.dumps(files))
             steps = self.steps()
-            if step not in steps:
-                raise OSError(f"{self._manifest(step).name} is not there after it was written")
+            if manifest.read(self.directory, step) != files:
+                raise OSError("its manifest does not read back")
         for old in steps[: -self._keep] if self._keep else []:
             if old != step:
                 self._remove(old)
@@ -214,31 +181,23 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._orbax.wait_until_finished()  # what still writes
             if is_main():
-                self._manifest(step).unlink(missing_ok=True)
+                manifest.path_of(self.directory, step).unlink(missing_ok=True)
                 self._remove_uncommitted()
             if isinstance(error, OSError | UserError) or reason(error):
                 raise cannot_write(self.directory / str(step), error, size) from error
             raise
 
     def _remove(self, step: int) -> None:
-        self._manifest(step).unlink(missing_ok=True)  # first: without it the rest is only litter
+        manifest.path_of(self.directory, step).unlink(missing_ok=True)  # first: without it the rest is only litter
         shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _remove_uncommitted(self) -> None:
         committed = {str(step) for step in self.steps()}
-        for path in _listed(self.directory):
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
             if path.is_dir() and path.name.split(".")[0].isdigit() and path.name not in committed:
                 shutil.rmtree(path, ignore_errors=True)
             elif re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
                 path.unlink(missing_ok=True)
-
-    def _other_step(self, step: int) -> str | None:
-        """Whether what a step holds is of another step than its name and its meta say."""
-        claimed = self.meta(step).get("step", step)
-        if claimed != step:
-            return f"it claims step {step}, and holds step {claimed}"
-        held = _held_step(self.directory / str(step) / "train")
-        return f"it claims step {step}, and holds step {held}" if held not in (None, step) else None
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
@@ -296,38 +255,3 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _lacking(names: Iterable[str], items: Iterable[str]) -> str | None:
-    """The first file that a whole step with these items has, and these names have not."""
-    needed = [META, STEP, *(f"{item}/{ITEMS}" for item in items)]
-    return next((name for name in needed if name not in names), None if items else "any item")
-
-
-def _items_of(directory: Path) -> list[str]:
-    """The items that a step says it has."""
-    items = json.loads((directory / STEP).read_text()).get("item_handlers")
-    return [name for name in items if name != "meta"] if isinstance(items, dict) else ["any"]
-
-
-def _held_step(directory: Path) -> int | None:
-    """The number of steps that a saved training state counts, if it is one."""
-    if not (directory / ITEMS).is_file():
-        return None
-    written = json.loads((directory / ITEMS).read_text())
-    if "('step',)" not in written["tree_metadata"]:
-        return None
-    # Not by orbax, which waits for the other processes and wants the devices that the state was saved on.
-    files = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}, "path": "step/"}
-    spec = {"driver": "zarr3" if written.get("use_zarr3") else "zarr", "kvstore": files}
-    return int(tensorstore.open(spec, read=True).result().read().result())
-
-
-def _hashes(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): sha256_of(path) for path in sorted(directory.rglob("*")) if path.is_file()
-    }
-
-
-def _listed(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.is_dir() else []

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import errno
-import json
 import os
 import shutil
 import threading
@@ -13,40 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow import checkpoint
+from score_flow import checkpoint, manifest
 from score_flow.checkpoint import Checkpoints, good_states, target
 from score_flow.sharding import make_mesh, replicated, state_shardings, to_host
-from score_flow.training import TrainState, make_optimiser
 from score_flow.types import UserError
-from tests.test_training import ADAM
-
-RNG = np.random.default_rng(0)
-
-
-def make_state(mesh, seed):
-    """A training state of random numbers, laid out on a mesh."""
-    rng = np.random.default_rng(seed)
-    params = {"dense": {"kernel": np.zeros((32, 64)), "bias": np.zeros(32)}, "scale": np.zeros(())}
-    params = jax.tree.map(np.float32, params)
-    optimiser = make_optimiser("Adam", **ADAM | {"warmup": 3, "grad_clip": 1.0})
-    shapes = TrainState(np.int32(0), params, (params, params), jax.eval_shape(optimiser.init, params), ())
-    state = jax.tree.map(lambda leaf: (100 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
-    return jax.device_put(state.replace(step=np.int32(seed)), state_shardings(mesh, state))
-
-
-def items(state):
-    rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
-    return {"params": state.params, "ema": list(state.ema), "train": rest}
-
-
-def write(directory, *steps, keep=0):
-    """A folder with these steps, each of its own state; returns the states."""
-    checkpoints, states = Checkpoints(directory, keep), {}
-    for step in steps:
-        states[step] = make_state(make_mesh(), step)
-        checkpoints.save(step, items(states[step]), {"step": step, "name": f"é{step}"}, wait=True)
-    checkpoints.close()
-    return states
+from tests.states import DAMAGE, files, items, make_state, write
 
 
 @pytest.fixture(scope="module")
@@ -141,56 +111,6 @@ def test_what_a_kill_left_behind_is_removed(copied):
     checkpoints.close()
 
 
-def files(directory, step):
-    """Every file of a checkpoint, its manifest last."""
-    found = sorted(path for path in (directory / str(step)).rglob("*") if path.is_file())
-    return [*found, directory / f"{step}.manifest.json"]
-
-
-def test_no_flipped_bit_is_silent(copied):
-    """200 random bits, each byte of the checkpoint equally likely."""
-    checkpoints, paths = Checkpoints(copied), files(copied, 10)
-    sizes = np.array([path.stat().st_size for path in paths])
-    silent = []
-    for path in [paths[i] for i in RNG.choice(len(paths), 200, p=sizes / sizes.sum())]:
-        whole = path.read_bytes()
-        data = bytearray(whole)
-        place, bit = int(RNG.integers(len(data))), int(RNG.integers(8))
-        data[place] ^= 1 << bit
-        path.write_bytes(data)
-        if checkpoints.damage(10) is None:
-            silent.append((path.name, place, bit))
-        path.write_bytes(whole)
-    assert not silent
-    assert checkpoints.damage(10) is None
-    checkpoints.close()
-
-
-DAMAGE = {
-    "flip": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
-    "zero page": lambda path: path.write_bytes(bytes(min(4096, path.stat().st_size)) + path.read_bytes()[4096:]),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "empty": lambda path: path.write_bytes(b""),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    "missing": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_every_kind_of_damage_to_any_file_is_found(copied, kind):
-    checkpoints = Checkpoints(copied)
-    # Without its manifest a checkpoint does not exist.
-    for path in files(copied, 10)[: -1 if kind == "missing" else None]:
-        whole = path.read_bytes()
-        DAMAGE[kind](path)
-        problem = checkpoints.damage(10)
-        assert problem and path.name in problem, path
-        path.write_bytes(whole)
-    (copied / "10" / "more").write_text("")
-    assert "more" in checkpoints.damage(10)
-    checkpoints.close()
-
-
 def test_the_newest_undamaged_step_is_used(copied, capsys):
     DAMAGE["zero page"](max(files(copied, 10), key=lambda path: path.stat().st_size))
     checkpoints = Checkpoints(copied)
@@ -272,7 +192,7 @@ def break_at(moment, checkpoints, monkeypatch):
         shutil.rmtree(checkpoints.directory / "15")
 
     wait = checkpoints._orbax.wait_until_finished
-    at = {"begins": (checkpoints._orbax, "save", full), "hashing": (checkpoint, "_hashes", full)}
+    at = {"begins": (checkpoints._orbax, "save", full), "hashing": (manifest, "hashes", full)}
     at |= {"in place": (os, "replace", full)}
     ends = {
         "in another language": lambda: half(full_elsewhere),
@@ -347,52 +267,8 @@ def test_no_manifest_before_everything_else_is_whole_and_on_the_disk(tmp_path, m
     checkpoints.wait()
     monkeypatch.undo()
     assert [what for what in done if isinstance(what, str)] == ["saved", "manifest", "removed"]
-    whole = {path for path in (tmp_path / "2").rglob("*")} | {tmp_path / "2", tmp_path}
+    whole = set((tmp_path / "2").rglob("*")) | {tmp_path / "2", tmp_path}
     assert set(done[1 : done.index("manifest")]) == whole
-    checkpoints.close()
-
-
-def resign(directory, step, change=lambda manifest: manifest):
-    """Write the manifest that fits what a step holds now."""
-    path = directory / f"{step}.manifest.json"
-    path.write_text(json.dumps(change(checkpoint._hashes(directory / str(step)))))
-
-
-def without(part):
-    return lambda manifest: {name: value for name, value in manifest.items() if part not in name}
-
-
-@pytest.mark.parametrize(
-    "manifest", ["", "{}", "[]", "3", '{"a": 1}', "[" * 100_000, "meta/metadata", "_CHECKPOINT_METADATA", "ema/", "_MET"]
-)
-def test_an_empty_or_partial_manifest_is_damage(copied, manifest):
-    checkpoints = Checkpoints(copied)
-    if manifest[-1:].isalpha() or manifest.endswith("/"):
-        for path in [path for path in (copied / "10").rglob("*") if manifest in str(path.relative_to(copied / "10"))]:
-            path.unlink() if path.is_file() else None
-        resign(copied, 10, without(manifest))
-    else:
-        (copied / "10.manifest.json").write_text(manifest)
-    assert checkpoints.damage(10) and checkpoints.newest_good() == 5
-    checkpoints.close()
-
-
-def test_a_step_that_is_not_the_one_of_its_name_is_damage(copied):
-    checkpoints = Checkpoints(copied)
-    for path in (copied / "10", copied / "10.manifest.json"):  # moved to another step
-        path.rename(copied / path.name.replace("10", "15"))
-    assert checkpoints.damage(15) == "it claims step 15, and holds step 10"
-    shutil.copytree(copied / "15", copied / "20")  # ... whose meta was changed with it
-    (copied / "20" / "meta" / "metadata").write_text('{"step": 20}')
-    resign(copied, 20)
-    assert checkpoints.damage(20) == "it claims step 20, and holds step 10"
-    (copied / "20" / "meta" / "metadata").write_text("{}")  # ... or says nothing
-    resign(copied, 20)
-    assert checkpoints.damage(20) == "it claims step 20, and holds step 10"
-    for text in ("[]", "no JSON", '{"step": null}'):
-        (copied / "20" / "meta" / "metadata").write_text(text)
-        resign(copied, 20)
-        assert checkpoints.damage(20), text
     checkpoints.close()
 
 
@@ -423,19 +299,6 @@ def test_one_list_of_all_states(tmp_path, capsys):
         next(good_states(*folders))
     assert "\n" not in str(error.value)
     assert [step for _, step in good_states(Checkpoints(tmp_path / "none"))] == []
-
-
-def test_a_digest_names_what_a_step_holds(written, copied):
-    directory, _ = written
-    one, other = Checkpoints(directory), Checkpoints(copied)
-    assert one.digest(5) == other.digest(5) != one.digest(10)
-    assert len(one.digest(5)) == 16
-    (copied / "5" / "meta" / "metadata").write_text('{"step": 5}')
-    resign(copied, 5)
-    assert one.digest(5) != other.digest(5)
-    (copied / "5.manifest.json").write_text("")
-    with pytest.raises(UserError, match="cannot be read"):
-        other.digest(5)
 
 
 def test_opening_writes_nothing(copied):
