@@ -70,7 +70,7 @@ class Saver:
             if to_host(all_finite(state)):
                 self._cut(checkpoints, step)
                 return step, state
-            refused(checkpoints, step, "holds parameters that are not finite")
+            refused(checkpoints, step, "holds numbers that are not finite")
         if step is not None:
             raise UserError(f"no checkpoint in {self.meta.directory.parent} is finite: use another --workdir.")
         state = begin()
