@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from score_flow.files import first_line, said
+from score_flow.files import first_line, is_full, said
 from score_flow.types import UserError
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
@@ -16,8 +16,9 @@ TRAINING = "lower training.batch_size, or set network.remat=True (where the netw
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error means that memory was asked for and not there."""
-    of_jax = isinstance(error, RuntimeError | ValueError) and any(word in str(error) for word in WORDS)
-    return isinstance(error, MemoryError) or of_jax
+    if isinstance(error, UserError) or is_full(error):  # of a disk
+        return False
+    return isinstance(error, MemoryError) or any(word in str(error) for word in WORDS)
 
 
 def advice(error: BaseException, mode: str) -> str:

@@ -77,7 +77,7 @@ class Peers:
         while not self._leaving:
             time.sleep(BEAT)
             now = time.monotonic()
-            if now - previous > 3 * BEAT:  # it is this process that was stopped
+            if now - previous > LOST / 3:  # it is this process that was stopped
                 self._seen = {index: (word, now) for index, (word, _) in self._seen.items()}
                 self._answered = now
             elif (which := self.lost()) and not self._leaving:
