@@ -36,7 +36,7 @@ class Peers:
         for target in (self._count, self._watch):
             threading.Thread(target=target, name="peers", daemon=True).start()
 
-    def lost(self, after: float = LOST) -> str | None:
+    def lost(self, after: float) -> str | None:
         """Which process has not been heard of for so many seconds, or None."""
         now = time.monotonic()
         for index, (word, since) in list(self._seen.items()):
@@ -80,7 +80,7 @@ class Peers:
             if now - previous > LOST / 3:  # it is this process that was stopped
                 self._seen = {index: (word, now) for index, (word, _) in self._seen.items()}
                 self._answered = now
-            elif (which := self.lost()) and not self._leaving:
+            elif (which := self.lost(LOST)) and not self._leaving:
                 self.end(which)
             previous = now
 
