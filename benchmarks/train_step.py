@@ -63,11 +63,11 @@ def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, 
     rates, options = config.model.ema_rate, config.training
 
     def init() -> TrainState:
-        return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, len(rates))
+        return init_state(run.init(jax.random.key(run.seed)), run.loss, run.optimiser, len(rates))
 
     shardings = state_shardings(run.mesh, jax.eval_shape(init))
     steps = make_train_steps(
-        run.objective, run.optimiser, rates, config.model.ema_warmup, run.preprocess, run.seed, run.mesh, shardings
+        run.loss, run.optimiser, rates, config.model.ema_warmup, run.seed, run.mesh, shardings
     )
     batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     batch = batches(0, options.n_jitted_steps)
@@ -77,8 +77,7 @@ def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, 
 
 def loss(run: Experiment, state: TrainState, batch: Batch) -> jax.Array:
     """The forward pass of a step."""
-    key = jax.random.key(0)
-    return run.objective(state.params, state.time_state, key, *run.preprocess(key, batch))[0]
+    return run.loss(state.params, state.time_state, jax.random.key(0), batch)[0]
 
 
 def carry(steps: Callable, state: TrainState, batch: Batch) -> Contender:

@@ -7,7 +7,6 @@ import numpy as np
 from evaluation.context import Context
 from evaluation.fold import Fold
 from sampling.base import example_keys
-from score_flow.classification import Classification
 from score_flow.sharding import to_host
 from score_flow.types import UserError
 
@@ -21,7 +20,7 @@ def build(context: Context) -> Fold:
     Every image has noise of its own, the same at all times. Raises UserError for a model that is no classifier.
     """
     run, options, n = context.run, context.options, len(context.source)
-    if not isinstance(run.objective, Classification):
+    if run.loss.produces != "classifier":
         raise UserError("the job accuracy is a classifier's: config.training.objective must be classifier.")
     per_repeat, repeats = context.rounds_of(n), options.num_repeats
     times = np.linspace(options.smallest_time, options.largest_time, N_TIMES)
@@ -32,7 +31,7 @@ def build(context: Context) -> Fold:
 
         def at(t):
             x = run.model.path.perturb(x0, noise, jnp.broadcast_to(t, len(x0)))
-            return run.objective.log_probs(params, x, t).argmax(axis=1) == batch["label"]
+            return run.loss.log_probs(params, x, t).argmax(axis=1) == batch["label"]
 
         return jax.lax.map(at, jnp.asarray(times, x0.dtype))
 

@@ -18,13 +18,13 @@ from sampling.control.base import Control
 from sampling.control.inputs import existing_file
 from sampling.guidance import guide
 from score_flow.build import Experiment, experiment
-from score_flow.classification import Classification
 from score_flow.components import resolve
 from score_flow.conditioning import Conditioning
 from score_flow.config import load
 from score_flow.data import arrays
 from score_flow.data.base import Source
 from score_flow.data.pipeline import gather, rounds
+from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.options import Config, EvalOptions
 from score_flow.sharding import batch_sharding, multiple, place
@@ -42,7 +42,7 @@ class Guidance:
 
     wrap: Callable[..., Denoiser] = static()
     conditioning: Conditioning = static()
-    classification: Classification | None = static(default=None)
+    classification: Classification | None = None
     classifier: PyTree = None  # its parameters
     bad_model: Model | None = static(default=None)
     bad: PyTree = None  # its parameters
@@ -141,7 +141,7 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
     if folders["classifier"]:
         other, params = _load(run, "classifier", folders["classifier"])
         labels = dataclasses.replace(run.conditioning, num_classes=other.conditioning.num_classes)
-        guidance = guidance.replace(conditioning=labels, classification=other.objective, classifier=params)
+        guidance = guidance.replace(conditioning=labels, classification=other.loss, classifier=params)
     return guidance.replace(base=load_base(run, config.eval.low_res))
 
 
@@ -185,7 +185,7 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
         raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
     settings = load(str(file), [])
     other = dataclasses.replace(experiment(settings), mesh=run.mesh)
-    if isinstance(other.objective, Classification) != (field == "classifier"):
+    if other.loss.produces != ("classifier" if field == "classifier" else "denoiser"):
         needed = "a classifier (training.objective = classifier)" if field == "classifier" else "a model of images"
         raise UserError(f"{where} was trained with training.objective = {settings.training.objective}; give {needed}.")
     classes, theirs = run.conditioning.num_classes, other.conditioning.num_classes

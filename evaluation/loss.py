@@ -21,12 +21,12 @@ def build(context: Context) -> Fold:
 
     def losses(params, batch, seeds):
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(run.seed, seeds, STREAM))
-        objective = run.objective
-        t, weight = jax.vmap(lambda key: objective.times.sample(objective.times.init(), key, 1))(keys[:, 0])
+        loss = run.loss
+        t, weight = jax.vmap(lambda key: loss.times.sample(loss.times.init(), key, 1))(keys[:, 0])
         noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(keys[:, 1])
         x0 = run.to_model(batch["image"], keys[:, 2])
         t = t[:, 0]
-        return weight[:, 0] * objective.at(params, x0, noise, t, run.condition(batch)), jnp.asarray(t)
+        return weight[:, 0] * loss.at(params, x0, noise, t, run.condition(batch)), jnp.asarray(t)
 
     compiled = context.compile(losses)
 

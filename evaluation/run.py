@@ -19,7 +19,6 @@ from evaluation.results import write as write_results
 from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, load_params, weights_of
 from score_flow.build import Experiment, build_sampler
-from score_flow.classification import Classification
 from score_flow.components import Component, available, resolve
 from score_flow.config import differences, flatten
 from score_flow.options import Config, EvalOptions, GuidanceOptions
@@ -47,7 +46,7 @@ def jobs(config: Config) -> list[str]:
 def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
     """Raise UserError when more is asked of a classifier than its loss and accuracy."""
     more = [name for name in names if name not in ("loss", "accuracy")]
-    if isinstance(run.objective, Classification) and more:
+    if run.loss.produces == "classifier" and more:
         raise UserError(
             f"a classifier (training.objective = classifier) has no {', '.join(more)}: evaluate it with "
             "config.eval.enable_sampling=False and config.eval.enable_bpd=False, jobs loss and accuracy."

@@ -50,7 +50,7 @@ def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Ima
 def chain(context: Context) -> VariationalBound:
     """The bound on eval.vlb_steps even times, or on those that training drew from; its variance is what was trained."""
     run, options = context.run, context.options
-    times, n, trained = run.objective.times.times, options.vlb_steps, getattr(run.objective, "bound", None)
+    times, n, trained = run.loss.times.times, options.vlb_steps, getattr(run.loss, "variational", None)
     if n:
         times = tuple((options.largest_time * np.arange(1, n + 1) / n).tolist())
     elif not times:

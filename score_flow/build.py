@@ -2,30 +2,32 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from score_flow.classification import Classification
-from score_flow.components import Component, call, resolve
+from score_flow.components import Component, call, find, parameters_of, resolve
 from score_flow.conditioning import Conditioning
 from score_flow.data.base import Source
-from score_flow.data.scaling import Scaling, random_flip
+from score_flow.data.scaling import Scaling
+from score_flow.limits import available
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
-from score_flow.objective import WEIGHTINGS, Objective, min_snr
+from score_flow.objective import Loss, Product
 from score_flow.options import Config, DataOptions
 from score_flow.pixels import Pixels, by_key, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
+from score_flow.preprocessing import Preprocessing
 from score_flow.sharding import make_mesh
 from score_flow.times import TIME_SAMPLERS, TimeSampler
-from score_flow.training import Loss, Preprocess, make_optimiser
+from score_flow.training import make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
-from score_flow.variational import VariationalBound
+
+LOSSES, NETWORKS = "score_flow.losses", "score_flow.networks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,23 +35,17 @@ class Experiment:
     """What a config decides, built: shared by training, sampling and evaluation."""
 
     model: Model
-    objective: Loss
+    loss: Loss
     optimiser: optax.GradientTransformation
     open_source: Callable[[str], Source]  # the data set's split; opened when first needed
     image_shape: tuple[int, int, int]
     scaling: Scaling
     conditioning: Conditioning
-    preprocess: Preprocess
     dequantised: bool  # whether the model's data have noise inside their level
     mesh: Mesh
     seed: int
     latent: bool = False  # whether the model makes latents instead of pixels
     autoencoder: str = ""  # ... the folder of theirs
-
-    @property
-    def trained(self) -> nn.Module:
-        """The network whose parameters training finds."""
-        return self.model.network
 
     @functools.cached_property
     def train_source(self) -> Source:
@@ -94,12 +90,12 @@ class Experiment:
 def experiment(config: Config) -> Experiment:
     """Everything that training, sampling and evaluation share."""
     data, training, optim = config.data, config.training, config.optim
+    latent = is_latent(config)
     open_source = functools.cache(functools.partial(_open, data))
     declared = data if data.image_shape else open_source("train")
     image_shape = tuple(declared.image_shape)
     conditioning = build_conditioning(config, declared.num_classes)
     model = build_model(config, image_shape[-1], conditioning)
-    latent = is_latent(config)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(
@@ -114,13 +110,12 @@ def experiment(config: Config) -> Experiment:
     )
     return Experiment(
         model=model,
-        objective=build_objective(config, model, declared.levels),
+        loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
         optimiser=optimiser,
         open_source=open_source,
         image_shape=image_shape,
         scaling=scaling,
         conditioning=conditioning,
-        preprocess=make_preprocess(scaling, dequantised, data.random_flip, conditioning),
         dequantised=dequantised,
         mesh=make_mesh(training.fsdp),
         seed=config.seed,
@@ -157,11 +152,17 @@ def _open(data: DataOptions, split: str) -> Source:
     return source
 
 
+def produced(objective: str) -> Product:
+    """What training.objective makes: its file says so, unless that is a denoiser."""
+    return getattr(importlib.import_module(f"{LOSSES}.{objective}"), "PRODUCES", "denoiser")
+
+
 def build_conditioning(config: Config, num_classes: int) -> Conditioning:
-    """What the network is told besides x and t; num_classes is the data set's."""
-    options, classifies = config.model, config.training.objective == "classifier"
+    """What the network is told besides x and t, or a classifier learns; num_classes is the data set's."""
+    options, classifies = config.model, produced(config.training.objective) == "classifier"
     if (options.class_conditional or classifies) and not num_classes:
-        what = "training.objective is classifier" if classifies else "model.class_conditional is True"
+        objective = f"training.objective is {config.training.objective}"
+        what = objective if classifies else "model.class_conditional is True"
         raise UserError(f"config.{what}, but the data have no labels.")
     return Conditioning(num_classes if options.class_conditional or classifies else 0, options.low_res)
 
@@ -181,111 +182,69 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
     )
 
 
+# What a network may be asked for: the argument of its `build`, and the option of config.model that asks.
+ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out_channels": "learn_sigma"}
+
+
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
-    """The network that config.network names; the classifier is the one that a classifier may be."""
+    """The network that config.network names; a classifier is the one that a classifier may be.
+
+    Raises UserError where the config asks for what the network has no argument for.
+    """
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
-    if config.training.objective == "classifier":
-        check_choice("config.network.name (training.objective = classifier)", config.network.name, ["classifier"])
-        return call(WideResNet, config.network, "config.network", **offered)
     if config.model.learn_sigma:
         offered["out_channels"] = 2 * channels
-    return resolve("score_flow.networks", config.network, "config.network", **offered)
+    section, objective = config.network, config.training.objective
+    if produced(objective) == "classifier":
+        check_choice(f"config.network.name (training.objective = {objective})", section.name, ["classifier"])
+        build = WideResNet
+    else:
+        build = find(NETWORKS, section, "config.network")
+    for argument in [argument for argument, value in offered.items() if value and argument not in parameters_of(build)]:
+        builds = {name: find(NETWORKS, Component(name), "config.network") for name in available(NETWORKS)}
+        able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
+        option = ASKED[argument]
+        raise UserError(
+            f"config.model.{option} is {getattr(config.model, option)}, which the network {section.name} cannot do: "
+            f"it has no argument {argument}; networks that have: {able}."
+        )
+    return call(build, section, "config.network", **offered)
 
 
-def build_objective(config: Config, model: Model, levels: int = 256) -> Loss:
-    """The training loss, for data of so many pixel levels."""
-    training, times = config.training, build_times(config, model)
-    if training.objective == "classifier":
-        return build_classification(config, model, times)
-    weighting = "likelihood" if training.likelihood_weighting else training.weighting
-    classes = model.network.num_classes
-    return Objective(
-        model,
-        times,
-        min_snr(training.min_snr_gamma) if weighting == "min_snr" else WEIGHTINGS[weighting],
-        "mean" if training.reduce_mean else "sum",
-        training.label_dropout if classes else 0.0,
-        classes,
-        training.objective,
-        None if training.objective == "simple" else build_bound(config, model, times.times, levels),
-        training.vlb_weight,
-        training.coupling,
-    )
+def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
+    """The training loss that config.training.objective names."""
+    training = config.training
+    loss = resolve(
+        LOSSES, Component(training.objective), "config.training.objective",
+        model=model, times=build_times(config, model), prepare=prepare, num_classes=prepare.conditioning.num_classes,
+        scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
+        class_conditional=config.model.class_conditional, options=training,
+    )  # fmt: skip
+    if training.snapshot_sampling and loss.produces != "denoiser":
+        raise UserError(
+            f"config.training.snapshot_sampling is True, but training.objective = {training.objective} makes a "
+            f"{loss.produces}, which has no samples: set it False."
+        )
+    return loss
 
 
 def build_times(config: Config, model: Model) -> TimeSampler:
     """Which times training looks at."""
-    training = config.training
-    name = "log_snr" if training.importance_weighting else training.time_sampler.name
-    check_choice("config.training.time_sampler.name", name, TIME_SAMPLERS)
-    section = Component(name) if training.importance_weighting else training.time_sampler
+    training, section = config.training, config.training.time_sampler
+    if training.importance_weighting:
+        if section.name not in ("uniform", "log_snr"):
+            raise UserError(
+                "config.training.importance_weighting is True, but config.training.time_sampler.name is "
+                f"{section.name!r}: give one of them."
+            )
+        section = Component("log_snr")
+    check_choice("config.training.time_sampler.name", section.name, TIME_SAMPLERS)
     return call(
-        TIME_SAMPLERS[name], section, "config.training.time_sampler",
+        TIME_SAMPLERS[section.name], section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
     )  # fmt: skip
-
-
-# What a classifier has no use for: it is told x and t alone, and makes no images.
-NOT_FOR_CLASSIFIERS = ("model.class_conditional", "model.low_res", "model.learn_sigma", "training.snapshot_sampling")
-
-
-def build_classification(config: Config, model: Model, times: TimeSampler) -> Classification:
-    """The loss of a classifier; raises UserError for what only models of images have."""
-    for key in NOT_FOR_CLASSIFIERS:
-        section, name = key.split(".")
-        if value := getattr(getattr(config, section), name):
-            raise UserError(f"config.{key} is {value}; training.objective = classifier needs it off.")
-    if config.training.coupling != "independent":
-        raise UserError("config.training.coupling must be independent for training.objective = classifier.")
-    return Classification(model, times)
-
-
-def build_bound(config: Config, model: Model, times: tuple[float, ...], levels: int) -> VariationalBound:
-    """The variational bound of the chain at the times that training draws from."""
-    training, objective = config.training, f"config.training.objective = {config.training.objective}"
-    if not times:
-        raise UserError(
-            f"{objective} needs a chain: set config.training.time_sampler.name to grid or loss_second_moment."
-        )
-    if config.data.uniform_dequantization:
-        raise UserError(f"{objective} bounds the likelihood of levels: set config.data.uniform_dequantization=False.")
-    if (training.variance in ("range", "log")) != config.model.learn_sigma:
-        allowed = "range or log" if config.model.learn_sigma else "small or large"
-        raise UserError(
-            f"{objective} with config.model.learn_sigma = {config.model.learn_sigma} needs config.training.variance = "
-            f"{allowed}, got {training.variance!r}."
-        )
-    low = -1.0 if config.data.centered else 0.0
-    return VariationalBound(model.path, times, training.variance, training.decoder, low, 1.0, levels)
 
 
 def build_sampler(config: Config) -> Callable:
     """The sampler that config.sampling names."""
     return resolve("sampling", config.sampling, "config.sampling")
-
-
-def make_preprocess(scaling: Scaling, dequantise: bool, flip: bool, conditioning: Conditioning) -> Preprocess:
-    """(key, batch of levels or moments of latents) -> (x0, condition), inside the compiled step."""
-
-    of_levels = make_levels(scaling, flip, conditioning)
-
-    def preprocess(key: Key, batch: Batch) -> tuple[Images, Condition]:
-        noise_key, flip_key = jax.random.split(key)
-        data, condition = of_levels(flip_key, batch)
-        return to_model(scaling, dequantise, data, lambda law, shape: law(noise_key, shape)), condition
-
-    return preprocess
-
-
-def make_levels(
-    scaling: Scaling, flip: bool, conditioning: Conditioning
-) -> Callable[[Key, Batch], tuple[Array, Condition]]:
-    """(key, uint8 batch) -> (the levels, mirrored at random; their condition)."""
-
-    def levels(key: Key, batch: Batch) -> tuple[Array, Condition]:
-        image = batch["image"]
-        if flip:
-            image = random_flip(jax.random.split(key, image.shape[0]), image)
-        return image, conditioning.of(batch | {"image": image}, scaling)
-
-    return levels

@@ -10,7 +10,7 @@ an exact bound on the likelihood of the levels: that of a lossless code of them.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -19,13 +19,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from score_flow.data.scaling import Scaling
+from score_flow.losses.simple import Denoising
 from score_flow.numerics import mean_flat, sum_flat
-from score_flow.objective import Aux, Objective
+from score_flow.objective import Aux, Product, keys_of
 from score_flow.paths.base import Path
 from score_flow.pixels import by_key, to_model
+from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Condition, Images, Key, Keys, Params
+from score_flow.types import Batch, Condition, Images, Key, Keys, Params
 from score_flow.variational import known_integral, prior, share_of_gaussian
 
 Levels = UInt8[Array, "b h w c"]
@@ -131,34 +133,39 @@ class Dequantisation:
 
         -log p(x) <= KL(q(x_{t_max} | x) || p) + 1/2 int g^2/sigma^2 E|n_hat - n|^2 dt + H.
 
-    What training asks of an Objective, but that it is given levels. It is a tree of the model's weights: hand it to a
-    compiled function as an argument, and they are none of its constants.
+    score: the weights of the score model. levels: (key, batch) -> (levels, condition).
     score_matching: the integrand, likelihood weighted, by times from t_min to t_max; its losses are half sums.
     """
 
     network: nn.Module = static()
     scaling: Scaling = static()
-    score_matching: Objective = static()
+    levels: Preprocess = static()
+    score_matching: Denoising = static()
     t_min: float = static()
     t_max: float = static()
     score: PyTree = None
+
+    produces: ClassVar[Product] = "dequantiser"
 
     @property
     def times(self) -> TimeSampler:
         return self.score_matching.times
 
+    def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters that standardise the flow on the levels of a batch (arXiv:1902.00275)."""
+        init_key, noise_key = jax.random.split(key)
+        levels = batch["image"]
+        noise = jax.random.normal(noise_key, levels.shape)
+        unit = levels / jnp.asarray(self.scaling.levels - 1, noise.dtype)
+        return self.network.init(init_key, unit, noise)["params"]
+
     def __call__(
-        self,
-        params: Params,
-        time_state: PyTree,
-        key: Key,
-        levels: Levels,
-        condition: Condition = None,
-        *,
-        train: bool = True,
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
     ) -> tuple[Float[Array, ""], Aux]:
         """The mean of a batch. The key decides the flow's noise and dropout, and times and noise of the bound."""
-        flow_key, dropout_key, bound_key = jax.random.split(key, 3)
+        data_key, loss_key = keys_of(key, train)
+        levels, condition = self.levels(data_key, batch)
+        flow_key, dropout_key, bound_key = jax.random.split(loss_key, 3)
         dequantizer = VariationalDequantizer(self.network, self.scaling, params)
         x, bits = dequantizer(jax.random.split(flow_key, len(levels)), levels, dropout=dropout_key if train else None)
         nats, t = self.bound(bound_key, x, condition)

@@ -1,26 +1,63 @@
-"""One loss for every path, prediction and weighting."""
+"""What training minimises: the protocol of a loss, and the pieces that losses are made of.
+
+A loss is a file of score_flow/losses/ that exports `build`; config.training.objective names it.
+"""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from score_flow.coupling import optimal
 from score_flow.model import Model
-from score_flow.numerics import expand, mean_flat, sum_flat
+from score_flow.options import TrainOptions
 from score_flow.paths.base import Coefficients
-from score_flow.prediction import Estimate
+from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
-from score_flow.types import Condition, Images, Key, Params, Times, UserError, check_choice
-from score_flow.variational import VariationalBound
+from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
 
-Kind = Literal["simple", "hybrid", "vlb"]
 Coupling = Literal["independent", "ot"]
+Product = Literal["denoiser", "classifier", "dequantiser"]
+
+
+class Aux(NamedTuple):
+    """What a loss says besides its value: per-example losses (importance weights included) at their times."""
+
+    losses: Float[Array, "b"]
+    t: Float[Array, "b"]
+    time_state: PyTree
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What training minimises, a tree: weights that it holds fixed are its leaves, the rest is static.
+
+    Compiled functions take it as an argument, so that its weights are none of their constants. network: whose
+    parameters are trained. produces: what the trained network is good for.
+    """
+
+    produces: Product
+
+    @property
+    def times(self) -> TimeSampler: ...
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters to begin with; batch: the first one of training, of which most losses look at the shapes only."""
+        ...
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The mean loss of a batch of pixel levels; the key decides all that is random. train=False: no dropout."""
+        ...
 
 
 @functools.cache
@@ -39,71 +76,59 @@ WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
 }
 
 
-class Aux(NamedTuple):
-    """What a loss says besides its value: per-example losses (importance weights included) at their times."""
+def unused(options: TrainOptions, *names: str, by: str = "") -> None:
+    """Raise UserError unless options that would not be heeded have their defaults; by: what has no use for them."""
+    for name in names:
+        value, default = getattr(options, name), getattr(TrainOptions, name)
+        if value != default:
+            by = by or f"training.objective = {options.objective}"
+            raise UserError(f"config.training.{name} is {value!r}, which {by} has no use for: leave it at {default!r}.")
 
-    losses: Float[Array, "b"]
+
+def keys_of(key: Key, train: bool) -> tuple[Key, Key]:
+    """(the key of the data, the key of the loss). Without training both are the key, as in every logged test loss."""
+    return tuple(jax.random.split(key)) if train else (key, key)
+
+
+def initial(model: Model, prepare: Preprocess, key: Key, batch: Batch) -> Params:
+    """Parameters of a model's network for one example of a batch, whose shapes alone are looked at."""
+    x0, condition = jax.eval_shape(prepare, key, batch)
+    one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), condition)
+    return model.init(key, (1, *x0.shape[1:]), one)
+
+
+class Noised(NamedTuple):
+    """What x_t is made of, with the importance weight of t; key: of dropout, None without training."""
+
+    x0: Images
+    noise: Images
     t: Float[Array, "b"]
-    time_state: PyTree
-
-
-def weighted(
-    losses: Float[Array, "b"], importance: Float[Array, "b"], t: Times, times: TimeSampler, time_state: PyTree
-) -> tuple[Float[Array, ""], Aux]:
-    """The importance-weighted mean of a batch; the time sampler learns from the losses without their weights."""
-    time_state = times.update(time_state, t, jax.lax.stop_gradient(losses))
-    losses = importance * losses
-    return jnp.mean(losses), Aux(losses, t, time_state)
+    importance: Float[Array, "b"]
+    condition: Condition
+    key: Key | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler, or a chain's variational bound.
+class Noising:
+    """Which noisy images a loss looks at: those of a batch, at times from a time sampler.
 
-    kind: "simple", that; "vlb", n L_t in bits per dimension, whose mean over the n steps is the bound without its
-    constant, the prior; "hybrid", simple + vlb_weight vlb, in which the bound trains the variance only: no gradient
-    flows from it to the mean (Nichol and Dhariwal 2021, sec. 3.1, arXiv:2102.09672). Theirs is lambda = 0.001 of the
-    whole bound for every n, that is n/1000 L_t beside a mean square; their unscaled variant, L_t, is vlb_weight = 1/n.
-    reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
-    label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598).
+    label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598), in training.
     coupling: "independent" noise, or "ot": the batch's noise goes to its images by optimal transport. The velocity then
         still is that of a flow from noise to data, but -E[noise | x_t]/sigma no longer the score: samplers of the flow
         and its likelihood are right, those with noise are not. Labels are not looked at.
     """
 
-    model: Model
+    prepare: Preprocess
     times: TimeSampler
-    weighting: Callable[[Coefficients], Times]
-    reduce: Literal["mean", "sum"] = "mean"
     label_dropout: float = 0.0
     null_label: int = 0
-    kind: Kind = "simple"
-    bound: VariationalBound | None = None
-    vlb_weight: float = 1e-3
     coupling: Coupling = "independent"
 
-    def __post_init__(self):
-        check_choice("training.objective", self.kind, get_args(Kind))
-        check_choice("training.coupling", self.coupling, get_args(Coupling))
-        if self.coupling != "independent" and self.kind != "simple":
-            raise UserError(f"training.coupling = {self.coupling} needs training.objective = simple, got {self.kind}.")
-        if self.kind != "simple" and self.bound is None:
-            raise UserError(f"training.objective = {self.kind} needs the variational bound of a chain.")
-        if self.kind == "hybrid" and not self.bound.learned:
-            raise UserError("training.objective = hybrid trains a variance; training.variance must be range or log.")
-
-    def __call__(
-        self,
-        params: Params,
-        time_state: PyTree,
-        key: Key,
-        x0: Images,
-        condition: Condition = None,
-        *,
-        train: bool = True,
-    ) -> tuple[Float[Array, ""], Aux]:
-        """The mean loss of a batch. The key decides times, noise, dropout, dropped labels; train=False: no dropout."""
-        time_key, noise_key, dropout_key, label_key = jax.random.split(key, 4)
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> Noised:
+        """The key decides times, noise, dropout, dropped labels, and what preprocessing draws."""
+        data_key, loss_key = keys_of(key, train)
+        x0, condition = self.prepare(data_key, batch)
+        time_key, noise_key, dropout_key, label_key = jax.random.split(loss_key, 4)
         t, importance = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
         if self.coupling == "ot":
@@ -111,45 +136,34 @@ class Objective:
         if train and self.label_dropout and condition:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
             condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}
-        losses = self.at(params, x0, noise, t, condition, key=dropout_key if train else None)
-        return weighted(losses, importance, t, self.times, time_state)
+        return Noised(x0, noise, t, importance, condition, dropout_key if train else None)
 
-    def at(
+    def mean(
         self,
+        at: Callable[..., Float[Array, "b"]],
         params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
+        time_state: PyTree,
+        key: Key,
+        batch: Batch,
         *,
-        key: Key | None = None,
-    ) -> Float[Array, "b"]:
-        """The weighted loss of each example at given times and noise."""
-        model = self.model
-        x = model.path.perturb(x0, noise, t)
-        output, variance = model.split(model.apply(params, x, t, condition, key=key), x)
-        match self.kind:
-            case "simple":
-                return self._square(output, x0, noise, t)
-            case "vlb":
-                return self._bound(output, variance, x0, x, t)
-            case "hybrid":
-                bound = self._bound(jax.lax.stop_gradient(output), variance, x0, x, t)
-                return self._square(output, x0, noise, t) + self.vlb_weight * bound
+        train: bool,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The importance-weighted mean of at(params, x0, noise, t, condition, key=), the losses at given times.
 
-    def _bound(self, output: Images, variance: Images | None, x0: Images, x: Images, t: Times) -> Float[Array, "b"]:
-        """n L_t of a network's output."""
-        estimate = self.model.prediction.decode(output, x, self.model.path.at(t).expand(x))
-        terms = self.bound.term(x0, x, estimate._replace(variance=variance), self.bound.step(t))
-        return len(self.bound.times) * terms * (1.0 if self.reduce == "mean" else 0.5 * math.prod(x0.shape[1:]))
+        The time sampler learns from the losses without their weights.
+        """
+        x0, noise, t, importance, condition, dropout_key = self.draw(time_state, key, batch, train)
+        losses = at(params, x0, noise, t, condition, key=dropout_key)
+        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
+        losses = importance * losses
+        return jnp.mean(losses), Aux(losses, t, time_state)
 
-    def _square(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
-        """The weighted square of the error of a network's output."""
-        model = self.model
-        c = model.path.at(t)
-        # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.
-        c = c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))
-        target = model.prediction.target(Estimate(x0, noise), c.expand(x0))
-        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, x0)
-        squared = scale * (output - target) ** 2
-        return mean_flat(squared) if self.reduce == "mean" else 0.5 * sum_flat(squared)
+
+def noising_of(options: TrainOptions, times: TimeSampler, prepare: Preprocess, num_classes: int) -> Noising:
+    """What config.training says of noisy images, whose network is told so many classes."""
+    if options.label_dropout and not num_classes:
+        raise UserError(
+            f"config.training.label_dropout is {options.label_dropout}, but config.model.class_conditional is False: "
+            "there are no labels to hide."
+        )
+    return Noising(prepare, times, options.label_dropout, num_classes, options.coupling)

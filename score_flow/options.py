@@ -12,7 +12,6 @@ from score_flow.limits import Limits
 
 WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
 SPLITS = ("train", "test")
-OBJECTIVES = ("simple", "vlb", "hybrid", "classifier")
 
 
 def option(default: Any, doc: str, **limits: Any) -> Any:
@@ -106,7 +105,7 @@ class TrainOptions(Section):
     snapshot_sampling: bool = option(True, "draw a sheet of samples at each milestone")
     objective: str = option(
         "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",
-        among=OBJECTIVES,
+        among="score_flow/losses/",
     )  # fmt: skip
     vlb_weight: float = option(
         1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0

@@ -5,6 +5,8 @@ This file and data/pipeline.py are the only ones that know that devices or proce
 
 import math
 import os
+import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from score_flow.peers import EXIT_PEER_LOST, WATCH, Peers, answering
 from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
+PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of a process among the others
 
 
 def initialise() -> Peers | None:
@@ -30,14 +33,8 @@ def initialise() -> Peers | None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Several host devices share a few threads: two programs in flight can wait for each other in a collective.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = [name for name in names if os.environ.get(name)]
-    if len(given) == len(names):
-        address, count, index = (os.environ[name] for name in names)
-        return _join(address, int(count), int(index))
-    if given:
-        missing = ", ".join(name for name in names if name not in given)
-        raise UserError(f"a run of several processes needs {', '.join(names)}; missing: {missing}.")
+    if place := place_of(os.environ):
+        return _join(*place)
     if "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
         return _join()
     return None
@@ -48,6 +45,34 @@ def _join(*place: str | int) -> Peers:
         jax.distributed.initialize(*place, heartbeat_timeout_seconds=60)
     WATCH.append(Peers(distributed.global_state.client, jax.process_index()))
     return WATCH[0]
+
+
+def place_of(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """(address of process 0, number of processes, own number) by the environment; None for a process on its own.
+
+    Raises UserError where a variable is missing, empty or out of range.
+    """
+    given = [name for name in PLACE if name in environment]
+    if not given:
+        return None
+    if missing := [name for name in PLACE if name not in given]:
+        raise UserError(f"a run of several processes needs {', '.join(PLACE)}; missing: {', '.join(missing)}.")
+    address = environment[PLACE[0]]
+    port = re.fullmatch(r"(?:\[[\da-fA-F:.]+\]|[^\s:/]+):(\d{1,5})", address.strip(), re.ASCII)
+    if not port or not 1 <= int(port[1]) <= 65535:
+        raise UserError(f"{PLACE[0]} is {address!r}; allowed: HOST:PORT of process 0, a port being 1 to 65535.")
+    count = _integer(environment, PLACE[1], 1, None)
+    return address.strip(), count, _integer(environment, PLACE[2], 0, count - 1)
+
+
+def _integer(environment: Mapping[str, str], name: str, least: int, most: int | None) -> int:
+    """The integer that a variable holds."""
+    text = environment[name].strip()
+    value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else -1
+    if value < least or (most is not None and value > most):
+        allowed = f"an integer from {least} on" if most is None else f"an integer from {least} to {most}"
+        raise UserError(f"{name} is {environment[name]!r}; allowed: {allowed}.")
+    return value
 
 
 def make_mesh(fsdp: bool = False) -> Mesh:

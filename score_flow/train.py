@@ -9,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from jaxtyping import Array, Bool, Float, Int
 
 from score_flow import memory
 from score_flow.build import Experiment
 from score_flow.data.base import Source
-from score_flow.data.pipeline import Batches, check, gather, rounds
-from score_flow.dequantization import Dequantisation
+from score_flow.data.pipeline import Batches, check, gather, indices, rounds
 from score_flow.ema import n_averages
 from score_flow.model import count_parameters
-from score_flow.options import Config, ModelOptions, TrainOptions
+from score_flow.objective import Loss
+from score_flow.options import Config, TrainOptions
 from score_flow.record import MetricLog, Recorder
 from score_flow.saver import FIXED, Saver, Snapshot
-from score_flow.sharding import batch_sharding, is_main, multiple, state_shardings
-from score_flow.training import Loss, Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
-from score_flow.types import Preempted
+from score_flow.sharding import batch_sharding, is_main, multiple, replicated, state_shardings
+from score_flow.training import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
+from score_flow.types import Batch, Key, Params, Preempted
 from score_flow.workdir import write_config
 
 
@@ -36,15 +37,20 @@ def train(
     options = config.training
     check(run.train_source, options.batch_size, run.mesh.size)
     saver = Saver(workdir, config, snapshot)
-    init = functools.partial(_init, run, n_averages(config.model))
-    shapes = jax.eval_shape(init)
+    source, averages = run.train_source, config.model
+    first = indices(len(source), options.batch_size, run.seed, 0)
+    init = functools.partial(_init, run, n_averages(averages))
+    shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
     shardings = state_shardings(run.mesh, shapes)
-    begin = jax.jit(init, out_shardings=shardings)
-    start, state = saver.resume(config, begin, shapes, shardings, fixed)
+    begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
+    fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
+    start, state = saver.resume(config, fresh, shapes, shardings, fixed)
     write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
-    steps = _steps(run, config.model, shardings)
-    batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
+    steps = make_train_steps(
+        run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
+    )
+    batches = Batches(source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
     hooks = [recorder, TestLoss(run, log, options.eval_freq), saver]
@@ -59,34 +65,8 @@ def train(
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
-def holding_fixed(objective: Loss, make: Callable[[Loss], Callable], donate: int | None = None) -> Callable:
-    """make(objective), a compiled function; weights that the loss holds are its arguments, none of its constants."""
-    if not isinstance(objective, Dequantisation):
-        return make(objective)
-    donated = () if donate is None else donate + 1
-    program = jax.jit(lambda objective, *arguments: make(objective)(*arguments), donate_argnums=donated)
-    return functools.partial(program, objective)
-
-
-def _init(run: Experiment, n_ema: int) -> TrainState:
-    return init_state(run.init(jax.random.key(run.seed)), run.objective, run.optimiser, n_ema)
-
-
-def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
-    def make(objective: Loss) -> Callable:
-        return make_train_steps(
-            objective,
-            run.optimiser,
-            averages.ema_rate,
-            averages.ema_warmup,
-            run.preprocess,
-            run.seed,
-            run.mesh,
-            shardings,
-            averages.ema_std,
-        )
-
-    return holding_fixed(run.objective, make, donate=0)
+def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
+    return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema)
 
 
 def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
@@ -103,7 +83,7 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
     parameters = count_parameters(shapes.params)
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
     print(
-        f"{type(run.trained).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
+        f"{type(run.loss.network).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
         f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; "
         f"global batch {options.batch_size}; {devices}; "
         f"{'from step ' + str(start) if start else 'from the start'} to step {options.n_iters}",
@@ -125,26 +105,25 @@ class TestLoss:
         n = len(run.test_source)
         self._batch = multiple(run.mesh, min(n, 256))
         self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
-
-        def make(objective):
-            @jax.jit
-            def losses(params, key, batch, mask):
-                x0, condition = run.preprocess(key, batch)
-                aux = objective(params, objective.times.init(), key, x0, condition, train=False)[1]
-                return jnp.sum(jnp.where(mask, aux.losses, 0.0)), jnp.sum(mask)
-
-            return losses
-
-        self._losses = holding_fixed(run.objective, make)
+        self._losses = functools.partial(_sum_of_losses, run.loss)
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         if not crossed(self._every, previous, step):
             return
         total, count = 0.0, 0
         for i in range(self._rounds):
-            indices, mask = rounds(len(self._run.test_source), self._batch, i)
-            batch = gather(self._run.test_source, indices, batch_sharding(self._run.mesh))
+            ids, mask = rounds(len(self._run.test_source), self._batch, i)
+            batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))
             key = jax.random.fold_in(jax.random.key(self._run.seed), i)
             loss, n = self._losses(state.ema[0], key, batch, np.asarray(mask))
             total, count = total + float(loss), count + int(n)
         self._log.write(step, {"test_loss": total / count})
+
+
+@jax.jit
+def _sum_of_losses(
+    loss: Loss, params: Params, key: Key, batch: Batch, mask: Bool[Array, "b"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """(the sum, the number) of the losses of a batch that count."""
+    losses = loss(params, loss.times.init(), key, batch, train=False)[1].losses
+    return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(mask)

@@ -3,23 +3,19 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from score_flow.build import Experiment, make_levels
+from score_flow.build import Experiment
 from score_flow.components import Component, call
-from score_flow.data.pipeline import indices
 from score_flow.dequantization import Dequantisation
 from score_flow.grid import finite_log_snr, noisy_end
+from score_flow.losses.simple import Denoising
 from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
-from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.objective import WEIGHTINGS, Noising
 from score_flow.options import Config
+from score_flow.preprocessing import Preprocessing
 from score_flow.times import log_snr
 from score_flow.train import FIXED, train
-from score_flow.types import Key, Params, check_choice
+from score_flow.types import Params, check_choice
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
 NETWORKS = PRESETS | {
@@ -39,40 +35,16 @@ def build_network(section: Component, image_shape: tuple[int, int, int]) -> Flow
     return call(partial(FlowppDequantizer, **preset), section, "config.dequantizer")
 
 
-@dataclasses.dataclass(frozen=True)
-class DequantizerExperiment(Experiment):
-    """A run whose dequantiser is trained in place of its model; `first` are its first images, to start from."""
-
-    batch_size: int = 0
-
-    @property
-    def trained(self) -> nn.Module:
-        return self.objective.network
-
-    def init(self, key: Key) -> Params:
-        """Parameters that standardise the flow on the first batch of images (arXiv:1902.00275)."""
-        source = self.train_source
-        image = source.read(indices(len(source), self.batch_size, self.seed, 0))["image"]
-        init_key, noise_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, image.shape)
-        return self.objective.network.init(init_key, image / jnp.asarray(source.levels - 1, noise.dtype), noise)[
-            "params"
-        ]
-
-
-def dequantizer_run(run: Experiment, config: Config, score: Params) -> DequantizerExperiment:
-    """The run with the dequantiser's loss under its score model's weights; raises UserError for an infinite bound."""
+def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
+    """The dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
     path, t_min = run.model.path, config.training.smallest_time
     t_max = noisy_end(path, config.training.largest_time)
     finite_log_snr(path, t_min)
-    matching = Objective(run.model, log_snr(path, t_min, t_max), WEIGHTINGS["likelihood"], "sum")
+    prepare = Preprocessing(run.scaling, run.conditioning, run.dequantised, config.data.random_flip)
+    noising = Noising(prepare, log_snr(path, t_min, t_max))
+    matching = Denoising(run.model, noising, WEIGHTINGS["likelihood"], "sum")
     network = build_network(config.dequantizer, run.image_shape)
-    changed: dict[str, Any] = {
-        "objective": Dequantisation(network, run.scaling, matching, t_min, t_max, score),
-        "preprocess": make_levels(run.scaling, config.data.random_flip, run.conditioning),
-        "batch_size": config.training.batch_size,
-    }
-    return DequantizerExperiment(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)} | changed)
+    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
 
 
 def settings(config: Config, score_step: int) -> Config:
@@ -89,5 +61,5 @@ def settings(config: Config, score_step: int) -> Config:
 
 def train_dequantizer(run: Experiment, config: Config, folder: Path, score: Params) -> None:
     """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
-    fixed = (*FIXED, "dequantizer", "deq.score_step")
-    train(dequantizer_run(run, config, score), config, folder, lambda step, params: None, fixed)
+    run = dataclasses.replace(run, loss=dequantisation(run, config, score))
+    train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))

@@ -1,5 +1,6 @@
 """The training state, the compiled steps, and the loop around them."""
 
+import functools
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,14 +13,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from score_flow.classification import Classification
-from score_flow.dequantization import Dequantisation
 from score_flow.ema import gamma_of, power_share
-from score_flow.objective import Objective
+from score_flow.objective import Loss
 from score_flow.sharding import agree, batch_sharding, replicated, to_host
-from score_flow.types import Batch, Condition, Images, Key, NonFinite, Params
-
-Loss = Objective | Classification | Dequantisation
+from score_flow.types import Batch, NonFinite, Params
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -61,10 +58,10 @@ def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array,
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(params: Params, objective: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
+def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
     """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
-    return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), objective.times.init())
+    return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
 
 
 @jax.jit
@@ -89,16 +86,11 @@ SAID = {"params": "parameters", "ema": "averaged parameters", "opt_state": "opti
 REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
 
 
-# (key, uint8 batch) -> (images in the model's range, condition): scaling, flips and dequantisation, inside the step
-Preprocess = Callable[[Key, Batch], tuple[Images, Condition]]
-
-
 def make_train_steps(
-    objective: Loss,
+    loss: Loss,
     optimiser: optax.GradientTransformation,
     ema_rates: Sequence[float],
     ema_warmup: bool,
-    preprocess: Preprocess,
     seed: int,
     mesh: Mesh,
     shardings: TrainState,
@@ -107,37 +99,38 @@ def make_train_steps(
     """One program for the steps along the leading axis of a batch {"image": (k, b, h, w, c), ...}; donates the state.
 
     The result does not depend on k: the key of a step is folded from its number. The state's averages are exponential
-    ones of the rates, then power-function ones of the relative widths ema_stds.
+    ones of the rates, then power-function ones of the relative widths ema_stds. Weights that the loss holds are
+    arguments of the program, none of its constants.
     """
     gammas = [gamma_of(std) for std in ema_stds]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        data_key, loss_key = jax.random.split(key)
-        x0, condition = preprocess(data_key, batch)
-        loss_and_grads = jax.value_and_grad(objective, has_aux=True)
-        (loss, aux), grads = loss_and_grads(state.params, state.time_state, loss_key, x0, condition)
+        value_and_grads = jax.value_and_grad(loss, has_aux=True)
+        (value, aux), grads = value_and_grads(state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
         shares += [power_share(gamma, state.step) for gamma in gammas]
         ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
         state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
-        return state, Metrics(loss, optax.tree.norm(grads))
+        return state, Metrics(value, optax.tree.norm(grads))
 
-    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    def train_steps(loss: Loss, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        step = functools.partial(train_step, loss)
         k = jax.tree.leaves(batches)[0].shape[0]
         if k == 1:  # a scan of one step is slower than none (XLA:CPU compiles gradients of convolutions badly in loops)
-            state, metrics = train_step(state, jax.tree.map(lambda x: x[0], batches))
+            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(train_step, state, batches, unroll=jax.default_backend() == "cpu")
+        return jax.lax.scan(step, state, batches, unroll=jax.default_backend() == "cpu")
 
-    return jax.jit(
+    program = jax.jit(
         train_steps,
-        in_shardings=(shardings, batch_sharding(mesh, leading=1)),
+        in_shardings=(None, shardings, batch_sharding(mesh, leading=1)),
         out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
+        donate_argnums=1,
     )
+    return functools.partial(program, loss)
 
 
 class Preemption:

@@ -11,12 +11,12 @@ import pytest
 
 from score_flow.model import Denoiser, Model, Preconditioning
 from score_flow.numerics import expand, mean_flat
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.paths.ddpm import DDPM
 from score_flow.prediction import PREDICTIONS, Estimate
 from score_flow.times import uniform
 from score_flow.variational import VariationalBound
 from tests.golden_compare import Ours, compare
+from tests.toy_losses import of_chain
 
 CASE = "improved_diffusion/diffusion/diffusion"
 NO_TIMES = uniform(DDPM(), 0.0)  # the reference gives the times
@@ -46,7 +46,7 @@ class Toy(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, condition=None, *, deterministic=True):
-        w, u, a, v = (self.param(name, nn.initializers.zeros, (1, 1, 1, 3)) for name in "wuav")
+        w, u, a, v = (self.param(name, nn.initializers.zeros, (1, 1, 1, x.shape[-1])) for name in "wuav")
         scale = self.param("scale", nn.initializers.ones, ())
         t, y = expand(scale * time, x), expand(condition["label"].astype(x.dtype), x)
         mean = (a + 0.3 * jnp.cos(0.05 * t)) * x + u * jnp.tanh(w * x) + 0.05 * y
@@ -95,8 +95,8 @@ class Chain:
         space = {"noise": "simple", "data": "data"}[self.prediction]
 
         def loss(kind, weight=0.0):
-            objective = Objective(self.model, NO_TIMES, WEIGHTINGS[space], "mean", 0.0, 0, kind, self.bound, weight)
-            return objective.at(params, self.x0, noise, self.time(step), self.condition)
+            of_kind = of_chain(kind, self.model, NO_TIMES, self.bound, space, weight=weight)
+            return of_kind.at(params, self.x0, noise, self.time(step), self.condition)
 
         hybrid = "hybrid" if self.bound.learned else "simple"
         return loss("simple"), loss("vlb"), {weight: loss(hybrid, weight) for weight in weights}

@@ -2,14 +2,14 @@
 
 import os
 
+from tests.compiler import FAST, taken
+
 # Before jax starts: the flags are read once. Most of the time of these tests is compilation of small programs: compile
-# fast rather than well.
+# fast rather than well. The workers of a run inherit what its first process found.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *taken(FAST)]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 import gc
 

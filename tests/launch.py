@@ -58,20 +58,24 @@ def run(workdir: Path, *flags: str, expected: int = 0, **options) -> str:
     return finish(launch(workdir, *flags, **options), expected)
 
 
-def run_together(n: int, workdir: Path, *flags: str, **options) -> None:
-    """One run by n processes on this machine, which must all succeed."""
-    for process in start_together(n, workdir, *flags, **options):
-        finish(process)
-
-
-def start_together(n: int, workdir: Path, *flags: str, **options) -> list[subprocess.Popen]:
-    """Start one run by n processes on this machine."""
+def places(n: int) -> list[dict[str, str]]:
+    """What tells each of n processes on this machine where the others are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    places = [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
-    return [launch(workdir, *flags, **options, **place) for place in places]
+    return [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
+
+
+def start_together(n: int, workdir: Path, *flags: str, **options) -> list[subprocess.Popen]:
+    """Start one run by n processes on this machine."""
+    return [launch(workdir, *flags, **options, **place) for place in places(n)]
+
+
+def run_together(n: int, workdir: Path, *flags: str, **options) -> None:
+    """One run by n processes on this machine, which must all succeed."""
+    for process in start_together(n, workdir, *flags, **options):
+        finish(process)
 
 
 def losses(workdir: Path) -> dict[int, tuple[float, float]]:

@@ -12,17 +12,19 @@ import pytest
 
 from main import EXIT_USER_ERROR, main
 from score_flow.build import experiment
-from score_flow.classification import Classification
 from score_flow.config import load
+from score_flow.losses.classifier import Classification
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.numerics import expand
+from score_flow.objective import Noising
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS
 from score_flow.times import loss_second_moment, uniform
 from score_flow.types import UserError
 from tests.exact import MixtureDenoiser
 from tests.launch import ROOT, environment
+from tests.toy_losses import as_given
 
 MEANS, STD = np.array([[-0.8, 0.4], [0.7, -0.2], [0.1, 0.9]]), 0.5
 
@@ -43,7 +45,7 @@ class Bayes(nn.Module):
 
 def classification(times=None):
     model = Model(Bayes(), VP(), PREDICTIONS["noise"], Preconditioning(time_scale=1.0))
-    return Classification(model, times or uniform(VP(), 1e-3))
+    return Classification(model, Noising(as_given, times or uniform(VP(), 1e-3)))
 
 
 def batch(n, seed=0):
@@ -111,7 +113,7 @@ def test_bayes_classifier_is_the_minimum():
 def test_the_sampler_of_times_sees_the_losses():
     times = loss_second_moment(VP(), 1e-3, n=10, history=2)
     loss, (x0, condition) = classification(times), batch(8)
-    value, aux = jax.jit(loss)(ZERO, times.init(), jax.random.key(0), x0, condition)
+    value, aux = jax.jit(loss)(ZERO, times.init(), jax.random.key(0), {"image": x0} | condition)
     assert value == jnp.mean(aux.losses)
     before, after = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(s)]) for s in (times.init(), aux.time_state))
     assert not np.array_equal(before, after)
@@ -122,7 +124,7 @@ def test_recipes_build_the_published_network_and_a_small_one():
     assert isinstance(model.network, WideResNet)
     assert (model.network.blocks_per_group, model.network.channel_multiplier) == (4, 10)  # 28 = 6 x 4 + 4 layers
     run = experiment(load("configs/digits_classifier.py", []))
-    assert run.model.network.num_classes == 10 and isinstance(run.objective, Classification)
+    assert run.model.network.num_classes == 10 and isinstance(run.loss, Classification)
 
 
 @pytest.mark.parametrize("flag, words", [

@@ -10,10 +10,11 @@ import pytest
 
 from score_flow.build import (
     build_conditioning,
+    build_loss,
     build_model,
-    build_objective,
     build_sampler,
     experiment,
+    is_latent,
 )
 from score_flow.components import Component, call, resolve
 from score_flow.config import differences, explain, flatten, load, parse, recipes, with_settings
@@ -22,6 +23,7 @@ from score_flow.data.scaling import Scaling
 from score_flow.limits import convert
 from score_flow.model import count_parameters
 from score_flow.options import SCHEMA, Config
+from score_flow.preprocessing import Preprocessing
 from score_flow.train_deq import build_network
 from score_flow.training import init_state
 from score_flow.types import UserError
@@ -44,10 +46,12 @@ KEYS = set(BASE) | {key.rpartition(".")[0] for key in BASE} | {"eval"}
 def build_all(config: Config):
     """The model and the loss, as a run builds them of its components; the data set last."""
     channels = (config.data.image_shape or (1,))[-1]
-    model = build_model(config, channels, build_conditioning(config, num_classes=10))
-    objective = build_objective(config, model)
+    conditioning = build_conditioning(config, num_classes=10)
+    model = build_model(config, channels, conditioning)
+    dequantised = config.data.uniform_dequantization and not is_latent(config)
+    loss = build_loss(config, model, Preprocessing(Scaling(), conditioning, dequantised, config.data.random_flip))
     build_sampler(config)
-    return model, objective
+    return model, loss
 
 
 def refused(*overrides: str, file: str = DIGITS) -> str:
@@ -312,7 +316,7 @@ def test_every_recipe_is_read_and_built(file):
     run = experiment(config)
     n_ema = len(config.model.ema_rate)
     state = jax.eval_shape(
-        lambda key: init_state(run.init(key), run.objective, run.optimiser, n_ema), jax.random.key(0)
+        lambda key: init_state(run.init(key), run.loss, run.optimiser, n_ema), jax.random.key(0)
     )
     assert len(state.ema) == n_ema and count_parameters(state.ema) == n_ema * count_parameters(state.params) > 0
 

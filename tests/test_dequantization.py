@@ -1,6 +1,5 @@
 """Dequantisers bound the likelihood of levels: against exact probabilities, offsets and entropies."""
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -23,16 +22,15 @@ from score_flow.grid import noisy_end
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.flowpp import FlowppDequantizer
 from score_flow.numerics import expand
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS
 from score_flow.times import log_snr
-from score_flow.train import holding_fixed
-from score_flow.train_deq import NETWORKS, build_network, dequantizer_run
+from score_flow.train_deq import NETWORKS, build_network, dequantisation
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.launch import TINY
+from tests.toy_losses import as_given, denoising
 
 N, EPS = 4000, np.finfo(np.float32).eps
 KEYS = example_keys(0, jnp.arange(N))
@@ -208,8 +206,8 @@ T_MIN, T_MAX = 1e-3, noisy_end(Linear(), 1.0)
 
 def loss_of(network, scaling, score):
     model = Model(ExactNoise(), Linear(), PREDICTIONS["noise"], Preconditioning(time_scale=1.0))
-    matching = Objective(model, log_snr(Linear(), T_MIN, T_MAX), WEIGHTINGS["likelihood"], "sum")
-    return Dequantisation(network, scaling, matching, T_MIN, T_MAX, score)
+    matching = denoising(model, log_snr(Linear(), T_MIN, T_MAX), "likelihood", "sum")
+    return Dequantisation(network, scaling, as_given, matching, T_MIN, T_MAX, score)
 
 
 def test_the_bound_of_an_exact_model_is_its_cross_entropy():
@@ -236,12 +234,12 @@ def test_the_loss_is_the_bound_in_bits_per_dimension():
     worse = good.replace(score={"mean": jnp.asarray(0.5)})
     traced = []
 
-    def make(objective):
-        traced.append(objective)
-        return jax.jit(lambda key: objective({}, (), key, levels)[1].losses)
+    @jax.jit
+    def program(loss, key):
+        traced.append(loss)
+        return loss({}, (), key, {"image": levels}, train=False)[1].losses
 
-    program = holding_fixed(good, make)
-    first, second = program(jax.random.key(0)), program.func(worse, jax.random.key(0))
+    first, second = (program(loss, jax.random.key(0)) for loss in (good, worse))
     assert [isinstance(loss.score["mean"], jax.core.Tracer) for loss in traced] == [True]  # no constant of the program
     assert second.mean() > first.mean() + 4 * np.std(np.asarray(second - first)) / math.sqrt(N)
     flow_key, _, bound_key = jax.random.split(jax.random.key(0), 3)
@@ -282,12 +280,12 @@ class Remembering(nn.Module):
 def test_initial_parameters_are_made_of_the_first_images():
     """Those of the batch of step 0, in [0, 1], beside standard normal noise."""
     config = settings()
-    run = dequantizer_run(experiment(config), config, {})
-    assert isinstance(run.trained, FlowppDequantizer)
-    run = dataclasses.replace(run, objective=run.objective.replace(network=Remembering()))
-    params = jax.jit(run.init)(jax.random.key(0))
-    first = run.train_source.image[indices(len(run.train_source), 16, run.seed, 0)] / 16.0
-    np.testing.assert_allclose(params["x"], first, rtol=EPS)
+    run = experiment(config)
+    loss = dequantisation(run, config, {})
+    assert isinstance(loss.network, FlowppDequantizer) and loss.produces == "dequantiser"
+    first = run.train_source.read(indices(len(run.train_source), 16, run.seed, 0))
+    params = jax.jit(loss.replace(network=Remembering()).init)(jax.random.key(0), first)
+    np.testing.assert_allclose(params["x"], first["image"] / 16.0, rtol=EPS)
     noise = np.asarray(params["noise"])
     assert abs(noise.mean()) < 4 / math.sqrt(noise.size) and abs(noise.std() - 1) < 4 / math.sqrt(2 * noise.size)
 
@@ -308,7 +306,7 @@ def test_a_trained_dequantiser_is_below_uniform_and_above_the_probability_of_the
     @jax.jit
     def step(params, moments, i):
         batch = jax.lax.dynamic_slice_in_dim(levels, 256 * (i % 15), 256)
-        grads = jax.grad(lambda p: loss(p, (), jax.random.key(i), batch)[0])(params)
+        grads = jax.grad(lambda p: loss(p, (), jax.random.key(i), {"image": batch})[0])(params)
         updates, moments = optimiser.update(grads, moments)
         return optax.apply_updates(params, updates), moments
 

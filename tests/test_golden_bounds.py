@@ -20,7 +20,7 @@ from score_flow.numerics import bisection, standard_normal_log_prob, sum_flat
 from score_flow.prediction import PREDICTIONS
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
-from tests.test_golden_losses import SCORE_FLOW, FirstOrder, ToyScore
+from tests.test_golden_losses import SCORE_FLOW, FirstOrder, ToyScore, variance
 from tests.test_golden_sde import Process
 
 SCALINGS = {"x": Scaling(0.0, 1.0), "(x+1)/2": Scaling(-1.0, 1.0)}  # by its inverse
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not (golden_dir() / f"{SCORE_FLOW}.npz").exists(
 
 def denoiser_of(process, arrays):
     """The toy network, its noise by the source's marginals."""
-    params = {name: jnp.asarray(arrays[name], float) for name in ("w", "u", "mu")} | {"s2": jnp.asarray(0.25)}
+    params = {name: jnp.asarray(arrays[name], float) for name in ("w", "u", "mu")} | {"s2": variance(arrays)}
     path = FirstOrder(process.path) if "vp" in process.kind else process.path
     network = ToyScore(process, False, params["w"].shape, path)
     return Model(network, path, PREDICTIONS["score"], Preconditioning("t", 1.0)).bind(params)

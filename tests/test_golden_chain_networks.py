@@ -11,7 +11,6 @@ import pytest
 from sampling import ancestral
 from sampling.guidance import Thresholded
 from score_flow.grid import respace
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.pretrained import base
 from score_flow.variational import VariationalBound
 from tests.chains import CASE, NO_TIMES, nchw, nhwc
@@ -20,6 +19,7 @@ from tests.golden_data import golden_dir, load
 from tests.paths.variants import EPS
 from tests.pretrained.test_improved_diffusion import converted, experiment_of, settings_of
 from tests.test_golden_chains import bound_values, sample
+from tests.toy_losses import of_chain
 
 CASES = []
 if (golden_dir() / f"{CASE}.json").exists():
@@ -77,7 +77,7 @@ def losses(model, params, bound, weight, arrays, key, x0, condition):
     drawn = jnp.asarray(nhwc(arrays[f"{key}.noise"]), float), jnp.asarray(bound.times, float)[arrays[f"{key}.t"]]
 
     def loss(kind):
-        objective = Objective(model, NO_TIMES, WEIGHTINGS["simple"], "mean", 0.0, 0, kind, bound, weight)
-        return jax.jit(lambda: objective.at(params, x0, *drawn, condition))()
+        of_kind = of_chain(kind, model, NO_TIMES, bound, weight=weight)
+        return jax.jit(lambda: of_kind.at(params, x0, *drawn, condition))()
 
     return {"loss.loss": loss("hybrid"), "loss.mse": loss("simple"), "loss.vb": weight * loss("vlb")}

@@ -138,8 +138,8 @@ def test_golden_law_of_a_step_with_another_estimate():
 
 
 def test_golden_likelihood_of_levels_and_divergence():
-    _, arrays = load(CASE)
-    bound = VariationalBound(DDPM(n=25), (0.5, 1.0))
+    description, arrays = load(CASE)
+    bound = VariationalBound(DDPM(n=description["T_combos"]), (0.5, 1.0))
 
     def evaluate(x64):
         x0, means, log_scales = (

@@ -51,7 +51,7 @@ def log_p(monkeypatch, denoiser, x, probe, solver, ends, prior_std=1.0):
 def score_sde_values(monkeypatch, row, denoiser, x, probe):
     """bits/dim and z by tighter steps than the source's, and how far its own may be off."""
     process, d = process_of(row["sde"]), x[0].size
-    solver = Solver("dopri5", 1e-8, 1e-8, per_example=False)
+    solver = Solver("dopri5", 1e-3 * row["rtol"], 1e-3 * row["atol"], per_example=False)
     value, z, _ = log_p(monkeypatch, denoiser, x, probe, solver, (row["eps"], 1.0), process.reference_prior_std)
     scaling = Scaling(-1.0 if row["centered"] else 0.0, 1.0)
     steps = row["nfe64"] // 6
@@ -103,7 +103,7 @@ def test_score_sde_likelihoods_of_networks(row, monkeypatch):
 
 def interval(row):
     velocity, vp = row["prediction"] == "velocity", row["path"] == "VP"
-    eps = 0.0 if velocity and not vp else 1e-3
+    eps = row.get("sample_eps", 0.0 if velocity and not vp else 1e-3)
     return 1e-12 if vp else eps, 1 - eps
 
 

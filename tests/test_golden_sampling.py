@@ -102,7 +102,7 @@ def process_of(row) -> Process:
 
 UPDATE = re.compile(
     r"(?P<sde>\w+)\.(?P<labels>cont|disc)\.(pred|corr)\.(?P<name>\w+)\."
-    r"(probability_flow(?P<flow>[01])|snr(?P<snr>[\d.]+)_n_steps(?P<n_steps>\d+))"
+    r"(probability_flow(?P<flow>[01])|snr(?P<snr>[\d.e-]+)_n_steps(?P<n_steps>\d+))"
 )
 
 

@@ -6,6 +6,7 @@ fails the test. A reference that is NaN or infinite asks of ours a number or the
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from score_flow.grid import uniform
 from score_flow.model import score_of, velocity_of
+from score_flow.numerics import expand
 from score_flow.paths.base import Path
 from score_flow.paths.ddpm import DDPM
 from score_flow.paths.subvp import SubVP
@@ -103,11 +105,17 @@ def sde_values(p: Process, t, x, z) -> dict:
     }
 
 
-def reverse_values(p: Process, t, x, forward: dict) -> dict:
+def analytic_score(formula: str):
+    """s(x, t) of a formula such as `score(x,t) = (0.3 - x) / (0.5 + t)`."""
+    mean, variance = map(float, re.fullmatch(r".*= *\(([\d.e-]+) - x\) / \(([\d.e-]+) \+ t\)", formula).groups())
+    return lambda x, t: (mean - x) / (variance + expand(t, x))
+
+
+def reverse_values(p: Process, t, x, forward: dict, score_at) -> dict:
     """The reverse SDE and its probability flow (_pf) by the samplers' route: score -> pair -> velocity."""
     t, x = jnp.asarray(t, float), jnp.asarray(x, float)
     c = p.path.at(t).expand(x)
-    s = (0.3 - x) / (0.5 + t.reshape(-1, *(1,) * (x.ndim - 1)))
+    s = score_at(x, t)
     pair = score.decode(s, x, c)
     flow = velocity_of(pair, c)
     f, g = np.asarray(forward["disc_f"].value), np.asarray(forward["disc_G"].value)
@@ -144,11 +152,20 @@ def index_values(p: Process, names) -> dict:
     values = {}
     for name in names:
         places = uniform(p.path, p.n - 1, float(name.split("eps")[1]), 1.0) * (p.n - 1)
-        # In float32 a place that lies a rounding from an integer may be cut on either side of it.
-        doubtful = np.abs(places - np.rint(places)) <= 4 * EPS[False] * places
         for x64 in (False, True):
-            values[name, x64] = Ours(np.trunc(places), absolute=0.0 if x64 else 1.0 * doubtful)
+            # Times are 1 + i h, cut after a product with n - 1: four roundings, of numbers up to 1, by them and by us.
+            # A place that lies so near an integer may be cut on either side of it; all others are compared exactly.
+            doubtful = np.abs(places - np.rint(places)) <= 4 * EPS[x64] * (p.n - 1)
+            values[name, x64] = Ours(np.trunc(places), absolute=1.0 * doubtful, rtol=0.0)
     return values
+
+
+def test_indices_are_exact_but_on_an_edge():
+    """Of 1999 - 0.999 i only i = 0 and 1000 are integers, which a rounding may turn into the one below."""
+    for value in index_values(Process("vp", 0.1, 20.0, 2000), ["sampler_timestep_index_eps0.001"]).values():
+        np.testing.assert_array_equal(np.flatnonzero(value.absolute), [0, 1000])
+        assert value.rtol == value.relative == 0 and set(value.absolute) == {0.0, 1.0}
+        np.testing.assert_array_equal(value.value[1:4], [1998, 1997, 1996])
 
 
 def processes(arrays, rows):
@@ -160,13 +177,14 @@ def processes(arrays, rows):
 def test_score_sde():
     description, arrays = load("score_sde/sde/sde_grid")
     fields = ("kind", "beta_min_or_sigma_min", "beta_max_or_sigma_max", "N")
+    score_at = analytic_score(description["analytic_score"])
     ours = {}
     rows = {tag: Process(*(row[field] for field in fields)) for tag, row in description["sdes"].items()}
     for tag, p, names in processes(arrays, rows):
         for x64 in (False, True):
             with jax.enable_x64(x64):
                 values = sde_values(p, arrays["t"], arrays["x"], arrays["z"])
-                values |= reverse_values(p, arrays["t"], arrays["x"], values) | table_values(p)
+                values |= reverse_values(p, arrays["t"], arrays["x"], values, score_at) | table_values(p)
             ours |= {(f"{tag}.{name}", x64): value for name, value in values.items()}
         indices = index_values(p, [name for name in names if name.startswith("sampler_timestep_index")])
         ours |= {(f"{tag}.{name}", x64): value for (name, x64), value in indices.items()}

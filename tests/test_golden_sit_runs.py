@@ -15,7 +15,6 @@ from sampling import base, sde
 from sampling.guidance import ClassifierFree, Extrapolation
 from sampling.ode import Solver, flow
 from score_flow.model import Denoiser, Model
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.prediction import PREDICTIONS
 from score_flow.prediction import velocity as velocity_prediction
 from score_flow.times import uniform
@@ -26,6 +25,7 @@ from tests.pretrained.test_golden_sit import IN_CHANNELS_GUIDED, Theirs
 from tests.test_golden_likelihoods import log_p
 from tests.test_golden_sit_samplers import ODE_METHODS, SDE_METHODS, arrays_of, denoiser_of, ends, feed
 from tests.test_golden_transport import INTERPOLANTS
+from tests.toy_losses import denoising
 
 FOLDER, LOSSES = "sit/samplers", "sit/transport/transport"
 pytestmark = [
@@ -187,7 +187,8 @@ def test_losses_of_networks():
         key = row["key"]
         _, path_name, prediction, weighting = key.split(".")
         path = INTERPOLANTS[path_name]
-        eps = 1e-5 if path_name == "VP" else 0.0 if prediction == "velocity" else 1e-3  # of training
+        default = 1e-5 if path_name == "VP" else 0.0 if prediction == "velocity" else 1e-3
+        eps = row.get("train_eps", default)
         weight = "velocity" if prediction == "velocity" else {"None": "simple"}.get(weighting, weighting)
         half = 0.5 if weight == "likelihood" else 1.0
         for x64 in (True, False):
@@ -198,7 +199,7 @@ def test_losses_of_networks():
                 start = 0.0 if path_name == "VP" else eps
                 t = 1 - (jnp.asarray(arrays[f"{key}.t_uniform"], float) * (1 - eps - start) + start)
                 other = Model(network, path, PREDICTIONS[prediction], model.preconditioning)
-                objective = Objective(other, uniform(path, 0.0), WEIGHTINGS[weight])
+                objective = denoising(other, uniform(path, 0.0), weight)
                 label = {"label": jnp.asarray(arrays["sit.y"], jnp.int32)}
                 drawn = nhwc(arrays["sit.x1"]), nhwc(arrays[f"{key}.x0"]), t
                 ours[f"{key}.loss", x64] = Ours(half * objective.at(imported.params(model, "ema"), *drawn, label))

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from sampling.sde import DIFFUSIONS
 from score_flow.model import Model, Preconditioning, score_of, velocity_of
-from score_flow.objective import WEIGHTINGS, Objective
 from score_flow.paths.base import Path
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
@@ -25,6 +24,7 @@ from score_flow.times import uniform
 from tests.golden_compare import Ours, compare, split_precision
 from tests.golden_data import load
 from tests.paths.variants import EPS
+from tests.toy_losses import denoising
 
 INTERPOLANTS = {"Linear": Linear(), "GVP": GVP(), "VP": VP(0.1, 20.0)}
 FORMS = {"SBDM": "g2", "inccreasing-decreasing": "increasing_decreasing"}  # the source's spellings
@@ -85,7 +85,7 @@ def transport_loss(arrays, base: str, eps: float, x64: bool) -> dict:
     params = {name: jnp.asarray(arrays[f"toy_{name}"], float) for name in "wua"}
     label = {"label": jnp.asarray(arrays["y"])}
     model = toy_model(path, prediction)
-    objective = Objective(model, uniform(path, 0.0), WEIGHTINGS[weight])
+    objective = denoising(model, uniform(path, 0.0), weight)
 
     def mean_and_losses(params):
         losses = half * objective.at(params, data, start_noise, t, label)

@@ -38,7 +38,7 @@ def least(path, weighting, t_min, t_max) -> float:
 @every_path
 def test_the_perfect_network_has_the_least_loss(path):
     for weighting in WEIGHTINGS:
-        loss, aux = objective(path, "noise", weighting)({}, (), KEY, X0)
+        loss, aux = objective(path, "noise", weighting)({}, (), KEY, {"image": X0})
         losses = np.asarray(aux.losses, np.float64)
         assert aux.t.min() >= T_MIN and aux.t.max() <= T_MAX and losses.shape == (B,)
         np.testing.assert_allclose(loss, losses.mean(), rtol=16 * EPS[False])
@@ -80,7 +80,8 @@ def test_every_time_sampler_leads_to_the_least_loss(path, name):
         expected = least(path, "likelihood", T_MIN, T_MAX)
     if name == "loss_second_moment":  # its weights are 1 until every time has had 10 losses
         state = LossHistory(jnp.tile(jnp.asarray(values[:, None], jnp.float32), 10), jnp.full(len(values), 10))
-    losses = np.asarray(objective(path, "noise", "likelihood", times)({}, state, KEY, X0)[1].losses, np.float64)
+    loss = objective(path, "noise", "likelihood", times)
+    losses = np.asarray(loss({}, state, KEY, {"image": X0})[1].losses, np.float64)
     assert abs(losses.mean() - expected) <= 3 * np.hypot(losses.std() / B**0.5, error)
 
 
@@ -90,7 +91,7 @@ def test_importance_sampling_leaves_the_likelihood_loss_and_cuts_its_variance(na
     path, t_min, n, b = DEFAULTS[name], 1e-3, 64, 256
     losses = [objective(path, "noise", "likelihood", times(path, t_min)) for times in (uniform, log_snr)]
     x0 = jnp.asarray(MEAN + STD * np.random.default_rng(1).normal(size=(n, b, D)), jnp.float32)
-    batches = jax.jit(jax.vmap(lambda key, x0: [loss({}, (), key, x0)[0] for loss in losses]))
+    batches = jax.jit(jax.vmap(lambda key, x0: [loss({}, (), key, {"image": x0})[0] for loss in losses]))
     plain, importance = (np.asarray(values, np.float64) for values in batches(jax.random.split(KEY, n), x0))
     errors = [values.std(ddof=1) / n**0.5 for values in (plain, importance)]
     exact = least(path, "likelihood", t_min, 1.0)
@@ -147,12 +148,12 @@ def test_the_bound_of_the_perfect_network_is_its_known_minimum(path, kind, varia
     model = perfect(path, PREDICTIONS["noise"])
     if variance in ("range", "log"):
         model = dataclasses.replace(model, network=Learned(model.network))
-    loss = on_a_chain(kind, model, variance, vlb_weight=0.1)
-    expected = least_bound(loss.bound)
+    loss = on_a_chain(kind, model, variance, weight=0.1)
+    expected = least_bound(loss.variational)
     if kind == "hybrid":
-        expected = least_at(path, "simple", loss.bound.times) + 0.1 * expected
-    aux = loss({}, (), KEY, X0)[1]
-    steps, losses = np.asarray(loss.bound.step(aux.t)), np.asarray(aux.losses, np.float64)
+        expected = least_at(path, "simple", loss.variational.times) + 0.1 * expected
+    aux = loss({}, (), KEY, {"image": X0})[1]
+    steps, losses = np.asarray(loss.variational.step(aux.t)), np.asarray(aux.losses, np.float64)
     groups = [losses[steps == i] for i in range(N)]
     z = [
         (group.mean() - least) / (group.std() / len(group) ** 0.5)

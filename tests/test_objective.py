@@ -6,21 +6,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.build import build_conditioning, build_model, build_objective
-from score_flow.config import CHOICES, load
+from score_flow.build import build_conditioning, build_loss, build_model
+from score_flow.config import load
+from score_flow.data.scaling import Scaling
+from score_flow.losses.hybrid import Hybrid
+from score_flow.losses.vlb import ChainBound
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.mlp import MLP
 from score_flow.numerics import mean_flat
-from score_flow.objective import WEIGHTINGS, Objective, min_snr
+from score_flow.objective import WEIGHTINGS, min_snr
+from score_flow.options import SCHEMA
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.prediction import PREDICTIONS, Estimate
+from score_flow.preprocessing import Preprocessing
 from score_flow.times import grid, uniform
 from score_flow.types import UserError
 from score_flow.variational import VariationalBound
 from tests.paths.variants import DEFAULTS, EPS
 from tests.test_model import MEAN, STD, Echo, drawn, perfect
+from tests.toy_losses import denoising, of_chain
 
 every_path = pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS.keys())
 
@@ -35,7 +41,7 @@ KEY = jax.random.key(0)
 def objective(path, prediction, weighting, times=None, **fields):
     """The loss of the perfect network for X0."""
     times = times or uniform(path, T_MIN, T_MAX)
-    return Objective(perfect(path, PREDICTIONS[prediction]), times, WEIGHTINGS[weighting], **fields)
+    return denoising(perfect(path, PREDICTIONS[prediction]), times, weighting, **fields)
 
 
 SPACES = {"simple": "noise", "velocity": "velocity", "data": "data"}
@@ -48,7 +54,7 @@ def test_weightings_are_mean_squares_in_their_spaces(path):
 
     def loss(name, weighting):
         model = Model(Echo(), path, PREDICTIONS[name], Preconditioning("t", 1.0))
-        return Objective(model, uniform(path, T_MIN), WEIGHTINGS[weighting]).at({}, X0, NOISE, T)
+        return denoising(model, uniform(path, T_MIN), weighting).at({}, X0, NOISE, T)
 
     output = x + T[:, None]  # of Echo
     for weighting, name in SPACES.items():
@@ -59,12 +65,12 @@ def test_weightings_are_mean_squares_in_their_spaces(path):
 
 
 def test_every_weighting_can_be_chosen():
-    assert set(CHOICES["training.weighting"]) == set(WEIGHTINGS)
+    assert set(SCHEMA["training.weighting"].metadata["limits"].choices()) == set(WEIGHTINGS)
 
 
 def test_reduction_is_the_mean_or_half_the_sum():
     losses = [objective(Linear(), "velocity", "simple", reduce=how) for how in ("mean", "sum")]
-    mean, half_sum = (loss({}, (), KEY, X0)[0] for loss in losses)
+    mean, half_sum = (loss({}, (), KEY, {"image": X0})[0] for loss in losses)
     np.testing.assert_allclose(half_sum, 0.5 * D * mean, rtol=8 * EPS[False])
 
 
@@ -82,9 +88,9 @@ class Spy(nn.Module):
 def told(train, share):
     """(labels, other conditions, whether dropout is off) that the network is told."""
     model = Model(Spy(), Linear(), PREDICTIONS["velocity"])
-    loss = Objective(model, uniform(Linear(), T_MIN), WEIGHTINGS["simple"], label_dropout=share, null_label=10)
+    loss = denoising(model, uniform(Linear(), T_MIN), "simple", label_dropout=share, null_label=10)
     condition = {"label": jnp.arange(B) % 10, "other": jnp.arange(B)}
-    loss({}, (), KEY, X0, condition, train=train)
+    loss({}, (), KEY, {"image": X0} | condition, train=train)
     return Spy.seen.pop()
 
 
@@ -102,12 +108,18 @@ def test_label_dropout_hides_its_share_of_labels_in_training_only():
     np.testing.assert_array_equal(told(train=True, share=0.0)[0], labels)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-def test_configs_hide_labels_behind_the_class_after_the_last(conditional):
-    overrides = [f"model.class_conditional={conditional}", "training.label_dropout=0.2", "training.reduce_mean=False"]
-    config = load("configs/digits.py", [f"--config.{override}" for override in overrides])
-    loss = build_objective(config, build_model(config, 1, build_conditioning(config, num_classes=10)))
-    assert (loss.label_dropout, loss.null_label) == ((0.2, 10) if conditional else (0.0, 0))
+def loss_of(config, levels=256):
+    """The loss of a config, for images of one channel in ten classes."""
+    data, conditioning = config.data, build_conditioning(config, num_classes=10)
+    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, levels)
+    prepare = Preprocessing(scaling, conditioning, data.uniform_dequantization, data.random_flip)
+    return build_loss(config, build_model(config, 1, conditioning), prepare)
+
+
+def test_configs_hide_labels_behind_the_class_after_the_last():
+    overrides = ["model.class_conditional=True", "training.label_dropout=0.2", "training.reduce_mean=False"]
+    loss = loss_of(load("configs/digits.py", [f"--config.{override}" for override in overrides]))
+    assert (loss.noising.label_dropout, loss.noising.null_label) == (0.2, 10)
     assert loss.reduce == "sum"
 
 
@@ -118,7 +130,7 @@ def test_velocity_losses_and_gradients_exist_at_both_ends(path, weighting):
     model = Model(MLP(width=8, depth=1), path, PREDICTIONS["velocity"], Preconditioning("t", 1.0))
     params, t = drawn(model, X0.shape), jnp.tile(jnp.asarray([0.0, 1.0]), 4)
     x0, noise = X0[: len(t)], NOISE[: len(t)]
-    loss = Objective(model, uniform(path, 0.0), WEIGHTINGS[weighting])
+    loss = denoising(model, uniform(path, 0.0), weighting)
     total = lambda params: (jnp.sum(losses := loss.at(params, x0, noise, t)), losses)  # noqa: E731
     (_, losses), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     assert np.isfinite(losses).all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -144,7 +156,7 @@ class Learner(nn.Module):
 def on_a_chain(kind, model, variance, **fields):
     times = grid(model.path, 0.0, 0.9, n=N + 1)
     bound = VariationalBound(model.path, times.times, variance, "exact", low=-3.0, high=4.0, levels=29)
-    return Objective(model, times, WEIGHTINGS["simple"], kind=kind, bound=bound, **fields)
+    return of_chain(kind, model, times, bound, **fields)
 
 
 def test_the_bound_of_the_hybrid_trains_the_variance_alone():
@@ -155,9 +167,9 @@ def test_the_bound_of_the_hybrid_trains_the_variance_alone():
 
     def gradient(kind, **fields):
         loss = on_a_chain(kind, model, "range", **fields)
-        return jax.grad(lambda params: loss(params, (), KEY, x0)[0])(params)
+        return jax.grad(lambda params: loss(params, (), KEY, {"image": x0})[0])(params)
 
-    simple, hybrid, vlb = gradient("simple"), gradient("hybrid", vlb_weight=0.5), gradient("vlb")
+    simple, hybrid, vlb = gradient("simple"), gradient("hybrid", weight=0.5), gradient("vlb")
     assert hybrid["mean"] == simple["mean"] != 0
     assert simple["variance"] == 0 != vlb["mean"]
     np.testing.assert_allclose(hybrid["variance"], 0.5 * vlb["variance"], rtol=16 * EPS[False])
@@ -165,7 +177,8 @@ def test_the_bound_of_the_hybrid_trains_the_variance_alone():
 
 def test_half_sums_of_the_bound():
     model = perfect(VP(), PREDICTIONS["noise"])
-    mean, half_sum = (on_a_chain("vlb", model, "small", reduce=how)({}, (), KEY, X0)[0] for how in ("mean", "sum"))
+    losses = [on_a_chain("vlb", model, "small", reduce=how) for how in ("mean", "sum")]
+    mean, half_sum = (loss({}, (), KEY, {"image": X0})[0] for loss in losses)
     np.testing.assert_allclose(half_sum, 0.5 * D * mean, rtol=8 * EPS[False])
 
 
@@ -176,21 +189,21 @@ CHAINED = (
 
 
 def built(*overrides, levels=17):
-    config = load("configs/base.py", [f"--config.{override}" for override in (*CHAINED, *overrides)])
-    return build_objective(config, build_model(config, 1, build_conditioning(config, num_classes=10)), levels)
+    return loss_of(load("configs/base.py", [f"--config.{override}" for override in (*CHAINED, *overrides)]), levels)
 
 
 def test_configs_build_the_bound_of_the_chain_that_they_draw_from():
     loss = built("data.centered=False", "training.vlb_weight=0.25", "training.decoder=exact")
-    assert loss.bound.times == loss.times.times and len(loss.bound.times) == 1000
-    assert (loss.bound.low, loss.bound.high, loss.bound.levels) == (0.0, 1.0, 17)
-    assert (loss.kind, loss.vlb_weight, loss.bound.decoder) == ("hybrid", 0.25, "exact")
+    bound = loss.variational
+    assert bound.times == loss.times.times and len(bound.times) == 1000
+    assert (bound.low, bound.high, bound.levels) == (0.0, 1.0, 17)
+    assert isinstance(loss, Hybrid) and (loss.weight, bound.decoder) == (0.25, "exact")
     loss = built(
         "training.time_sampler.name=loss_second_moment",
         "training.objective=vlb",
         "training.variance=log",
     )
-    assert loss.kind == "vlb" and loss.bound.variance == "log" and len(loss.bound.times) == 1000
+    assert isinstance(loss, ChainBound) and loss.variational.variance == "log" and len(loss.variational.times) == 1000
 
 
 @pytest.mark.parametrize("override, complaint", [

@@ -1,4 +1,4 @@
-"""One new file each for a path, a network, a sampler, a job and a data set, in a copy of the project."""
+"""One new file each for a path, a network, a loss, a sampler, a job and a data set, in a copy of the project."""
 
 import json
 import shutil
@@ -41,6 +41,39 @@ class Affine(nn.Module):
         return nn.Dense(x[0].size)(nn.swish(h)).reshape(x.shape)
 
 build = Affine
+''',
+    "score_flow/losses/absolute.py": '''
+from typing import ClassVar
+import flax.struct
+import jax.numpy as jnp
+from score_flow.model import Model
+from score_flow.numerics import mean_flat
+from score_flow.objective import Noising, initial, noising_of
+from score_flow.prediction import Estimate
+from score_flow.tree import static
+
+@flax.struct.dataclass
+class Absolute:
+    """E_t of the mean absolute error of the network's output."""
+    model: Model = static()
+    noising: Noising = static()
+    produces: ClassVar[str] = "denoiser"
+    times = property(lambda self: self.noising.times)
+    network = property(lambda self: self.model.network)
+
+    def init(self, key, batch):
+        return initial(self.model, self.noising.prepare, key, batch)
+
+    def __call__(self, params, time_state, key, batch, *, train=True):
+        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    def at(self, params, x0, noise, t, condition=None, *, key=None):
+        path = self.model.path
+        output = self.model.apply(params, path.perturb(x0, noise, t), t, condition, key=key)
+        return mean_flat(jnp.abs(output - self.model.prediction.target(Estimate(x0, noise), path.at(t).expand(x0))))
+
+def build(model, times, prepare, num_classes, options):
+    return Absolute(model, noising_of(options, times, prepare, num_classes))
 ''',
     "sampling/one_jump.py": '''
 import jax.numpy as jnp
@@ -97,6 +130,7 @@ def test_each_is_one_file(tmp_path):
         "--config.path.power=3.0",
         "--config.network.name=affine",
         "--config.network.width=16",
+        "--config.training.objective=absolute",
         "--config.sampling.name=one_jump",
         "--config.data.source.name=stripes",
         "--config.data.source.size=4",

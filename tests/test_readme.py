@@ -18,6 +18,13 @@ def test_python_blocks():
         exec(compile(text, "README.md", "exec"), {})
 
 
+def test_the_oldest_tested_versions_are_the_lower_bounds():
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    (oldest,) = re.findall(r"Python 3\.11 \((.*?): the lower bounds", (ROOT / "README.md").read_text())
+    named = dict(package.split() for package in oldest.split(", "))
+    assert {"jax", "flax", "numpy"} <= set(named) and named.items() <= bounds.items()
+
+
 def test_make_targets_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"\bmake ([\w-]+)", "\n".join(text for kind, text in BLOCKS if kind == "bash"))

@@ -10,14 +10,15 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from score_flow.build import make_preprocess
 from score_flow.conditioning import Conditioning
 from score_flow.data.scaling import Scaling
+from score_flow.losses.simple import Denoising
 from score_flow.model import Model
 from score_flow.networks.mlp import MLP
-from score_flow.objective import WEIGHTINGS, Objective
+from score_flow.objective import WEIGHTINGS, Noising
 from score_flow.paths.linear import Linear
 from score_flow.prediction import PREDICTIONS
+from score_flow.preprocessing import Preprocessing
 from score_flow.sharding import BATCH_AXES, make_mesh, state_shardings, to_host
 from score_flow.times import uniform
 from score_flow.training import (
@@ -100,13 +101,13 @@ class Problem:
 
     def __init__(self, mesh=ONE, dtype="float32", ema_warmup=True):
         model = Model(MLP(width=32, depth=1, dtype=dtype), Linear(), PREDICTIONS["velocity"])
-        objective = Objective(model, uniform(Linear(), 1e-3), WEIGHTINGS["simple"])
+        prepare = Preprocessing(Scaling(), Conditioning(), dequantised=True, flip=True)
+        loss = Denoising(model, Noising(prepare, uniform(Linear(), 1e-3)), WEIGHTINGS["simple"])
         optimiser = make_optimiser("Adam", **ADAM | {"warmup": 4, "grad_clip": 1.0})
-        preprocess = make_preprocess(Scaling(), dequantise=True, flip=True, conditioning=Conditioning())
-        state = init_state(model.init(jax.random.key(0), (1, *SHAPE)), objective, optimiser, len(RATES))
+        state = init_state(loss.init(jax.random.key(0), {"image": IMAGES[0]}), loss, optimiser, len(RATES))
         self.shardings = state_shardings(mesh, state)
         self.state = jax.device_put(state, self.shardings)
-        self.steps = make_train_steps(objective, optimiser, RATES, ema_warmup, preprocess, 0, mesh, self.shardings)
+        self.steps = make_train_steps(loss, optimiser, RATES, ema_warmup, 0, mesh, self.shardings)
 
     def run(self, n_steps, k=1):
         """(losses and gradient norms, the state on the host after each program), k steps in a program."""

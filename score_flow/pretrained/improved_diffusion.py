@@ -191,11 +191,11 @@ def _training(given: dict[str, Any], learned: bool) -> dict[str, Any]:
     """What is minimised on the steps of the chain, AdamW without warm-up or clipping, ancestral sampling."""
     n = given["diffusion_steps"]
     check_choice("schedule_sampler of improved-diffusion", given["schedule_sampler"], SCHEDULES)
-    fixed = "small" if given["sigma_small"] else "large"
+    fixed, hybrid = "small" if given["sigma_small"] else "large", learned and not given["use_kl"]
     return {
-        "training.objective": "vlb" if given["use_kl"] else "hybrid" if learned else "simple",
+        "training.objective": "vlb" if given["use_kl"] else "hybrid" if hybrid else "simple",
         # Theirs adds L_t times n/1000, or as it is; ours adds n L_t times this.
-        "training.vlb_weight": 1e-3 if given["rescale_learned_sigmas"] else 1 / n,
+        "training.vlb_weight": 1e-3 if given["rescale_learned_sigmas"] or not hybrid else 1 / n,
         "training.variance": "range" if learned else fixed,
         "data.uniform_dequantization": False,
         "model.ema_rate": tuple(float(rate) for rate in str(given["ema_rate"]).split(",")),

@@ -84,7 +84,8 @@ def test_a_step_sees_fresh_draws(encoded):
     """x0 = mean + std noise: the mean and the variance of many draws are those of the file."""
     built = experiment(load("configs/base.py", of_latents(encoded)))
     batch = {name: jnp.asarray(array) for name, array in built.train_source.read(np.arange(4)).items()}
-    draws = jax.jit(jax.vmap(lambda key: built.preprocess(key, batch)[0]))(jax.random.split(jax.random.key(0), 4000))
+    x0 = lambda key: built.loss.noising.prepare(key, batch)[0]  # noqa: E731
+    draws = jax.jit(jax.vmap(x0))(jax.random.split(jax.random.key(0), 4000))
     mean, std = np.split(np.asarray(batch["image"]), 2, axis=-1)
     assert draws.shape[1:] == mean.shape == (4, *built.image_shape)
     z = (np.asarray(draws) - mean) / std

@@ -44,8 +44,9 @@ def small_classifier():
 
 
 def settings(*flags):
-    """The tiny recipe, with flags; a classifier has a network of its own."""
-    unwanted = ("--config=", *(["--config.network."] if CLASSIFIER[0] in flags else []))
+    """The tiny recipe, with flags; with another network, without the arguments of its own."""
+    named = any(flag.startswith("--config.network.name=") for flag in flags)
+    unwanted = ("--config=", *(["--config.network."] if named else []))
     return load("configs/digits.py", [*(flag for flag in TINY if not flag.startswith(unwanted)), *flags])
 
 
@@ -167,7 +168,7 @@ def test_guides_pass_through_jit_and_keep_their_program(runs):
      "has another shape of images: (12, 12, 1), where this run has (8, 8, 1)"),
     ((*CLASSIFIER, "--config.data.centered=False"), "classifier", "has another range of pixels: (0.0, 1.0)"),
     ((LABELS,), "bad", "needs labels, which this run's samples have not"),
-    (("--config.model.low_res=4",), "bad", "has another side of low-resolution images: 4"),
+    (("--config.network.name=adm", "--config.model.low_res=4"), "bad", "has another side of low-resolution images: 4"),
 ])  # fmt: skip
 def test_runs_that_do_not_fit_are_refused(runs, tmp_path, flags, field, words):
     config = settings(*flags)

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm
 
 from evaluation.likelihood import bits_per_dim, log_likelihood, probes
 from sampling.base import example_keys
-from sampling.ode import METHODS, Solver, flow, solve_flow
+from sampling.ode import METHODS, SAFETY, Solver, flow, solve_flow
 from score_flow.data.scaling import Scaling
 from score_flow.numerics import value_and_divergence
 from score_flow.paths.gvp import GVP
@@ -87,26 +87,26 @@ def test_mixture_with_exact_divergence():
 
 
 def test_end_state_agrees_with_scipy():
-    """Against scipy's RK45 (the same Dormand-Prince pair) at equal tolerances: states to 1e-5, calls alike."""
-    denoiser, x0 = (
-        MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8])),
-        jax.random.normal(jax.random.key(0), (4, 8)),
-    )
-    velocity, tolerance = jax.jit(lambda x, t: denoiser.velocity(x, t)), 1e-6
+    """Against scipy's RK45 (the same Dormand-Prince pair) at equal tolerances, in float64: states to 1e-5, calls alike.
+
+    In float32 these tolerances are a few roundings, which then decide about steps.
+    """
+    tolerance = 1e-6
     solver = Solver("dopri5", tolerance, tolerance, per_example=False, control="integral")
-    ours, stats = flow(denoiser, x0, 1e-2, 1.0, solver)
+    with jax.enable_x64(True):
+        denoiser = MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8]))
+        x0, velocity = jax.random.normal(jax.random.key(0), (4, 8)), jax.jit(lambda x, t: denoiser.velocity(x, t))
+        ours, stats = flow(denoiser, x0, 1e-2, 1.0, solver)
 
-    def rhs(t, y):
-        return np.asarray(
-            velocity(jnp.asarray(y, jnp.float32).reshape(4, 8), jnp.asarray(t, jnp.float32)), np.float64
-        ).ravel()
+        def rhs(t, y):
+            return np.asarray(velocity(jnp.asarray(y).reshape(4, 8), jnp.asarray(t))).ravel()
 
-    theirs = solve_ivp(
-        rhs, (1e-2, 1.0), np.asarray(x0, np.float64).ravel(), rtol=tolerance, atol=tolerance, method="RK45"
-    )
+        ends = (1e-2, 1.0)
+        theirs = solve_ivp(rhs, ends, np.asarray(x0).ravel(), rtol=tolerance, atol=tolerance, method="RK45")
+    assert ours.dtype == np.float64
     np.testing.assert_allclose(np.asarray(ours).ravel(), theirs.y[:, -1], atol=1e-5)
     print(f"calls: ours {int(stats.n_evaluations)}, scipy {theirs.nfev}")
-    assert int(stats.n_evaluations) <= 1.05 * theirs.nfev
+    assert int(stats.n_evaluations) <= 0.9 / SAFETY * theirs.nfev  # steps as long as scipy's but for its safety of 0.9
 
 
 @pytest.mark.parametrize("method", thinned(METHODS, 3))

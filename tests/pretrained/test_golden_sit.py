@@ -1,5 +1,7 @@
 """Every stored output of SiT networks, from their checkpoints through the importer; time and velocity are mirrored."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,8 @@ def outputs(theirs, arrays, settings, dtype, suffix):
     if "cfg_x" in arrays:
         cx, ct = nhwc(arrays["cfg_x"], dtype), jnp.asarray(arrays["cfg_t"], dtype)
         cy = jnp.asarray(arrays["cfg_y"], jnp.int32)
-        for scale in ("1", "1.5", "4"):
+        scales = {m[1] for name in arrays if (m := re.fullmatch(r"cfg_out_([\d.]+?)(_64|_ema)?", name))}
+        for scale in sorted(scales):
             yield f"cfg_out_{scale}{suffix}", lambda scale=scale: theirs.guided(cx, ct, cy, float(scale))
 
 

@@ -1,0 +1,87 @@
+"""training.objective = classifier: of noisy images, which guides the sampling of other models."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PyTree
+
+from score_flow.model import Model
+from score_flow.objective import Aux, Noising, Product, unused
+from score_flow.options import TrainOptions
+from score_flow.preprocessing import Preprocess
+from score_flow.times import TimeSampler
+from score_flow.tree import static
+from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+
+PRODUCES: Product = "classifier"
+Labels = Integer[Array, "b"]
+
+
+@flax.struct.dataclass
+class Classification:
+    """E_t [-log p(label | x_t)] in nats, t from a time sampler (Song et al. 2021, app. I.1, arXiv:2011.13456).
+
+    condition["label"] is the target: the network is not told it. The model's network gives logits, (b, classes), and
+    its prediction means nothing.
+    """
+
+    model: Model = static()
+    noising: Noising = static()
+
+    produces: ClassVar[Product] = PRODUCES
+
+    @property
+    def times(self) -> TimeSampler:
+        return self.noising.times
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        x0, _ = jax.eval_shape(self.noising.prepare, key, batch)
+        return self.model.init(key, (1, *x0.shape[1:]))
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    def at(
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """The loss of each example at given times and noise."""
+        x = self.model.path.perturb(x0, noise, t)
+        return -_chosen(self.log_probs(params, x, t, key=key), condition["label"])
+
+    def log_prob(self, params: Params, x: Images, t: Times, label: Labels) -> Float[Array, "b"]:
+        """log p(label | x_t) in nats, whose gradient in x guides samples."""
+        return _chosen(self.log_probs(params, x, t), label)
+
+    def log_probs(self, params: Params, x: Images, t: Times, *, key: Key | None = None) -> Float[Array, "b classes"]:
+        """log p(label | x_t) of every label."""
+        return jax.nn.log_softmax(self.model.apply(params, x, t, key=key))
+
+
+def _chosen(log_probs: Float[Array, "b classes"], label: Labels) -> Float[Array, "b"]:
+    return jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
+
+
+def build(
+    model: Model, times: TimeSampler, prepare: Preprocess, class_conditional: bool, options: TrainOptions
+) -> Classification:
+    """The cross-entropy of labels; raises UserError for what only models of images have."""
+    unused(options, "coupling", "label_dropout", "likelihood_weighting", "min_snr_gamma", "vlb_weight", "decoder")
+    if class_conditional:
+        raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
+    return Classification(model, Noising(prepare, times))

@@ -1,0 +1,93 @@
+"""training.objective = hybrid: the weighted squared error beside a chain's bound, which trains the variance."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from score_flow.data.scaling import Scaling
+from score_flow.losses.simple import Denoising, weighting_of
+from score_flow.losses.vlb import ChainBound, variational
+from score_flow.model import Model
+from score_flow.objective import Aux, Product, noising_of, unused
+from score_flow.options import TrainOptions
+from score_flow.preprocessing import Preprocess
+from score_flow.times import TimeSampler
+from score_flow.tree import static
+from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.variational import VariationalBound
+
+
+@flax.struct.dataclass
+class Hybrid:
+    """simple + weight bound, of the same network and noisy images.
+
+    The bound trains the variance only: no gradient flows from it to the mean (Nichol and Dhariwal 2021, sec. 3.1,
+    arXiv:2102.09672). Theirs is lambda = 0.001 of the whole bound for every n, that is n/1000 L_t beside a mean square;
+    their unscaled variant, L_t, is weight = 1/n.
+    """
+
+    simple: Denoising
+    bound: ChainBound
+    weight: float = static(default=1e-3)
+
+    produces: ClassVar[Product] = "denoiser"
+
+    @property
+    def times(self) -> TimeSampler:
+        return self.simple.times
+
+    @property
+    def network(self) -> nn.Module:
+        return self.simple.network
+
+    @property
+    def variational(self) -> VariationalBound:
+        return self.bound.variational
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        return self.simple.init(key, batch)
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        return self.simple.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    def at(
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """The sum of both for each example at given times of the chain and noise; one network call."""
+        model = self.simple.model
+        x = model.path.perturb(x0, noise, t)
+        output, variance = model.split(model.apply(params, x, t, condition, key=key), x)
+        bound = self.bound.of(jax.lax.stop_gradient(output), variance, x0, x, t)
+        return self.simple.of(output, x0, noise, t) + self.weight * bound
+
+
+def build(
+    model: Model,
+    times: TimeSampler,
+    prepare: Preprocess,
+    num_classes: int,
+    scaling: Scaling,
+    dequantised: bool,
+    learn_sigma: bool,
+    options: TrainOptions,
+) -> Hybrid:
+    """Both as config.training describes them; raises UserError without a variance to be trained."""
+    unused(options, "coupling")
+    bound = variational(model, times, scaling, dequantised, learn_sigma, options)
+    if not bound.learned:
+        raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")
+    noising, reduce = noising_of(options, times, prepare, num_classes), "mean" if options.reduce_mean else "sum"
+    simple = Denoising(model, noising, weighting_of(options), reduce)
+    return Hybrid(simple, ChainBound(model, noising, bound, reduce), options.vlb_weight)

@@ -1,0 +1,98 @@
+"""training.objective = simple: one loss for every path, prediction and weighting."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from score_flow.model import Model
+from score_flow.numerics import expand, mean_flat, sum_flat
+from score_flow.objective import WEIGHTINGS, Aux, Noising, Product, initial, min_snr, noising_of, unused
+from score_flow.options import TrainOptions
+from score_flow.paths.base import Coefficients
+from score_flow.prediction import Estimate
+from score_flow.preprocessing import Preprocess
+from score_flow.times import TimeSampler
+from score_flow.tree import static
+from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+
+
+@flax.struct.dataclass
+class Denoising:
+    """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler.
+
+    reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
+    """
+
+    model: Model = static()
+    noising: Noising = static()
+    weighting: Callable[[Coefficients], Times] = static()
+    reduce: Literal["mean", "sum"] = static(default="mean")
+
+    produces: ClassVar[Product] = "denoiser"
+
+    @property
+    def times(self) -> TimeSampler:
+        return self.noising.times
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        return initial(self.model, self.noising.prepare, key, batch)
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    def at(
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """The weighted loss of each example at given times and noise."""
+        x = self.model.path.perturb(x0, noise, t)
+        return self.of(self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0], x0, noise, t)
+
+    def of(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
+        """The weighted square of the error of a network's output."""
+        model = self.model
+        c = model.path.at(t)
+        # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.
+        c = c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))
+        target = model.prediction.target(Estimate(x0, noise), c.expand(x0))
+        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, x0)
+        squared = scale * (output - target) ** 2
+        return mean_flat(squared) if self.reduce == "mean" else 0.5 * sum_flat(squared)
+
+
+def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Denoising:
+    """The weighted squared error as config.training describes it."""
+    unused(options, "vlb_weight", "decoder")
+    noising = noising_of(options, times, prepare, num_classes)
+    return Denoising(model, noising, weighting_of(options), "mean" if options.reduce_mean else "sum")
+
+
+def weighting_of(options: TrainOptions) -> Callable[[Coefficients], Times]:
+    """The weighting of config.training; raises UserError for two, or for the gamma of another."""
+    name = options.weighting
+    if options.likelihood_weighting and name not in ("simple", "likelihood"):
+        raise UserError(
+            f"config.training.likelihood_weighting is True, but config.training.weighting is {name!r}: "
+            "give one of them."
+        )
+    name = "likelihood" if options.likelihood_weighting else name
+    if name == "min_snr":
+        return min_snr(options.min_snr_gamma)
+    unused(options, "min_snr_gamma", by=f"training.weighting = {name}")
+    return WEIGHTINGS[name]
