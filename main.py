@@ -8,8 +8,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 1, 2, 3, 75
 EPILOG = """exit codes: 0 done; 1 reproduce: another figure than the expected one; 2 a mistake in flags,
-config, data or files (one line says which); 3 the loss or a result was not finite; 75 stopped by SIGTERM or Ctrl-C with
-everything saved: run the same command again to go on.
+config, data or files, a full disk, or too little memory (one line says which); 3 the loss, a weight or a result was not
+finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on; 76 another process
+of this run is lost: start all of them again.
 
 several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
 
@@ -60,7 +61,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
     from score_flow.config import load
     from score_flow.types import UserError
+    from score_flow.workdir import path_of
 
+    options.workdir = str(path_of(options.workdir))
     if options.watch and options.mode not in ("eval", "sample", "control"):
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
     if options.mode == "import":
@@ -68,13 +71,16 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
     from score_flow import sharding
 
-    sharding.initialise()
-    from score_flow.build import build_sampler, experiment
+    peers = sharding.initialise()
+    if peers:
+        peers.where = lambda: newest_saved(options.workdir)
+    from score_flow.build import build_sampler, check_components, experiment
     from score_flow.saver import remembered
-    from score_flow.workdir import Workdir
+    from score_flow.workdir import workdir as opened
 
-    with Workdir(options.workdir, config, exclusive=options.mode == "train") as workdir:
-        built = experiment(config, remembered(workdir))
+    config = check_components(config)
+    built = experiment(config, remembered(options.workdir))
+    with opened(options.workdir, exclusive=options.mode == "train") as workdir:
         if options.mode == "train":
             from evaluation.context import build_guide
             from evaluation.snapshot import sheet
@@ -118,36 +124,54 @@ def config_of(workdir: str) -> str:
 
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
-    from score_flow.build import experiment
+    from score_flow.build import check_components, experiment
     from score_flow.config import load
     from score_flow.pretrained.importing import import_into, open_published
     from score_flow.types import UserError
-    from score_flow.workdir import Workdir
+    from score_flow.workdir import workdir as opened
 
     if not options.checkpoint:
         raise UserError("--mode=import needs --checkpoint=FILE.")
     published = open_published(options.checkpoint)
     settings = published.settings(options.reference_config, recipe=bool(options.config))
-    config = load(options.config or "configs/base.py", overrides, settings)
-    with Workdir(options.workdir, config, exclusive=True) as workdir:
-        import_into(workdir, published, experiment(config), config)
+    config = check_components(load(options.config or "configs/base.py", overrides, settings))
+    run = experiment(config)
+    with opened(options.workdir, exclusive=True) as workdir:
+        import_into(workdir, published, run, config)
+
+
+def newest_saved(workdir: str) -> str:
+    """What is said of a run's newest state when a process is lost."""
+    from score_flow.checkpoint import newest_step
+
+    step = newest_step(workdir)
+    return f"; the newest state is of step {step}" if step is not None else "; nothing was saved yet"
 
 
 def main(argv: list[str]) -> int:
     """The exit code of a run; mistakes are one line, not a traceback."""
     options, overrides = flags(argv)
+    from score_flow import files, memory, peers
     from score_flow.types import NonFinite, Preempted, UserError
 
+    sys.unraisablehook = files.quiet(sys.__unraisablehook__)
     try:
         return run(options, overrides) or 0
-    except UserError as error:
-        return report(error, EXIT_USER_ERROR)
-    except OSError as error:
-        return report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", EXIT_USER_ERROR)
     except NonFinite as error:
         return report(error, EXIT_NON_FINITE)
     except Preempted as error:
         return report(error, EXIT_PREEMPTED)
+    except UserError as error:
+        return report(error, EXIT_USER_ERROR)
+    except OSError as error:
+        return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+    except Exception as error:
+        peers.leave_if_broken(error)
+        if memory.is_exhausted(error):
+            return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
+        if files.is_full(error):
+            return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+        raise
 
 
 def report(what: object, code: int) -> int:

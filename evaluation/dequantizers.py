@@ -18,7 +18,7 @@ from score_flow.dequantization import Decoder, Dequantizer, UniformDequantizer, 
 from score_flow.options import Config, EvalOptions
 from score_flow.sharding import barrier, is_main, replicated
 from score_flow.types import UserError
-from score_flow.workdir import Workdir
+from score_flow.workdir import workdir as opened
 
 
 def build_dequantizer(context: Context, name: str) -> Dequantizer:
@@ -79,7 +79,7 @@ def train_for(run: Experiment, config: Config, workdir: Path) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)
-    with Workdir(str(workdir / train_deq.FOLDER), config, exclusive=True) as folder:
+    with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
         train_deq.train_dequantizer(run, config, folder, score)
 
 

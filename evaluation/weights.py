@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.build import Experiment
-from score_flow.checkpoint import Checkpoints, target
+from score_flow.checkpoint import FOLDERS, Checkpoints, good_states, target
 from score_flow.ema import combination, gamma_of, n_averages
 from score_flow.options import Config
 from score_flow.saver import refuse_other_config
 from score_flow.sharding import is_main, replicated, to_host
-from score_flow.types import Params, UserError
+from score_flow.training import all_finite
+from score_flow.types import NonFinite, Params, UserError
 
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm
 MODEL = (
@@ -33,28 +34,28 @@ MODEL = (
 
 
 def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1 (0 = the newest); without any milestone, the newest resumable state."""
-    milestones, meta = workdir / "checkpoints", workdir / "checkpoints-meta"
-    if not any(any(folder.glob("*.manifest.json")) for folder in (milestones, meta)):
+    """Milestones begin..end counted from 1; (0, 0): the newest one, else the newest good state.
+
+    A resumable state is taken where there is no milestone, or the newest is damaged, which is said then. Raises
+    UserError where there is none, or where a milestone that was asked for is damaged.
+    """
+    meta, milestones = (Checkpoints(workdir / name) for name in FOLDERS)
+    steps = milestones.steps()
+    if not steps and not meta.steps():
         raise UserError(
             f"no checkpoint in {workdir}: train first (--mode=train), or give the --workdir of a trained run."
         )
-    opened = Checkpoints(milestones, reader=True)
-    steps = opened.steps()
-    if not steps:
-        opened = Checkpoints(meta, reader=True)
-        return [(opened, opened.newest_good())]
-    if not begin and not end:
-        return [(opened, opened.newest_good())]
+    if not steps or not (begin or end):
+        return [next(good_states(milestones, meta, first=(milestones, steps[-1]) if steps else None))]
     first, last = begin or len(steps), end or len(steps)
     if not 1 <= first <= last <= len(steps):
         raise UserError(
             f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: there are {len(steps)} milestones, counted from 1."
         )
     for step in steps[first - 1 : last]:
-        if problem := opened.damage(step):
-            raise UserError(f"checkpoint {milestones / str(step)} is damaged ({problem}).")
-    return [(opened, step) for step in steps[first - 1 : last]]
+        if problem := milestones.damage(step):
+            raise UserError(f"checkpoint {milestones.directory / str(step)} is damaged ({problem}).")
+    return [(milestones, step) for step in steps[first - 1 : last]]
 
 
 def weights_of(meta: dict[str, Any], config: Config) -> str:
@@ -62,14 +63,14 @@ def weights_of(meta: dict[str, Any], config: Config) -> str:
     which = config.eval.ema
     if config.eval.ema_std:
         return f"EMA power {config.eval.ema_std}, reconstructed"
-    kind = meta["weights"]["raw" if which < 0 else "ema"]
+    kind = meta.get("weights", {"raw": "raw", "ema": "ema"})["raw" if which < 0 else "ema"]
     names = [f"EMA {rate}" for rate in config.model.ema_rate] + [f"EMA power {std}" for std in config.model.ema_std]
     return "raw" if kind == "raw" else names[max(which, 0)]
 
 
 def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step: int) -> Params:
     """The wanted weights of a checkpoint, on every device; refuses one of another model."""
-    saved, which = checkpoints.meta(step)["config"], config.eval.ema
+    saved, which = checkpoints.meta(step).get("config"), config.eval.ema
     refuse_other_config(saved, config, MODEL, checkpoints.directory)
     n = n_averages(saved["model"])
     if which >= n:
@@ -77,10 +78,14 @@ def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step:
     shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     if config.eval.ema_std:
-        return reconstruct(checkpoints, step, wanted, config.eval.ema_std)
-    if which < 0:
-        return checkpoints.restore(step, {"params": wanted})["params"]
-    return checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
+        params = reconstruct(checkpoints, step, wanted, config.eval.ema_std)
+    elif which < 0:
+        params = checkpoints.restore(step, {"params": wanted})["params"]
+    else:
+        params = checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
+    if not to_host(all_finite(params)):
+        raise NonFinite(f"the weights in {checkpoints.directory / str(step)} are not finite: train again.")
+    return params
 
 
 def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, std: float) -> Params:

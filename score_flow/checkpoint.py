@@ -1,14 +1,18 @@
 """Pre-emption-safe checkpoints by orbax: the only file that imports it.
 
 A checkpoint is `directory/<step>/` (orbax) together with `directory/<step>.manifest.json`, the sha256 of each of its
-files: orbax restores a flipped bit or a zeroed page without a word. The manifest is written last and is what makes a
-checkpoint exist: after a kill at any moment a directory without one is removed and the one before it is used.
+files: orbax restores a flipped bit or a zeroed page without a word. The manifest is written last, once all else is
+whole and on the disk, and is what makes a checkpoint exist: after a kill or a full disk at any moment a directory
+without one is removed and the one before it is used.
 """
 
+import contextlib
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,76 +21,90 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from score_flow.data.base import sha256_of
+from score_flow import manifest
+from score_flow.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.sharding import barrier, is_main
 from score_flow.types import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at WARNING
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
+
+FOLDERS = ("checkpoints-meta", "checkpoints")  # of a workdir: resumable states, milestones
 
 
 class Checkpoints:
     """The checkpoints of one directory, oldest to newest; keep = 0 keeps all, else the newest `keep`.
 
     Items are trees of arrays saved and restored by name, so that an evaluation reads the EMA alone. `meta` is JSON.
-    A reader leaves the directory as it finds it: a training run may be writing there.
+    Nothing is written before `prepare` or the first save: a training run may be writing here, or this be refused.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 0, reader: bool = False):
+    def __init__(self, directory: str | os.PathLike, keep: int = 0):
         self.directory = Path(directory).resolve()
-        self._keep = keep
-        if not reader:
+        self._keep, self._prepared = keep, False
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is a file, where checkpoints belong: move it away.")
+        options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
+        self._pending: Future | None = None
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what a kill left behind; raises UserError where that cannot be."""
+        if self._prepared:
+            return
+        if is_main():
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"cannot write to {directory}: {error.strerror}.") from error
-            if is_main():
-                self._remove_uncommitted()
+                raise cannot_write(self.directory, error) from error
+            self._remove_uncommitted()
         barrier(f"open {self.directory}")
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                save_decision_policy=_Always(), cleanup_tmp_directories=not reader, create=not reader
-            ),
-        )
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="manifest")
-        self._pending: int | None = None
-        self._hashing: Future | None = None
+        self._prepared = True
 
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
-        return sorted(int(path.name.split(".")[0]) for path in self.directory.glob("*.manifest.json"))
+        return manifest.steps(self.directory)
 
     def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], *, wait: bool = False) -> None:
-        """Save in the background, or wait until it is committed. A step that is already there is left alone."""
+        """Save in the background, or wait until it is committed. A step that is already there is left alone.
+
+        Raises UserError, here or in the next call, when the files cannot be written: none of the step is left then.
+        """
         self.wait()
+        self.prepare()
         if step in self.steps():
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
-        self._pending = step
+        args["meta"] = ocp.args.JsonSave(meta | {"step": step})
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        with self._told(step, size):
+            self._orbax.save(self.directory / str(step), args=ocp.args.Composite(**args), force=True)
+        self._pending = self._worker.submit(self._commit, step, list(items), size)
         if wait:
             self.wait()
 
     def poll(self) -> None:
-        """Commit a save that has finished, without waiting; call it once a loop."""
-        if self._pending is not None and self._hashing is None and not self._manager.is_saving_in_progress():
-            self._hashing = self._hasher.submit(self._commit, self._pending)
+        """Raise what a save in the background met, without waiting for it; call it once a loop."""
+        if self._pending is not None and self._pending.done() and (error := self._pending.exception()):
+            self._pending = None
+            raise error
 
     def wait(self) -> None:
-        """Wait until the save in progress, if any, is committed; re-raises its errors."""
+        """Wait until the save in progress, if any, is committed; raises what it met."""
         if self._pending is None:
             return
-        self._manager.wait_until_finished()
-        self.poll()
-        self._hashing.result()
-        self._pending = self._hashing = None
+        pending, self._pending = self._pending, None
+        pending.result()
         barrier(f"saved {self.directory}")
 
     def close(self) -> None:
         """Wait, then let the directory go."""
-        self.wait()
-        self._hasher.shutdown()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(Exception):  # of a save that failed, which was said
+                self._orbax.close()
 
     def restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
         """The named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
@@ -99,83 +117,120 @@ class Checkpoints:
                 raise UserError(f"checkpoint {where} does not hold what this config needs: {problem}.")
         args = {name: ocp.args.StandardRestore(target) for name, target in items.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = self._orbax.restore(where, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"checkpoint {where} cannot be restored: {_line(error)}") from error
+            raise UserError(f"checkpoint {where} cannot be restored: {first_line(error)}") from error
         return {name: restored[name] for name in items}
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved as `meta`."""
-        return json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
+        """What was saved as `meta`, and the `step`."""
+        return json.loads((self.directory / str(step) / manifest.META).read_text())
+
+    def digest(self, step: int) -> str:
+        """The name of what a step holds; raises UserError where its manifest cannot be read."""
+        if (files := manifest.read(self.directory, step)) is None:
+            raise UserError(f"{manifest.path_of(self.directory, step)} cannot be read.")
+        return manifest.digest(files)
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, or None: every byte is read and hashed."""
-        try:
-            manifest = json.loads(self._manifest(step).read_text())
-        except ValueError:
-            return f"{self._manifest(step).name} cannot be read"
-        found = _hashes(self.directory / str(step))
-        for name in sorted(manifest | found):
-            if name not in found:
-                return f"{name} is missing"
-            if manifest.get(name) != found[name]:
-                return f"{name} has changed since it was written"
-        return None
+        return manifest.damage(self.directory, step)
 
     def newest_good(self) -> int | None:
         """The newest undamaged step; damaged ones are reported on the way. Raises UserError when all are damaged."""
-        steps = self.steps()
-        for step in reversed(steps):
-            problem = self.damage(step)
-            if problem is None:
-                return step
-            print(
-                f"checkpoint {self.directory / str(step)} is damaged ({problem}): falling back to the one before.",
-                flush=True,
-            )
-        if steps:
-            raise UserError(f"every checkpoint in {self.directory} is damaged; remove the folder to start again.")
-        return None
+        return next((step for _, step in good_states(self)), None)
 
     def delete_after(self, step: int) -> None:
         """Remove the steps beyond `step`: a run that fell back writes them again."""
-        for late in [s for s in self.steps() if s > step]:
+        self.delete([s for s in self.steps() if s > step])
+
+    def delete(self, steps: Iterable[int]) -> None:
+        """Remove these steps."""
+        barrier(f"cut {self.directory}")  # the other processes have looked at them
+        for step in steps:
             if is_main():
-                self._remove(late)
-        barrier(f"cut {self.directory}")
-        self._manager.reload()
+                self._remove(step)
+        barrier(f"was cut {self.directory}")
 
-    def _manifest(self, step: int) -> Path:
-        return self.directory / f"{step}.manifest.json"
+    def _commit(self, step: int, items: list[str], size: int) -> None:
+        """Write the manifest of a save once all of it is whole and on the disk; then remove what it replaces."""
+        with self._told(step, size):
+            self._orbax.wait_until_finished()  # raises what went wrong
+            if not is_main():
+                return
+            directory = self.directory / str(step)
+            for path in [*directory.rglob("*"), directory, self.directory]:
+                sync(path)
+            files = manifest.hashes(directory)
+            if missing := manifest.lacking(files, items):
+                raise OSError(f"{missing} is missing")
+            write_whole(manifest.path_of(self.directory, step), json.dumps(files))
+            steps = self.steps()
+            if manifest.read(self.directory, step) != files:
+                raise OSError("its manifest does not read back")
+        for old in steps[: -self._keep] if self._keep else []:
+            if old != step:
+                self._remove(old)
 
-    def _commit(self, step: int) -> None:
-        if not is_main():
-            return
-        temporary = self.directory / f".{step}.manifest.tmp"
-        with open(temporary, "w") as file:
-            json.dump(_hashes(self.directory / str(step)), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._manifest(step))
-        for old in self.steps()[: -self._keep] if self._keep else []:
-            self._remove(old)
+    @contextlib.contextmanager
+    def _told(self, step: int, size: int) -> Iterator[None]:
+        """Turn what the file system answers into one line, and leave none of the step behind."""
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._orbax.wait_until_finished()  # what still writes
+            if is_main():
+                manifest.path_of(self.directory, step).unlink(missing_ok=True)
+                self._remove_uncommitted()
+            if isinstance(error, OSError | UserError) or reason(error):
+                raise cannot_write(self.directory / str(step), error, size) from error
+            raise
 
     def _remove(self, step: int) -> None:
-        self._manifest(step).unlink(missing_ok=True)  # first: without it the rest is only litter
+        manifest.path_of(self.directory, step).unlink(missing_ok=True)  # first: without it the rest is only litter
         shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _remove_uncommitted(self) -> None:
         committed = {str(step) for step in self.steps()}
-        for path in self.directory.iterdir():
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
             if path.is_dir() and path.name.split(".")[0].isdigit() and path.name not in committed:
                 shutil.rmtree(path, ignore_errors=True)
+            elif re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
+                path.unlink(missing_ok=True)
 
 
-class _Always(ocp.checkpoint_managers.SaveDecisionPolicy):
-    """Saves happen when the training loop says so."""
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """The newest step that was saved in a workdir, looking at names alone."""
+    folders = (Checkpoints(Path(workdir) / name) for name in FOLDERS)
+    return max((step for folder in folders for step in folder.steps()), default=None)
 
-    def should_save(self, step, previous_steps, *, context) -> bool:
-        return True
+
+def good_states(
+    *folders: Checkpoints, first: tuple[Checkpoints, int] | None = None
+) -> Iterator[tuple[Checkpoints, int]]:
+    """The undamaged states of all folders, newest first; each damaged one is said in a line on the way.
+
+    first: the one to look at before the others. Raises UserError when there are states and all are damaged.
+    """
+    states, good = [(folder, step) for folder in folders for step in folder.steps()], False
+    for folder, step in sorted(states, key=lambda state: (state != first, -state[1])):
+        if problem := folder.damage(step):
+            refused(folder, step, f"is damaged ({problem})")
+        else:
+            good = True
+            yield folder, step
+    if states and not good:
+        raise UserError(
+            f"every checkpoint in {' and '.join(str(folder.directory) for folder in folders)} is damaged; "
+            "remove the folder to start again."
+        )
+
+
+def refused(folder: Checkpoints, step: int, why: str) -> None:
+    """Say in one line that a state is not used."""
+    if is_main():
+        print(f"checkpoint {folder.directory / str(step)} {why}: falling back to the one before.", flush=True)
 
 
 def target(tree: PyTree, shardings: PyTree) -> PyTree:
@@ -200,15 +255,3 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _hashes(directory: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            found[str(path.relative_to(directory))] = sha256_of(path)
-    return found
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

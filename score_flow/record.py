@@ -1,5 +1,6 @@
 """What a run says while it goes: a progress bar, metrics.jsonl, TensorBoard files."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from score_flow.files import cannot_write, write_whole
 from score_flow.sharding import is_main
 from score_flow.training import Metrics, TrainState, check_finite, crossed
 
@@ -26,60 +28,111 @@ def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
 
 
 class MetricLog:
-    """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first."""
+    """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first.
+
+    What is no row (a line cut short by a kill, a damaged one) is kept aside in metrics.bad.jsonl, and said. Raises
+    UserError where a file cannot be written.
+    """
 
     def __init__(self, directory: Path, start: int):
         self._file = None
         if not is_main():
             return
-        path = directory / "metrics.jsonl"
-        kept = [line for line in read_lines(path) if line["step"] <= start]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._write_board, self._close_board = _board(directory / "tensorboard", start)
+        self._path = path = directory / "metrics.jsonl"
+        try:
+            rows, bad = _sorted_out(path)
+            if bad:
+                set_aside(path, bad)
+            write_whole(path, b"".join(line + b"\n" for row, line in rows if row["step"] <= start))
+            self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+            self._board = _board(directory / "tensorboard", start)
+        except OSError as error:
+            raise cannot_write(Path(error.filename or path), error) from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One row; floats are written so that they read back bitwise."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._write_board(step, values)
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._board.write_scalars(step, values)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # what could not be written was said by write()
             self._file.close()
-            self._close_board()  # what its queue still holds would be lost
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows of a JSONL file; a last line cut short by a kill is dropped."""
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    """The rows of a metrics.jsonl, in the order of the file; what is no row with a step is passed over."""
+    return [row for row, _ in _sorted_out(path)[0]]
+
+
+def _sorted_out(path: Path) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
+    """(the rows of a JSONL file, each with its line; the lines that are none)."""
+    rows, bad = [], []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+            whole = isinstance(row, dict) and type(row.get("step")) is int
+        except (ValueError, RecursionError):
+            whole = False
+        if whole:
+            rows.append((row, line))
+        elif line.strip():
+            bad.append(line)
+    return rows, bad
+
+
+def set_aside(path: Path, bad: list[bytes]) -> None:
+    """Append lines that are no rows to metrics.bad.jsonl, and say so."""
+    aside = path.with_suffix(".bad.jsonl")
+    with open(aside, "ab") as file:
+        file.write(b"".join(line + b"\n" for line in bad))
+        file.flush()
+        os.fsync(file.fileno())
+    print(f"{path}: {len(bad)} line(s) are no rows with a step; they are kept in {aside.name}.", flush=True)
 
 
 def _board(directory: Path, start: int):
-    """(write(step, values), close()) for TensorBoard: clu's writer where TensorFlow is installed, else tensorboardX."""
+    """A writer of TensorBoard files: clu's where TensorFlow is installed, else one of tensorboardX's format."""
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         from clu import metric_writers  # needs TensorFlow, which is never needed otherwise
 
-        writer = metric_writers.SummaryWriter(str(directory))
-        return writer.write_scalars, writer.close
-    from tensorboardX import SummaryWriter
+        return metric_writers.SummaryWriter(str(directory))
+    return _Board(directory, start)
 
-    board = SummaryWriter(str(directory), purge_step=start + 1 if start else None, flush_secs=10)
 
-    def write(step: int, values: dict[str, float]) -> None:
+class _Board:
+    """TensorBoard files, written here: tensorboardX's own writer is a thread that dies of a full disk unheard."""
+
+    FLUSH = 10.0  # seconds
+
+    def __init__(self, directory: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        directory.mkdir(exist_ok=True)
+        self._event, self._scalar = Event, scalar
+        self._writer, self._flushed = EventsWriter(str(directory / "events")), time.monotonic()
+        if start:  # TensorBoard forgets what a lost segment wrote
+            self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            board.add_scalar(name, value, step)
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+        if time.monotonic() - self._flushed > self.FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
-    return write, board.close
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Recorder:

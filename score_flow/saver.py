@@ -7,12 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_flow.checkpoint import Checkpoints, target
+from score_flow.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
 from score_flow.config import differences
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.options import Config
 from score_flow.record import Recorder
-from score_flow.training import Metrics, TrainState, crossed
+from score_flow.sharding import to_host
+from score_flow.training import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
 
 # What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
@@ -26,10 +27,8 @@ class Saver:
 
     def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, facts: dict[str, Any] | None = None):
         """facts: of the data set, kept in every checkpoint as meta["data"]."""
-        self.meta, self.milestones = (
-            Checkpoints(workdir / "checkpoints-meta", keep=2),
-            Checkpoints(workdir / "checkpoints"),
-        )
+        self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
+        self.milestones = Checkpoints(workdir / "checkpoints")
         self.recorder: Recorder | None = None
         self._snapshot, self._options = snapshot, config.training
         self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
@@ -52,40 +51,64 @@ class Saver:
         if milestone:
             self._draw(step, state)
 
-    def newest(self, config: Config, fixed: tuple[str, ...] = FIXED) -> int | None:
-        """The step to go on from; refuses a checkpoint of another config, naming both values."""
-        found = [(c.newest_good(), c) for c in (self.meta, self.milestones)]
-        found = [(step, c) for step, c in found if step is not None]
-        if not found:
-            return None
-        step, checkpoints = max(found, key=lambda pair: pair[0])
-        refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
-        for c in (self.meta, self.milestones):
-            c.delete_after(step)
-        return step
+    def resume(
+        self,
+        config: Config,
+        begin: Callable[[], TrainState],
+        shapes: TrainState,
+        shardings: TrainState,
+        fixed: tuple[str, ...] = FIXED,
+    ) -> tuple[int, TrainState]:
+        """The step to go on from and its state: the newest good one of both folders, or (0, begin()).
 
-    def restore(
-        self, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
-    ) -> TrainState:
-        """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
-        checkpoints = self.meta if step in self.meta.steps() else self.milestones
-        wanted = _items(target(shapes, shardings))
-        if "imported" not in checkpoints.meta(step):
-            return TrainState(**_from_items(checkpoints.restore(step, wanted)))
-        weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
-        return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
+        A damaged or non-finite state is said and passed over. Raises UserError for a checkpoint of another config,
+        naming both values, and when there are states and none is good.
+        """
+        step = None
+        for checkpoints, step in good_states(self.meta, self.milestones):
+            refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
+            state = _restore(checkpoints, step, begin, shapes, shardings)
+            if to_host(all_finite(state)):
+                self._cut(checkpoints, step)
+                return step, state
+            refused(checkpoints, step, "holds numbers that are not finite")
+        if step is not None:
+            raise UserError(f"no checkpoint in {self.meta.directory.parent} is finite: use another --workdir.")
+        state = begin()
+        for folder in (self.meta, self.milestones):
+            folder.prepare()
+        return 0, state
 
     def close(self) -> None:
         self.meta.close()
         self.milestones.close()
 
+    def _cut(self, checkpoints: Checkpoints, step: int) -> None:
+        """Remove what is newer than the state that training goes on from, and what was refused at its step."""
+        for folder in (self.meta, self.milestones):
+            same = folder is not checkpoints and step in folder.steps() and folder.damage(step)
+            folder.delete([s for s in folder.steps() if s > step or (s == step and same)])
+            folder.prepare()
+
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
-        self.recorder.flush()  # a state is saved only when every step up to it was finite
-        checkpoints.save(step, _items(state), self._saved | {"step": step}, wait=wait)
+        self.recorder.flush()  # a state is saved only when every step up to it was finite,
+        check_state(step, state)  # and what they left
+        checkpoints.save(step, _items(state), self._saved, wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:
         if self._options.snapshot_sampling:
             self._snapshot(step, state.ema[0])
+
+
+def _restore(
+    checkpoints: Checkpoints, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
+) -> TrainState:
+    """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
+    wanted = _items(target(shapes, shardings))
+    if "imported" not in checkpoints.meta(step):
+        return TrainState(**_from_items(checkpoints.restore(step, wanted)))
+    weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
+    return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
 
 
 def _items(state: TrainState) -> dict:
@@ -105,15 +128,17 @@ def refuse_other_run(
 
     Of the data, by their facts, the content decides, and not where they lie.
     """
-    saved = meta["config"]
-    if facts:
+    saved = meta.get("config")
+    if facts and saved is not None:
         refuse_other_data(meta.get("data"), facts, str(where))
         saved = same_place(saved, json.loads(config.to_json()), known="data" in meta)
     refuse_other_config(saved, config, sections, where)
 
 
-def refuse_other_config(saved: dict, config: Config, sections: tuple[str, ...], where: Path) -> None:
+def refuse_other_config(saved: dict | None, config: Config, sections: tuple[str, ...], where: Path) -> None:
     """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
+    if saved is None:
+        raise UserError(f"{where} does not say with which config it was made: use another --workdir.")
     changed = differences(saved, json.loads(config.to_json()), sections)
     if changed:
         raise UserError(
@@ -121,12 +146,12 @@ def refuse_other_config(saved: dict, config: Config, sections: tuple[str, ...], 
         )
 
 
-def remembered(workdir: Path) -> dict[str, Any] | None:
+def remembered(workdir: str | Path) -> dict[str, Any] | None:
     """The facts of the data that a run was trained on, by its newest state: {} where it knows none; None without any.
 
     What cannot be read is passed over: who uses the states themselves says what is damaged.
     """
-    folders = [workdir / name for name in ("checkpoints-meta", "checkpoints")]
+    folders = [Path(workdir) / name for name in FOLDERS]
     files = [file for folder in folders for file in folder.glob("*/meta/metadata")]
     steps = {file: file.parent.parent.name for file in files}
     for file in sorted((file for file in files if steps[file].isdecimal()), key=lambda f: -int(steps[f])):

@@ -10,18 +10,20 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from score_flow.peers import EXIT_PEER_LOST, WATCH, Peers, answering
 from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of a process among the others
 
 
-def initialise() -> None:
-    """Join the other processes of this run, if there are any.
+def initialise() -> Peers | None:
+    """Join the other processes of this run, if there are any: the watch over them, which ends this one with the others.
 
     On a TPU pod jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
@@ -32,10 +34,17 @@ def initialise() -> None:
         # Several host devices share a few threads: two programs in flight can wait for each other in a collective.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if place := place_of(os.environ):
-        address, count, index = place
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=60)
-    elif "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
-        jax.distributed.initialize()
+        return _join(*place)
+    if "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
+        return _join()
+    return None
+
+
+def _join(*place: str | int) -> Peers:
+    with answering(lambda: WATCH[0].broken() if WATCH else os._exit(EXIT_PEER_LOST)):
+        jax.distributed.initialize(*place, heartbeat_timeout_seconds=60)
+    WATCH.append(Peers(distributed.global_state.client, jax.process_index()))
+    return WATCH[0]
 
 
 def place_of(environment: Mapping[str, str]) -> tuple[str, int, int] | None:

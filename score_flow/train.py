@@ -1,6 +1,8 @@
 """Training of one run: restore or begin, fit, save, and leave a workdir from which anything can go on."""
 
+import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,7 +11,9 @@ import numpy as np
 from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
+from score_flow import memory
 from score_flow.build import Experiment
+from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
 from score_flow.ema import n_averages
@@ -21,6 +25,7 @@ from score_flow.saver import FIXED, Saver, Snapshot, remembered
 from score_flow.sharding import batch_sharding, is_main, multiple, replicated, state_shardings
 from score_flow.training import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Batch, Key, Params, Preempted
+from score_flow.workdir import write_config
 
 
 def train(
@@ -38,11 +43,10 @@ def train(
     init = functools.partial(_init, run, n_averages(averages))
     shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
     shardings = state_shardings(run.mesh, shapes)
-    start = saver.newest(config, fixed)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
-    state = fresh() if start is None else saver.restore(start, fresh, shapes, shardings)
-    start = start or 0
+    start, state = saver.resume(config, fresh, shapes, shardings, fixed)
+    write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
     steps = make_train_steps(
         run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
@@ -51,21 +55,27 @@ def train(
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
     hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
-    try:
-        with Preemption() as preemption:
-            step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
-            saver.finish(step, state, milestone=step == options.n_iters)
-    finally:
-        recorder.close()
-        log.close()
-        batches.close()
-        saver.close()
+    with contextlib.ExitStack() as closing, Preemption() as preemption:
+        for each in (saver, batches, log, recorder):
+            closing.callback(each.close)
+        needed = functools.partial(_needed, steps, shapes, run.train_source, options)
+        closing.enter_context(memory.explained(options.batch_size, needed))
+        step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
+        saver.finish(step, state, milestone=step == options.n_iters)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
 def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
     return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema)
+
+
+def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
+    """The bytes that a program of steps takes on each device."""
+    leading = options.n_jitted_steps, options.batch_size
+    one = source.read(np.arange(1))
+    batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
+    return memory.needed_by(steps, state, batch)
 
 
 def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: TrainOptions) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.ema import gamma_of, power_share
 from score_flow.objective import Loss
@@ -62,6 +62,28 @@ def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformati
     """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
+
+
+@jax.jit
+def all_finite(state: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number of a state is finite: one reduction, of its own.
+
+    Inside the program of a step it would change how that is fused, and with it the last bits of training.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)]))
+
+
+def check_state(step: int, state: TrainState) -> None:
+    """Raise NonFinite unless all that a step left is finite; waits for it."""
+    bad = [name for name in ("params", "ema", "opt_state") if not to_host(all_finite(getattr(state, name)))]
+    if bad:
+        what = " and the ".join(SAID[name] for name in bad)
+        raise NonFinite(f"after step {step} the {what} are not finite, though its loss is. {REMEDY}")
+
+
+SAID = {"params": "parameters", "ema": "averaged parameters", "opt_state": "optimiser's moments"}
+REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
 
 
 def make_train_steps(
@@ -152,10 +174,8 @@ def check_finite(first_step: int, metrics: Metrics) -> Metrics:
     bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
     if bad.any():
         i = int(np.argmax(bad))
-        raise NonFinite(
-            f"step {first_step + i + 1}: loss {metrics.loss[i]}, gradient norm {metrics.grad_norm[i]}. "
-            "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
-        )
+        loss, norm = metrics.loss[i], metrics.grad_norm[i]
+        raise NonFinite(f"step {first_step + i + 1}: loss {loss}, gradient norm {norm}. {REMEDY}")
     return metrics
 
 

@@ -1,7 +1,9 @@
 """Runs main.py with a real signal at a chosen moment: python tests/driver.py KIND:NUMBER:SIGNAL FLAGS...
 
-KIND is `step` (the training batch of that step is asked for), `round` (so many evaluation batches were asked for), or
-`before` or `after` a round of an evaluation job, which NUMBER then names: before:vlb.3:SIGKILL.
+KIND is `step` (the training batch of that step is asked for), `round` (so many evaluation batches were asked for),
+`saving`, `hashing` or `replacing` (the state of that step is being written, is there without its manifest, is there
+with it and the older one about to go), or `before` or `after` a round of an evaluation job, which NUMBER then names:
+before:vlb.3:SIGKILL.
 """
 
 import os
@@ -19,7 +21,9 @@ def arm(moment: str) -> None:
     if kind in ("before", "after"):
         return arm_job(kind == "before", *number.split("."), fire)
     number = int(number)
-    if kind == "step":
+    if kind in ("saving", "hashing", "replacing"):
+        arm_save(kind, number, fire)
+    elif kind == "step":
         from score_flow.data.pipeline import Batches
 
         call = Batches.__call__
@@ -42,6 +46,40 @@ def arm(moment: str) -> None:
             return examples(self, round_number)
 
         Context.examples = counted
+
+
+def arm_save(kind: str, step: int, fire) -> None:
+    """Fire inside the save of a step: with some of its files written, while they are hashed, or after the manifest."""
+    from score_flow import checkpoint, manifest
+
+    if kind == "saving":
+        commit = checkpoint.Checkpoints._commit
+
+        def saving(self, saved, items, size):
+            while saved == step:
+                if any(path.is_file() for path in self.directory.glob(f"{step}*/**/*")):
+                    fire()
+            return commit(self, saved, items, size)
+
+        checkpoint.Checkpoints._commit = saving
+    elif kind == "hashing":
+        hashes = manifest.hashes
+
+        def hashing(directory):
+            if directory.name == str(step):
+                fire()
+            return hashes(directory)
+
+        manifest.hashes = hashing
+    else:
+        write = checkpoint.write_whole
+
+        def written(path, content):
+            write(path, content)
+            if path.name == f"{step}.manifest.json":
+                fire()
+
+        checkpoint.write_whole = written
 
 
 def arm_job(before: bool, job: str, number: str, fire) -> None:

@@ -67,9 +67,14 @@ def places(n: int) -> list[dict[str, str]]:
     return [dict(zip(names, (address, str(n), str(i)), strict=True)) if n > 1 else {} for i in range(n)]
 
 
+def start_together(n: int, workdir: Path, *flags: str, **options) -> list[subprocess.Popen]:
+    """Start one run by n processes on this machine."""
+    return [launch(workdir, *flags, **options, **place) for place in places(n)]
+
+
 def run_together(n: int, workdir: Path, *flags: str, **options) -> None:
     """One run by n processes on this machine, which must all succeed."""
-    for process in [launch(workdir, *flags, **options, **place) for place in places(n)]:
+    for process in start_together(n, workdir, *flags, **options):
         finish(process)
 
 

@@ -1,45 +1,22 @@
 """Checkpoints: what is read back is what was written, on any layout, or it is refused by name."""
 
+import concurrent.futures
+import errno
+import os
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.checkpoint import Checkpoints, target
+from score_flow import checkpoint, manifest
+from score_flow.checkpoint import Checkpoints, good_states, target
 from score_flow.sharding import make_mesh, replicated, state_shardings, to_host
-from score_flow.training import TrainState, make_optimiser
 from score_flow.types import UserError
-from tests.test_training import ADAM
-
-RNG = np.random.default_rng(0)
-
-
-def make_state(mesh, seed):
-    """A training state of random numbers, laid out on a mesh."""
-    rng = np.random.default_rng(seed)
-    params = {"dense": {"kernel": np.zeros((32, 64)), "bias": np.zeros(32)}, "scale": np.zeros(())}
-    params = jax.tree.map(np.float32, params)
-    optimiser = make_optimiser("Adam", **ADAM | {"warmup": 3, "grad_clip": 1.0})
-    shapes = TrainState(np.int32(0), params, (params, params), jax.eval_shape(optimiser.init, params), ())
-    state = jax.tree.map(lambda leaf: (100 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
-    return jax.device_put(state, state_shardings(mesh, state))
-
-
-def items(state):
-    rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
-    return {"params": state.params, "ema": list(state.ema), "train": rest}
-
-
-def write(directory, *steps, keep=0):
-    """A folder with these steps, each of its own state; returns the states."""
-    checkpoints, states = Checkpoints(directory, keep), {}
-    for step in steps:
-        states[step] = make_state(make_mesh(), step)
-        checkpoints.save(step, items(states[step]), {"step": step, "name": f"é{step}"}, wait=True)
-    checkpoints.close()
-    return states
+from tests.states import DAMAGE, files, items, make_state, write
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +71,11 @@ def test_saving_in_the_background_survives_the_donation_of_the_state(tmp_path):
     checkpoints.close()
 
 
-def test_a_save_is_committed_by_polling(tmp_path):
+def test_a_save_is_committed_in_the_background(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"params": {"w": jnp.arange(3)}}, {})
+    checkpoints._pending.result()
     checkpoints.poll()
-    checkpoints._manager.wait_until_finished()
-    checkpoints.poll()
-    checkpoints._hashing.result()
     assert checkpoints.steps() == [1] and checkpoints.damage(1) is None
     checkpoints.save(1, {"params": {"w": jnp.zeros(3)}}, {}, wait=True)  # is there already: left alone
     restored = checkpoints.restore(1, {"params": {"w": jnp.zeros(3, int)}})
@@ -127,61 +102,12 @@ def test_what_a_kill_left_behind_is_removed(copied):
     shutil.copytree(copied / "10", copied / "20.orbax-checkpoint-tmp-1234")
     (copied / "notes").mkdir()
     checkpoints = Checkpoints(copied)
+    checkpoints.prepare()
     assert checkpoints.steps() == [5, 10] and checkpoints.newest_good() == 10
     left = {path.name for path in copied.iterdir()}
     assert left == {"5", "10", "5.manifest.json", "10.manifest.json", "notes"}
     checkpoints.save(15, {"params": {"w": jnp.arange(3)}}, {}, wait=True)
     assert checkpoints.newest_good() == 15
-    checkpoints.close()
-
-
-def files(directory, step):
-    """Every file of a checkpoint, its manifest last."""
-    found = sorted(path for path in (directory / str(step)).rglob("*") if path.is_file())
-    return [*found, directory / f"{step}.manifest.json"]
-
-
-def test_no_flipped_bit_is_silent(copied):
-    """200 random bits, each byte of the checkpoint equally likely."""
-    checkpoints, paths = Checkpoints(copied), files(copied, 10)
-    sizes = np.array([path.stat().st_size for path in paths])
-    silent = []
-    for path in [paths[i] for i in RNG.choice(len(paths), 200, p=sizes / sizes.sum())]:
-        whole = path.read_bytes()
-        data = bytearray(whole)
-        place, bit = int(RNG.integers(len(data))), int(RNG.integers(8))
-        data[place] ^= 1 << bit
-        path.write_bytes(data)
-        if checkpoints.damage(10) is None:
-            silent.append((path.name, place, bit))
-        path.write_bytes(whole)
-    assert not silent
-    assert checkpoints.damage(10) is None
-    checkpoints.close()
-
-
-DAMAGE = {
-    "flip": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
-    "zero page": lambda path: path.write_bytes(bytes(min(4096, path.stat().st_size)) + path.read_bytes()[4096:]),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "empty": lambda path: path.write_bytes(b""),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    "missing": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_every_kind_of_damage_to_any_file_is_found(copied, kind):
-    checkpoints = Checkpoints(copied)
-    # Without its manifest a checkpoint does not exist.
-    for path in files(copied, 10)[: -1 if kind == "missing" else None]:
-        whole = path.read_bytes()
-        DAMAGE[kind](path)
-        problem = checkpoints.damage(10)
-        assert problem and path.name in problem, path
-        path.write_bytes(whole)
-    (copied / "10" / "more").write_text("")
-    assert "more" in checkpoints.damage(10)
     checkpoints.close()
 
 
@@ -230,6 +156,162 @@ def test_another_shape_or_name_is_refused_by_name(written):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write to .*file") as error:
-        Checkpoints(tmp_path / "file" / "checkpoints")
+    with pytest.raises(UserError, match=r"cannot write .*file/checkpoints: Not a directory") as error:
+        Checkpoints(tmp_path / "file" / "checkpoints").prepare()
     assert "\n" not in str(error.value)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+MOMENTS = ("begins", "in another language", "in the background", "unheard", "half", "hashing", "in place")
+
+
+def in_background(then, otherwise):
+    """`then` where a save is committed; orbax calls the same elsewhere too."""
+    return lambda: then() if threading.current_thread().name.startswith("manifest") else otherwise()
+
+
+def break_at(moment, checkpoints, monkeypatch):
+    """Let the disk be full at a moment of the next save."""
+
+    def full(*arguments, **options):
+        raise FULL
+
+    def full_elsewhere():
+        raise ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device [source locations='a.cc:1']")
+
+    def half(then=None):
+        """Orbax writes some of it, and goes on as if all was well; or says what it met."""
+        wait()
+        victim = next((checkpoints.directory / "15").rglob("params/_METADATA"))
+        victim.unlink()
+        if then:
+            then()
+
+    def nothing():
+        wait()
+        shutil.rmtree(checkpoints.directory / "15")
+
+    wait = checkpoints._orbax.wait_until_finished
+    at = {"begins": (checkpoints._orbax, "save", full), "hashing": (manifest, "hashes", full)}
+    at |= {"in place": (os, "replace", full)}
+    ends = {
+        "in another language": lambda: half(full_elsewhere),
+        "in the background": lambda: half(full),
+        "unheard": nothing,
+        "half": half,
+    }
+    if moment in ends:
+        at[moment] = (checkpoints._orbax, "wait_until_finished", in_background(ends[moment], wait))
+    monkeypatch.setattr(*at[moment])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_save_that_fails_leaves_the_older_states_and_nothing_else(copied, monkeypatch, moment):
+    before = {path.relative_to(copied): path.is_file() and path.read_bytes() for path in copied.rglob("*")}
+    checkpoints = Checkpoints(copied, keep=1)
+    tree = {"params": {"w": jnp.zeros(300_000)}}
+    break_at(moment, checkpoints, monkeypatch)
+    with pytest.raises(UserError, match=r"cannot write .*/15: .* \(.* free, 1\.2 MB needed\)") as error:
+        checkpoints.save(15, tree, {}, wait=True)
+    monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    after = {path.relative_to(copied): path.is_file() and path.read_bytes() for path in copied.rglob("*")}
+    assert after == before
+    checkpoints.save(20, tree, {}, wait=True)  # there is space again
+    assert checkpoints.steps() == [20] and checkpoints.newest_good() == 20
+    checkpoints.close()
+
+
+def test_a_failed_save_is_said_once_and_by_whichever_call_comes_next(copied, monkeypatch):
+    checkpoints = Checkpoints(copied)
+    break_at("in the background", checkpoints, monkeypatch)
+    for call in (checkpoints.poll, checkpoints.wait, lambda: checkpoints.save(25, {"x": {"w": jnp.ones(2)}}, {})):
+        checkpoints.save(15, {"params": {"w": jnp.ones(2)}}, {})
+        concurrent.futures.wait([checkpoints._pending])
+        with pytest.raises(UserError, match="cannot write .*/15: No space left"):
+            call()
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 10]
+
+
+def test_no_manifest_before_everything_else_is_whole_and_on_the_disk(tmp_path, monkeypatch):
+    """The order of a commit: orbax is done, each file is flushed, the manifest is put in place, the old one goes."""
+    write(tmp_path, 1)
+    checkpoints, done = Checkpoints(tmp_path, keep=1), []
+    wait, replace, sync, remove = checkpoints._orbax.wait_until_finished, os.replace, checkpoint.sync, shutil.rmtree
+
+    def finished():
+        time.sleep(0.2)
+        assert checkpoints.steps() == [1]
+        wait()
+        done.append("saved")
+
+    def put(one, other):
+        done.append("manifest")
+        replace(one, other)
+
+    def flushed(path):
+        done.append(path)
+        sync(path)
+
+    def removed(path, **options):
+        assert checkpoints.steps() == [2], "its manifest goes first, and only when the newer state is there"
+        done.append("removed")
+        remove(path, **options)
+
+    monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", in_background(finished, wait))
+    checkpoints.save(2, {"params": {"w": jnp.arange(3)}}, {})
+    monkeypatch.setattr(os, "replace", put)
+    monkeypatch.setattr(checkpoint, "sync", flushed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    checkpoints.wait()
+    monkeypatch.undo()
+    assert [what for what in done if isinstance(what, str)] == ["saved", "manifest", "removed"]
+    whole = set((tmp_path / "2").rglob("*")) | {tmp_path / "2", tmp_path}
+    assert set(done[1 : done.index("manifest")]) == whole
+    checkpoints.close()
+
+
+def test_names_that_are_no_steps_are_left_alone(copied):
+    for name in ("copy.manifest.json", "._10.manifest.json", "10.manifest.json.bak", "x10.manifest.json"):
+        (copied / name).write_text("{}")
+    checkpoints = Checkpoints(copied)
+    checkpoints.prepare()
+    assert checkpoints.steps() == [5, 10] and (copied / "._10.manifest.json").exists()
+
+
+def test_one_list_of_all_states(tmp_path, capsys):
+    """Whatever is damaged, and wherever: the newest of what is left, and a line for each that is passed over."""
+    folders = [Checkpoints(tmp_path / name, keep=0) for name in ("meta", "milestones")]
+    for step, folder in ((10, 1), (20, 1), (25, 0), (28, 0)):
+        folders[folder].save(step, {"params": {"w": jnp.full(3, step)}}, {}, wait=True)
+    assert [step for _, step in good_states(*folders)] == [28, 25, 20, 10]
+    assert next(good_states(*folders, first=(folders[1], 20)))[1] == 20
+    assert not capsys.readouterr().out
+    for n, (step, folder, left) in enumerate([(28, 0, 25), (20, 1, 25), (25, 0, 10)], 1):
+        (folders[folder].directory / f"{step}.manifest.json").write_text("{}")
+        assert next(good_states(*folders))[1] == left
+        said = capsys.readouterr().out.splitlines()
+        assert all("is damaged" in line and "falling back" in line for line in said)
+        assert len(said) == (1, 1, 3)[n - 1]
+    DAMAGE["truncated"](tmp_path / "milestones" / "10" / "meta" / "metadata")
+    with pytest.raises(UserError, match=r"every checkpoint in .*/meta and .*/milestones is damaged") as error:
+        next(good_states(*folders))
+    assert "\n" not in str(error.value)
+    assert [step for _, step in good_states(Checkpoints(tmp_path / "none"))] == []
+
+
+def test_opening_writes_nothing(copied):
+    shutil.copytree(copied / "10", copied / "15")
+    before = sorted(copied.rglob("*"))
+    checkpoints = Checkpoints(copied)
+    assert checkpoints.newest_good() == 10
+    checkpoints.close()
+    Checkpoints(copied.parent / "none").close()
+    assert sorted(copied.rglob("*")) == before and not (copied.parent / "none").exists()
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="is a file, where checkpoints belong"):
+        Checkpoints(tmp_path / "checkpoints")

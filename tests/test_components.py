@@ -15,6 +15,7 @@ from score_flow.config import load, with_settings
 from score_flow.hints import accept, arguments_of, hint_of, kind_of, limits_of, members
 from score_flow.limits import ROOT, Limits, available, check_times, registered
 from score_flow.options import SCHEMA
+from score_flow.train_deq import NETWORKS
 from score_flow.types import UserError
 
 REGISTRIES = {
@@ -281,3 +282,7 @@ def test_registries_name_files_and_tables():
     assert {path.stem for path in (ROOT / "score_flow/paths").glob("*.py")} >= set(available("score_flow.paths"))
     with pytest.raises(UserError, match=r"here.name is 'odee'; allowed: .*Did you mean 'ode'\?"):
         find("sampling", Component("odee"), "here")
+
+
+def test_dequantisers_that_are_named_are_those_that_there_are():
+    assert set(registered("score_flow/networks/flowpp.py:DEQUANTIZERS")) == {"auto", *NETWORKS}

@@ -1,14 +1,18 @@
 """The command line: help, mistakes in one line and at once, nothing lost."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from main import EXIT_USER_ERROR, main
+from score_flow.types import NonFinite, UserError
 from tests.launch import ROOT, TINY, environment
 
 
@@ -97,3 +101,42 @@ def test_workdir_that_cannot_be_written(capsys, tmp_path):
 
 def test_evaluation_of_nothing(capsys, tmp_path):
     assert "train first" in attempt(capsys, tmp_path / "run", mode="eval")
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "error, code, expected",
+    [
+        (UserError("no"), 2, ["no"]),
+        (NonFinite("step 3: loss nan"), 3, ["step 3: loss nan"]),
+        (FULL, 2, ["No space left on device", "free"]),
+        (ValueError("RESOURCE_EXHAUSTED: [x='y'] No space left on device"), 2, ["No space left on device", "free"]),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npz"), 2, ["No such file", "a.npz"]),
+        (MemoryError(), 2, ["out of memory", "training.batch_size"]),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"), 2, ["out of memory"]),
+    ],
+)
+def test_every_end_is_one_line_and_a_code(capsys, monkeypatch, tmp_path, error, code, expected):
+    def ends(options, overrides):
+        raise error
+
+    monkeypatch.setattr("main.run", ends)
+    assert main([f"--workdir={tmp_path}", "--mode=train"]) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and all(part in lines[0] for part in expected)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    def ends(options, overrides):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("main.run", ends)
+    with pytest.raises(KeyError):
+        main([f"--workdir={tmp_path}", "--mode=train"])
+
+
+def test_what_is_refused_leaves_no_folder(capsys, tmp_path):
+    attempt(capsys, tmp_path / "run", "--config.training.batch_size=20")
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from score_flow.record import MetricLog, Recorder, mean_and_error, read_lines
 from score_flow.training import Metrics, TrainState
-from score_flow.types import NonFinite
+from score_flow.types import NonFinite, UserError
 from tests.launch import ROOT, environment
 
 RNG = np.random.default_rng(0)
@@ -132,3 +132,50 @@ def test_nothing_imports_tensorflow_or_torch():
     assert done.returncode == 0, done.stderr
     imported = {module.split(".")[0] for module in done.stdout.split()}
     assert {"jax", "score_flow"} <= imported and not {"tensorflow", "torch"} & imported
+
+
+BAD = {
+    "torn last line": b'{"step": 3, "lo',
+    "zeros": b"\0" * 300,
+    "no JSON": b'{"step": 2; "loss": 1}',
+    "no step": b'{"loss": 1}',
+    "a step that is none": b'{"step": "2", "loss": 1}',
+    "true is no step": b'{"step": true}',
+    "a number": b"3",
+    "no text": b"\xff\xfe",
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_are_kept_aside_and_all_others_stay(tmp_path, capsys, kind):
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.bad.jsonl"
+    good = [f'{{"step": {step}, "loss": {1 / step}}}'.encode() for step in range(1, 8)]
+    path.write_bytes(b"\n".join([*good[:2], BAD[kind], *good[2:], BAD[kind]]))
+    aside.write_bytes(b"of an earlier time\n")
+    assert [row["step"] for row in read_lines(path)] == list(range(1, 8))
+    MetricLog(tmp_path, 6).close()
+    assert path.read_bytes() == b"".join(line + b"\n" for line in good[:6])
+    assert aside.read_bytes() == b"of an earlier time\n" + (BAD[kind] + b"\n") * 2
+    assert "2 line(s)" in (said := capsys.readouterr().out) and said.count("\n") == 1
+    MetricLog(tmp_path, 6).close()
+    assert path.read_bytes() == b"".join(line + b"\n" for line in good[:6]) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_what_is_in_the_way_is_named(tmp_path, name):
+    (tmp_path / "tensorboard").write_text("") if name == "tensorboard" else (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"cannot write .*{name}") as error:
+        MetricLog(tmp_path, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_ends_a_log_in_one_line(tmp_path):
+    log = MetricLog(tmp_path, 0)
+    log.write(1, {"loss": 0.5})
+    log._file.close()
+    log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left on device \(.* free\)"):
+        log.write(2, {"loss": 0.25})
+    log.close()
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1]

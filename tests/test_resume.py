@@ -1,11 +1,16 @@
 """Interruptions and other machines change nothing: real processes, real signals, real checkpoints."""
 
 import os
+import re
+import time
 
 import numpy as np
 import pytest
 
-from tests.launch import finish, launch, losses, run, run_together, weights
+from tests.launch import finish, launch, losses, run, run_together, start_together, weights
+
+# A resumable state, a later one with one to replace, the milestone at the end.
+KILLS = [f"{kind}:{step}:SIGKILL" for step in (10, 30, 40) for kind in ("saving", "hashing", "replacing")]
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +106,56 @@ def test_two_runs_on_one_workdir(whole, tmp_path, cache):
     run(tmp_path, "--config.training.n_iters=2", cache=cache)
 
 
+def saved(workdir) -> list[int]:
+    """The steps of the resumable states."""
+    return sorted(int(path.name.split(".")[0]) for path in (workdir / "checkpoints-meta").glob("*.manifest.json"))
+
+
 def test_non_finite_loss_stops_names_the_step_and_spares_the_checkpoints(tmp_path, cache):
-    """A learning rate of 1e30 overflows: exit code 3, the step named, nothing saved after the last finite step."""
+    """A learning rate of 1e6 overflows: exit code 3, the step named, nothing saved after the last finite step."""
     flags = (
-        "--config.optim.lr=1e30",
+        "--config.optim.lr=1e6",
         "--config.optim.grad_clip=0.",
+        "--config.network.depth=3",
         "--config.training.snapshot_freq_for_preemption=1",
     )
     output = run(tmp_path, *flags, cache=cache, expected=3)
-    line = [row for row in output.splitlines() if row.startswith("error: step")][-1]
-    bad = int(line.split()[2].rstrip(":"))
-    saved = sorted(int(p.name.split(".")[0]) for p in (tmp_path / "checkpoints-meta").glob("*.manifest.json"))
-    assert saved and saved[-1] < bad
+    line = [row for row in output.splitlines() if row.startswith("error: ")][-1]
+    bad = int(re.search(r"step (\d+)", line)[1])
+    assert saved(tmp_path)[-1] < bad
     assert max(losses(tmp_path)) < bad
+
+
+@pytest.mark.parametrize(
+    "moment", ["saving:20:SIGKILL", *(pytest.param(m, marks=pytest.mark.slow) for m in KILLS)], ids=str
+)
+def test_a_kill_inside_a_save_costs_the_steps_since_the_one_before(whole, tmp_path, cache, moment):
+    """While orbax writes, while files are hashed, between the manifest and what it replaces."""
+    step = int(moment.split(":")[1])
+    run(tmp_path, moment=moment, cache=cache, expected=-9)
+    assert step not in saved(tmp_path) or moment.startswith("replacing")
+    output = run(tmp_path, cache=cache)
+    assert "is damaged" not in output
+    assert losses(tmp_path) == losses(whole)
+    for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_others_in_one_line(tmp_path, cache, victim):
+    """SIGKILL to one of two: the other says so and leaves with 76 within a minute; the run goes on alone."""
+    flags = ("--config.training.n_iters=4000", "--config.training.eval_freq=0")
+    both = start_together(2, tmp_path, *flags, cache=cache)
+    while not saved(tmp_path):
+        assert both[0].poll() is None and both[1].poll() is None
+        time.sleep(0.1)
+    both[victim].kill()
+    began = time.monotonic()
+    output = finish(both[1 - victim], 76)
+    both[victim].communicate()
+    assert time.monotonic() - began < 60
+    said = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and f"process {victim} " in said[0] and "the newest state is of step" in said[0]
+    assert "Traceback" not in output and "terminate" not in output
+    run(tmp_path, f"--config.training.n_iters={saved(tmp_path)[-1] + 1}", cache=cache)

@@ -21,6 +21,7 @@ from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
 from score_flow.pretrained.files import read
 from score_flow.sharding import replicated
 from score_flow.types import UserError, check_choice
+from score_flow.workdir import write_config
 
 # An imported run has one milestone, and its settings are those of another program.
 ONE_MILESTONE = {"eval.begin_ckpt": 0, "eval.end_ckpt": 0}
@@ -100,6 +101,7 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
         "imported": {"project": published.project, "file": published.file.name, "sha256": digest, "holds": kinds},
     }
     items = {"params": on_device[chosen["raw"]], "ema": [on_device[chosen["ema"]]] * n_averages(config.model)}
+    write_config(workdir, config)
     checkpoints.save(step, items, meta, wait=True)
     checkpoints.close()
     print(

@@ -146,7 +146,7 @@ def test_import_then_sample_then_likelihood_from_the_command_line(tmp_path, caps
     assert main([*common, "--mode=import", f"--checkpoint={file}", f"--reference_config={reference}"]) == 0
     assert "ema and raw weights of sit" in capsys.readouterr().out
 
-    saved = Checkpoints(workdir / "checkpoints", reader=True)
+    saved = Checkpoints(workdir / "checkpoints")
     meta = saved.meta(saved.steps()[0])
     assert meta["weights"] == {"raw": "raw", "ema": "ema"} and meta["imported"]["file"] == file.name
     assert len(meta["imported"]["sha256"]) == 64
@@ -201,7 +201,7 @@ def test_training_goes_on_from_imported_weights(tmp_path):
     common += ["--config.training.n_iters=2", "--config.training.snapshot_sampling=False"]
     start = [*common, "--mode=import", f"--checkpoint={file}", f"--reference_config={reference}"]
     assert main(start) == 0 and main([*common, "--mode=train"]) == 0
-    saved = Checkpoints(tmp_path / "run" / "checkpoints", reader=True)
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.steps() == [0, 2]
     first, second = (_params(saved.directory / str(step)) for step in saved.steps())
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
