@@ -61,7 +61,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
     from score_flow.config import load
     from score_flow.types import UserError
+    from score_flow.workdir import path_of
 
+    options.workdir = str(path_of(options.workdir))
     if options.watch and options.mode not in ("eval", "sample", "control"):
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
     if options.mode == "import":
@@ -72,9 +74,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     peers = sharding.initialise()
     if peers:
         peers.where = lambda: newest_saved(options.workdir)
-    from score_flow.build import build_sampler, experiment
+    from score_flow.build import build_sampler, check_components, experiment
     from score_flow.workdir import workdir as opened
 
+    config = check_components(config)
     built = experiment(config)
     with opened(options.workdir, exclusive=options.mode == "train") as workdir:
         if options.mode == "train":
@@ -120,7 +123,7 @@ def config_of(workdir: str) -> str:
 
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
-    from score_flow.build import experiment
+    from score_flow.build import check_components, experiment
     from score_flow.config import load
     from score_flow.pretrained.importing import import_into, open_published
     from score_flow.types import UserError
@@ -130,7 +133,7 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
         raise UserError("--mode=import needs --checkpoint=FILE.")
     published = open_published(options.checkpoint)
     settings = published.settings(options.reference_config, recipe=bool(options.config))
-    config = load(options.config or "configs/base.py", overrides, settings)
+    config = check_components(load(options.config or "configs/base.py", overrides, settings))
     run = experiment(config)
     with opened(options.workdir, exclusive=True) as workdir:
         import_into(workdir, published, run, config)

@@ -1,11 +1,15 @@
 """Ancestral DDPM sampling."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
-from sampling.base import Kernel, Sampler, chain_sampler
-from score_flow.grid import choose_in_chain, intervals
+from sampling.base import WHERE, Kernel, Sampler, chain_sampler
+from score_flow.grid import GridChoice, choose_in_chain, intervals
+from score_flow.hints import Count, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.transition import Gaussian, forward_step, posterior
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 VARIANCES = ("small", "large", "range", "log")
 
@@ -28,7 +32,9 @@ def ancestral(variance: str = "small") -> Kernel:
         if variance == "large":
             return Gaussian(law.mean, large)
         if estimate.variance is None:
-            raise UserError(f"sampler ancestral: variance = {variance} needs a network trained with model.learn_sigma.")
+            raise UserError(
+                f"{WHERE}.variance = {variance} (name = ancestral) needs a network trained with model.learn_sigma."
+            )
         if variance == "log":
             return Gaussian(law.mean, jnp.exp(estimate.variance / 2))
         share = (1 + estimate.variance) / 2
@@ -37,15 +43,16 @@ def ancestral(variance: str = "small") -> Kernel:
     return kernel
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 1000,
-    grid: str | tuple[float, ...] = "uniform",
-    variance: str = "small",
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 1000,
+    grid: GridChoice = "uniform",
+    variance: Annotated[str, Limits(among=VARIANCES)] = "small",
     respacing: str = "",
 ) -> Sampler:
     """n_steps ancestral steps from t_max to t_min, or those that a respacing keeps ("250") of a chain of n_steps."""
-    check_choice("sampler ancestral: variance", variance, VARIANCES)
-    times = choose_in_chain("sampler ancestral", grid, n_steps, respacing)
+    check_times(WHERE, t_min, t_max)
+    times = choose_in_chain(WHERE, grid, n_steps, respacing)
     return chain_sampler([ancestral(variance)], lambda path: intervals(times(path, n_steps, t_min, t_max)))

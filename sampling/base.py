@@ -12,6 +12,8 @@ from score_flow.model import Denoiser
 from score_flow.transition import Gaussian
 from score_flow.types import Images, Key, Keys, Times
 
+WHERE = "config.sampling"  # the section whose samplers these are, as messages name it
+
 
 class Samples(NamedTuple):
     """A batch of samples, the batched network calls that it took, and which examples a solver finished."""

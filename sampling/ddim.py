@@ -2,8 +2,10 @@
 
 import jax.numpy as jnp
 
-from sampling.base import Kernel, Sampler, chain_sampler
-from score_flow.grid import choose_in_chain, intervals
+from sampling.base import WHERE, Kernel, Sampler, chain_sampler
+from score_flow.grid import GridChoice, choose_in_chain, intervals
+from score_flow.hints import Count, NotNegative, UnitTime, limited
+from score_flow.limits import check_times
 from score_flow.transition import Gaussian, posterior_coefficients
 
 
@@ -23,14 +25,16 @@ def ddim(eta: float = 0.0) -> Kernel:
     return kernel
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 100,
-    grid: str | tuple[float, ...] = "uniform",
-    eta: float = 0.0,
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 100,
+    grid: GridChoice = "uniform",
+    eta: NotNegative = 0.0,
     respacing: str = "",
 ) -> Sampler:
     """n_steps DDIM steps from t_max to t_min, or those that a respacing keeps ("ddim50") of a chain of n_steps."""
-    times = choose_in_chain("sampler ddim", grid, n_steps, respacing)
+    check_times(WHERE, t_min, t_max)
+    times = choose_in_chain(WHERE, grid, n_steps, respacing)
     return chain_sampler([ddim(eta)], lambda path: intervals(times(path, n_steps, t_min, t_max)))

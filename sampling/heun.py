@@ -1,15 +1,18 @@
 """EDM's stochastic sampler (Karras et al. 2022, alg. 2, arXiv:2206.00364), on any path."""
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from sampling.base import Sampler
+from sampling.base import WHERE, Sampler
 from sampling.multistep import Recursion, levels, recursion_sampler
-from score_flow.grid import Grid, choose
+from score_flow.grid import Grid, GridChoice, choose
+from score_flow.hints import Count, NotNegative, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.paths.base import Path
 from score_flow.types import UserError
 
@@ -58,26 +61,25 @@ def heun(
     return Recursion(calls, scale, alpha_after[:, None] * weights, alpha_after * std)
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 18,
-    grid: str | tuple[float, ...] = "karras",
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 18,
+    grid: GridChoice = "karras",
+    s_churn: NotNegative = 0.0,
+    s_min: NotNegative = 0.0,
+    s_max: Annotated[float, Limits(least=0, infinite=True)] = math.inf,
+    s_noise: NotNegative = 1.0,
 ) -> Sampler:
     """n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
 
     s_churn = 0 is deterministic; s_min and s_max bound the noise levels sigma/alpha that churn raises.
     """
-    times = choose("sampler heun: grid", grid)
-    if min(s_churn, s_min, s_noise) < 0 or s_min > s_max:
-        raise UserError(
-            "sampler heun: needs s_churn, s_noise >= 0 and 0 <= s_min <= s_max, "
-            f"got s_churn {s_churn}, s_noise {s_noise}, s_min {s_min}, s_max {s_max}."
-        )
+    check_times(WHERE, t_min, t_max)
+    times = choose(f"{WHERE}.grid", grid)
+    if s_min > s_max:
+        raise UserError(f"{WHERE}.s_min is {s_min}; it must be at most s_max, {s_max}.")
 
     def rows(path: Path) -> Recursion:
         return heun(path, times(path, n_steps, t_min, t_max), s_churn, s_min, s_max, s_noise)

@@ -1,18 +1,20 @@
 """DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), and the loop of every method linear in its network calls."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from sampling.base import Sampler, Samples, finite, normal, split
-from score_flow.grid import Grid, choose
+from sampling.base import WHERE, Sampler, Samples, finite, normal, split
+from score_flow.grid import Grid, GridChoice, choose
+from score_flow.hints import Count, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.types import Images, Keys, UserError, check_choice
+from score_flow.types import Images, Keys
 
 VARIANTS = {"ode": 1, "sde": 2}  # how fast old estimates are forgotten, in units of the flow's rate
 SHORT = (
@@ -121,17 +123,16 @@ def dpm_solver(path: Path, times: Grid, order: int, variant: str = "ode", b: str
     return Recursion(times[:-1], scale, weights, std)
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 20,
-    grid: str | tuple[float, ...] = "log_snr",
-    order: int = 2,
-    variant: str = "ode",
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 20,
+    grid: GridChoice = "log_snr",
+    order: Annotated[int, Limits(least=1, most=3)] = 2,
+    variant: Annotated[str, Limits(among=tuple(VARIANTS))] = "ode",
 ) -> Sampler:
     """n_steps steps of DPM-Solver++(order M), deterministic ("ode") or stochastic ("sde"); one network call a step."""
-    times = choose("sampler multistep: grid", grid)
-    check_choice("sampler multistep: variant", variant, VARIANTS)
-    if order not in (1, 2, 3):
-        raise UserError(f"sampler multistep: order is {order}; allowed: 1, 2, 3.")
+    check_times(WHERE, t_min, t_max)
+    times = choose(f"{WHERE}.grid", grid)
     return recursion_sampler(lambda path: dpm_solver(path, times(path, n_steps, t_min, t_max), order, variant))

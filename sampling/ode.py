@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sampling.base import Sampler, Samples, finite
-from score_flow.grid import GRIDS, Grid, choose
+from sampling.base import WHERE, Sampler, Samples, finite
+from score_flow.grid import GRIDS, Grid, GridChoice, choose
+from score_flow.hints import Count, Positive, UnitTime, Whole, check_fields, limited
+from score_flow.limits import Limits, check_times
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.types import Keys, UserError, check_choice
+from score_flow.types import Keys, UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
 # their last stage over; rejected steps cost the same as accepted ones. diffrax reports steps only: tests count calls.
@@ -35,6 +37,9 @@ METHODS = {
 CONTROLS = {"pi": (0.3, 0.4), "integral": (0.0, 1.0)}
 SAFETY = 0.8
 
+Method = Annotated[str, Limits(among=tuple(METHODS))]
+Control = Annotated[str, Limits(among=tuple(CONTROLS))]
+
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
@@ -45,23 +50,21 @@ class Solver:
     shares them, controlled by the mean error. control: pi is the more exact one, integral the one with fewer calls.
     """
 
-    method: str = "tsit5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    n_steps: int = 0
+    method: Method = "tsit5"
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    n_steps: Whole = 0
     grid: str | tuple[float, ...] = "uniform"
     per_example: bool = True
-    max_steps: int = 4096
-    control: str = "pi"
+    max_steps: Count = 4096
+    control: Control = "pi"
+    where: str = dataclasses.field(default="config.eval.solver", compare=False, repr=False)
 
     def __post_init__(self):
-        check_choice("solver method", self.method, METHODS)
-        check_choice("solver control", self.control, CONTROLS)
-        choose("solver grid", self.grid)
-        if self.n_steps < 0 or self.max_steps < 1 or self.rtol <= 0 or self.atol <= 0:
-            raise UserError(f"solver needs n_steps >= 0, max_steps >= 1, rtol > 0 and atol > 0, got {self}.")
+        check_fields(self, self.where)
+        choose(f"{self.where}.grid", self.grid)
         if not self.fixed and self.method == "euler":
-            raise UserError("solver euler has no error estimate: give n_steps.")
+            raise UserError(f"{self.where}.method = euler has no error estimate: give {self.where}.n_steps.")
 
     @property
     def fixed(self) -> bool:
@@ -70,7 +73,7 @@ class Solver:
 
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
         """The times of fixed steps, descending."""
-        return choose("solver grid", self.grid)(path, self.n_steps, t_min, t_max)
+        return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
 
 
 Time = float | Float[Array, ""]  # traced ones only with adaptive steps
@@ -130,7 +133,7 @@ def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> tuple[diffrax.Abst
         return controller, solver.max_steps
     times = solver.times(path, min(t0, t1), max(t0, t1))
     if sorted((t0, t1)) != [times[-1], times[0]]:
-        raise UserError(f"solver grid runs from {times[0]} to {times[-1]}, the integral from {t0} to {t1}.")
+        raise UserError(f"{solver.where}.grid runs from {times[0]} to {times[-1]}, the integral from {t0} to {t1}.")
     ts = jnp.asarray(times if t1 < t0 else times[::-1], jnp.result_type(float))
     return diffrax.StepTo(ts=ts), len(times) - 1
 
@@ -150,23 +153,25 @@ def flow(denoiser: Denoiser, x: Any, t0: Time, t1: Time, solver: Solver) -> tupl
     return solve_flow(velocity_field(denoiser), denoiser.path, x, t0, t1, solver, denoiser.condition)
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-5,
-    t_max: float = 1.0,
-    method: str = "tsit5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    n_steps: int = 0,
-    grid: str | tuple[float, ...] = "uniform",
+    t_min: UnitTime = 1e-5,
+    t_max: UnitTime = 1.0,
+    method: Method = "tsit5",
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    n_steps: Whole = 0,
+    grid: GridChoice = "uniform",
     per_example: bool = True,
-    max_steps: int = 4096,
-    control: str = "pi",
+    max_steps: Count = 4096,
+    control: Control = "pi",
 ) -> Sampler:
     """The probability-flow sampler: a prior draw at t_max carried to t_min; the other fields as in Solver.
 
     Times that are given one by one have their own ends, in place of t_max and t_min.
     """
-    solver = Solver(method, rtol, atol, n_steps, grid, per_example, max_steps, control)
+    check_times(WHERE, t_min, t_max)
+    solver = Solver(method, rtol, atol, n_steps, grid, per_example, max_steps, control, WHERE)
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         start, end = t_max, t_min

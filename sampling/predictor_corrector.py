@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from sampling.ancestral import ancestral as ancestral_kernel
-from sampling.base import Kernel, Sampler, chain_sampler
+from sampling.base import WHERE, Kernel, Sampler, chain_sampler
 from sampling.sde import stable
-from score_flow.grid import Intervals, choose, intervals
+from score_flow.grid import GridChoice, Intervals, choose, intervals
+from score_flow.hints import Count, Positive, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.model import score_of, velocity_of
 from score_flow.numerics import expand, sum_flat
 from score_flow.paths.base import Path
 from score_flow.transition import Gaussian, forward_step
-from score_flow.types import Images, Times, UserError, check_choice
+from score_flow.types import Images, Times, UserError
 
 NORMS = ("example", "batch")
 
@@ -40,9 +42,7 @@ def ddpm_table(path: Path, n: int) -> Float[np.ndarray, "3 n"]:
     beta = np.asarray(-2 * path.at(u).drift / n)
     preserved = np.asarray(path.alpha(u) ** 2 + path.sigma(u) ** 2)
     if np.abs(preserved - 1).max() > 1e-6 or not ((beta > 0) & (beta < 1)).all():
-        raise UserError(
-            f"sampler predictor_corrector: chain = ddpm needs a VP path and beta/n < 1, got {path}, n = {n}."
-        )
+        raise UserError(f"{WHERE}.chain = ddpm needs a VP path and beta/n < 1, got {path}, n = {n}.")
     return np.stack([np.sqrt(1 - beta), np.sqrt(beta), np.sqrt(beta)])
 
 
@@ -51,7 +51,7 @@ def smld_table(path: Path, n: int) -> Float[np.ndarray, "3 n"]:
     u = jnp.linspace(0.0, 1.0, n)
     sigma = np.asarray(path.sigma(u))
     if np.any(np.asarray(path.alpha(u)) != 1.0):
-        raise UserError(f"sampler predictor_corrector: chain = smld needs a VE path, got {path}.")
+        raise UserError(f"{WHERE}.chain = smld needs a VE path, got {path}.")
     before = np.concatenate([[0.0], sigma[:-1]])
     std = np.sqrt(sigma**2 - before**2)
     return np.stack([np.ones(n), std, before * std / sigma])
@@ -177,6 +177,7 @@ ancestral: Kernel = ancestral_kernel("small")
 
 PREDICTORS = ("euler", "reverse_diffusion", "ancestral")
 CORRECTORS = ("langevin", "annealed_langevin")
+NONE = (("none", ""),)
 
 
 def predict(name: str, chain: str = "", n: int = 0, probability_flow: bool = False) -> Kernel:
@@ -198,32 +199,29 @@ def correct(name: str, snr: float, chain: str = "", n: int = 0, norms: str = "ex
 
 
 def _check(predictor, corrector, norms, chain, probability_flow) -> None:
-    check_choice("sampler predictor_corrector: predictor", predictor, ["", *PREDICTORS])
-    check_choice("sampler predictor_corrector: corrector", corrector, ["", *CORRECTORS])
-    check_choice("sampler predictor_corrector: norms", norms, NORMS)
-    check_choice("sampler predictor_corrector: chain", chain, ["", *CHAINS])
     if not predictor and not corrector:
-        raise UserError("sampler predictor_corrector: name a predictor, a corrector, or both.")
+        raise UserError(f"{WHERE}: name a predictor, a corrector, or both.")
     if norms == "batch" and corrector != "langevin":
-        raise UserError(f"sampler predictor_corrector: norms = batch needs corrector = langevin, got {corrector!r}.")
+        raise UserError(f"{WHERE}.norms = batch needs corrector = langevin, got {corrector!r}.")
     if probability_flow and predictor not in ("euler", "reverse_diffusion"):
         raise UserError(
-            "sampler predictor_corrector: probability_flow needs predictor = euler or reverse_diffusion, "
+            f"{WHERE}.probability_flow needs predictor = euler or reverse_diffusion, "
             f"got {predictor!r} (sampler ddim is the flow of ancestral)."
         )
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 1000,
-    grid: str | tuple[float, ...] = "uniform",
-    predictor: str = "reverse_diffusion",
-    corrector: str = "",
-    snr: float = 0.16,
-    n_corrector_steps: int = 1,
-    norms: str = "example",
-    chain: str = "",
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 1000,
+    grid: GridChoice = "uniform",
+    predictor: Annotated[str, Limits(among=("", *PREDICTORS), aliases=NONE)] = "reverse_diffusion",
+    corrector: Annotated[str, Limits(among=("", *CORRECTORS), aliases=NONE)] = "",
+    snr: Positive = 0.16,
+    n_corrector_steps: Count = 1,
+    norms: Annotated[str, Limits(among=NORMS)] = "example",
+    chain: Annotated[str, Limits(among=("", *CHAINS), aliases=NONE)] = "",
     probability_flow: bool = False,
     denoise: bool = True,
 ) -> Sampler:
@@ -234,9 +232,10 @@ def build(
     denoise: leave out the noise of the last step.
     """
     _check(predictor, corrector, norms, chain, probability_flow)
-    grid_times = choose("sampler predictor_corrector: grid", grid)
+    check_times(WHERE, t_min, t_max)
+    grid_times = choose(f"{WHERE}.grid", grid)
     if chain and grid != "uniform":
-        raise UserError(f"sampler predictor_corrector: chain = {chain} has its own times; grid must be uniform.")
+        raise UserError(f"{WHERE}.chain = {chain} has its own times; grid must be uniform.")
     kernels = [correct(corrector, snr, chain, n_steps, norms)] * n_corrector_steps if corrector else []
     kernels += [predict(predictor, chain, n_steps, probability_flow)] if predictor else []
 

@@ -1,6 +1,7 @@
 """The reverse SDE by diffrax, with any diffusion w(t) >= 0."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import diffrax
 import equinox as eqx
@@ -10,12 +11,14 @@ import lineax
 import numpy as np
 from jaxtyping import PyTree
 
-from sampling.base import Kernel, Sampler, Samples, chain, finite, split
-from score_flow.grid import choose, intervals
+from sampling.base import WHERE, Kernel, Sampler, Samples, chain, finite, split
+from score_flow.grid import GridChoice, choose, intervals
+from score_flow.hints import Count, NotNegative, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.model import Denoiser, score_of, velocity_of
 from score_flow.paths.base import Coefficients
 from score_flow.transition import Gaussian
-from score_flow.types import Images, Keys, Times, check_choice
+from score_flow.types import Images, Keys, Times
 
 LAST_STEPS = ("none", "mean", "tweedie", "euler")
 
@@ -169,16 +172,17 @@ def last(
     return x - step * (velocity - 0.5 * w_t * score_of(estimate, c) if kind == "mean" else velocity)
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 250,
-    method: str = "euler",
-    grid: str | tuple[float, ...] = "uniform",
-    diffusion: str | Callable[[Coefficients, Times, float], Times] = "g2",
-    norm: float = 1.0,
-    last_step: str = "mean",
-    last_step_size: float = 0.0,
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 250,
+    method: Annotated[str, Limits(among=tuple(METHODS))] = "euler",
+    grid: GridChoice = "uniform",
+    diffusion: Annotated[str, Limits(among=tuple(DIFFUSIONS))] | Callable[[Coefficients, Times, float], Times] = "g2",
+    norm: NotNegative = 1.0,
+    last_step: Annotated[str, Limits(among=LAST_STEPS)] = "mean",
+    last_step_size: UnitTime = 0.0,
     bounded: bool = True,
 ) -> Sampler:
     """The reverse-SDE sampler: n_steps steps to max(t_min, last_step_size), then the last step down from there.
@@ -186,13 +190,11 @@ def build(
     last_step_size = 0 stands for t_min: the last step then goes from t_min to 0. bounded = False leaves w as it is
     (see `stable`), as SiT does.
     """
-    check_choice("sampler sde: method", method, METHODS)
-    grid_times = choose("sampler sde: grid", grid)
-    check_choice("sampler sde: last_step", last_step, LAST_STEPS)
-    if not callable(diffusion):
-        check_choice("sampler sde: diffusion", diffusion, DIFFUSIONS)
+    check_times(WHERE, t_min, t_max)
+    grid_times = choose(f"{WHERE}.grid", grid)
     form = diffusion if callable(diffusion) else DIFFUSIONS[diffusion]
     t_end = t_min if last_step == "none" else max(t_min, last_step_size)
+    check_times(WHERE, t_end, t_max, ("t_min", "t_max") if t_end == t_min else ("last_step_size", "t_max"))
     bound = stable if bounded else unbounded
 
     def w(c, t):

@@ -1,8 +1,10 @@
 """UniPC (Zhao et al. 2023, arXiv:2302.04867), in data prediction."""
 
+from typing import Annotated
+
 import numpy as np
 
-from sampling.base import Sampler
+from sampling.base import WHERE, Sampler
 from sampling.multistep import (
     B,
     Recursion,
@@ -13,9 +15,10 @@ from sampling.multistep import (
     recursion_sampler,
     step_orders,
 )
-from score_flow.grid import Grid, choose
+from score_flow.grid import Grid, GridChoice, choose
+from score_flow.hints import Count, UnitTime, limited
+from score_flow.limits import Limits, check_times
 from score_flow.paths.base import Path
-from score_flow.types import UserError, check_choice
 
 
 def unipc(path: Path, times: Grid, order: int, b: str = "bh2") -> Recursion:
@@ -37,17 +40,16 @@ def unipc(path: Path, times: Grid, order: int, b: str = "bh2") -> Recursion:
     return predictor._replace(weights=weights)
 
 
+@limited(WHERE)
 def build(
-    t_min: float = 1e-3,
-    t_max: float = 1.0,
-    n_steps: int = 20,
-    grid: str | tuple[float, ...] = "log_snr",
-    order: int = 2,
-    b: str = "bh2",
+    t_min: UnitTime = 1e-3,
+    t_max: UnitTime = 1.0,
+    n_steps: Count = 20,
+    grid: GridChoice = "log_snr",
+    order: Annotated[int, Limits(least=1, most=3)] = 2,
+    b: Annotated[str, Limits(among=tuple(B))] = "bh2",
 ) -> Sampler:
     """n_steps steps of UniPC-order, accurate to order + 1; one network call a step. b names B(h), bh1 or bh2."""
-    times = choose("sampler unipc: grid", grid)
-    check_choice("sampler unipc: b", b, B)
-    if order not in (1, 2, 3):
-        raise UserError(f"sampler unipc: order is {order}; allowed: 1, 2, 3.")
+    check_times(WHERE, t_min, t_max)
+    times = choose(f"{WHERE}.grid", grid)
     return recursion_sampler(lambda path: unipc(path, times(path, n_steps, t_min, t_max), order, b))

@@ -5,20 +5,25 @@ import functools
 import importlib
 from collections.abc import Callable
 
+import flax.errors
 import flax.linen as nn
+import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from score_flow.components import Component, call, find, parameters_of, resolve
+from score_flow.components import Component, call, check, find, resolve
 from score_flow.conditioning import Conditioning
+from score_flow.config import values_of
 from score_flow.data.base import Source
 from score_flow.data.scaling import Scaling
+from score_flow.grid import choose
+from score_flow.hints import parameters_of
 from score_flow.limits import available
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.objective import Loss, Product
-from score_flow.options import Config, DataOptions
+from score_flow.options import SCHEMA, Config, DataOptions, make
 from score_flow.pixels import Pixels, by_key, pixels_of, to_model
 from score_flow.prediction import PREDICTIONS, edm
 from score_flow.preprocessing import Preprocessing
@@ -27,6 +32,8 @@ from score_flow.times import TIME_SAMPLERS, TimeSampler
 from score_flow.training import make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
 
+# What flax, jax and a network's own arithmetic raise where shapes do not fit.
+SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
 LOSSES, NETWORKS = "score_flow.losses", "score_flow.networks"
 
 
@@ -96,6 +103,7 @@ def experiment(config: Config) -> Experiment:
     image_shape = tuple(declared.image_shape)
     conditioning = build_conditioning(config, declared.num_classes)
     model = build_model(config, image_shape[-1], conditioning)
+    check_shapes(model, image_shape, conditioning, config.network.name)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
     optimiser = make_optimiser(
@@ -208,7 +216,21 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
             f"config.model.{option} is {getattr(config.model, option)}, which the network {section.name} cannot do: "
             f"it has no argument {argument}; networks that have: {able}."
         )
-    return call(build, section, "config.network", **offered)
+    network = call(build, section, "config.network", **offered)
+    if getattr(network, "dtype", None) == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("config.network.dtype is 'float64': start with JAX_ENABLE_X64=1, or jax computes in float32.")
+    return network
+
+
+@functools.lru_cache(maxsize=64)
+def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Conditioning, name: str) -> None:
+    """Raise UserError unless the network can be built for such images: traced once, nothing is computed."""
+    condition = conditioning.example(1, image_shape[-1])
+    try:
+        jax.eval_shape(lambda key: model.init(key, (1, *image_shape), condition), jax.random.key(0))
+    except SHAPE_ERRORS as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"config.network (name = {name}) does not fit images of {image_shape}: {reason}") from error
 
 
 def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
@@ -243,6 +265,22 @@ def build_times(config: Config, model: Model) -> TimeSampler:
         TIME_SAMPLERS[section.name], section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
     )  # fmt: skip
+
+
+def check_components(config: Config) -> Config:
+    """The config with the arguments of every plug-in as the types of its `build`; no file is read, no data opened.
+
+    Raises UserError for a wrong name, type or value in any section, whether or not the mode at hand needs it.
+    """
+    sections = {key: field for key, field in SCHEMA.items() if isinstance(field.default, Component)}
+    values = values_of(config)
+    found = {
+        key: check(field.metadata["limits"].among, values[key], f"config.{key}") for key, field in sections.items()
+    }
+    config = make(values | found)
+    build_sampler(config)  # what depends on two arguments
+    choose("config.eval.solver.grid", config.eval.solver.grid)
+    return config
 
 
 def build_sampler(config: Config) -> Callable:

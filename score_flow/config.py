@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from score_flow.components import Component
-from score_flow.limits import ROOT, convert
+from score_flow.components import Component, kinds
+from score_flow.limits import ROOT, check_times, convert
 from score_flow.options import SCHEMA, Config, make
 from score_flow.types import UserError, check_choice
 
@@ -37,7 +37,7 @@ def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None
         check_choice("--config", file, recipes())
         path = ROOT / file
     values = {key: field.default for key, field in SCHEMA.items()}
-    found = flatten(read_json(path) if path.suffix == ".json" else from_recipe(path))
+    found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
     assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
     assign_all(values, settings or {})
     assign_all(values, dict(map(read_override, overrides)))
@@ -147,6 +147,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_it_ran(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, in which an older program overlooked some beside others: as it understood them."""
+    settings = dict(settings)
+    if settings.get("training.likelihood_weighting"):
+        settings["training.weighting"] = "likelihood"
+    if settings.get("training.importance_weighting"):
+        drawn = {key for key in settings if key.startswith("training.time_sampler.")}
+        settings = {key: value for key, value in settings.items() if key not in drawn}
+        settings["training.time_sampler.name"] = "log_snr"
+    without_use = {
+        "training.min_snr_gamma": settings.get("training.weighting") != "min_snr",
+        "training.vlb_weight": settings.get("training.objective") != "hybrid",
+        "training.label_dropout": not settings.get("model.class_conditional"),
+    }
+    settings |= {key: SCHEMA[key].default for key, unused in without_use.items() if unused and key in settings}
+    return settings
+
+
 class Text(str):
     """The value of an override as it was typed: what it means depends on the type of the field."""
 
@@ -189,9 +207,12 @@ def assign(values: Values, key: str, value: Any) -> None:
 
 
 def _with(old: Component, last: str, value: Any, section: str) -> Component:
-    """A section's component with another name, or another argument, which is checked when it is built."""
+    """A section's component with another name, or another argument, which `build.check_components` checks."""
     if isinstance(value, Text):
-        value = str(value) if last == "name" or isinstance(old.arguments.get(last), str) else parse(value)
+        among = SCHEMA[section].metadata["limits"].among
+        kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")
+        parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
+        value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
     if last == "name":
         check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
         return old if value == old.name else Component(value)
@@ -225,8 +246,8 @@ def checked(values: Values) -> Config:
     """The config of the values; raises UserError where two fields contradict each other."""
     config = make(values)
     for name, section in (("training", config.training), ("eval", config.eval)):
-        if section.smallest_time >= section.largest_time:
-            raise UserError(f"config.{name}.smallest_time must be below config.{name}.largest_time.")
+        times = section.smallest_time, section.largest_time
+        check_times(f"config.{name}", *times, ("smallest_time", "largest_time"))
     first, last = config.guidance.interval
     if first > last:
         raise UserError(f"config.guidance.interval is {config.guidance.interval}; give (first, last) time, in order.")
@@ -253,7 +274,7 @@ def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[s
     """
 
     def plain(tree: dict) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in as_it_ran(flatten(tree)).items()}
 
     old, new, base = plain(saved), plain(current), plain(Config().to_dict())
     names = {k: f"{k.rpartition('.')[0]}.name" for k in base}

@@ -5,12 +5,14 @@ Grids in log SNR reach an end where it is infinite (alpha = 0 or sigma = 0) in o
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from score_flow.limits import Limits
 from score_flow.paths.base import Path
 from score_flow.types import UserError, check_choice
 
@@ -51,6 +53,10 @@ def intervals(times: Grid) -> Float[np.ndarray, "times-1 2"]:
 
 GRIDS = {"uniform": uniform, "quadratic": quadratic, "karras": karras, "log_snr": log_snr}
 
+# What a `grid` may be: a name, or the times one by one.
+Listed = Annotated[tuple[float, ...], Limits(least=0, most=1, fewest=2)]
+GridChoice = Annotated[str, Limits(among=tuple(GRIDS))] | Listed
+
 
 def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
     """The grid of a name, or that of times given one by one, t_max first: (0.9, 0.4, 0.1), or the same as text.
@@ -78,14 +84,17 @@ def choose_in_chain(what: str, grid: str | Sequence[float], n_steps: int, respac
     The chain's step i goes from the time (i + 1)/n_steps; of the kept ones each goes to the next, the last to t = 0, as
     in improved-diffusion. Its times are its own: a grid beside it is refused, t_min and t_max do not count.
     """
-    times = choose(f"{what}: grid", grid)
+    times = choose(f"{what}.grid", grid)
     if not respacing:
         return times
     if grid != "uniform":
-        raise UserError(f"{what}: respacing = {respacing} has its own times; grid must be uniform, got {grid!r}.")
-    kept = np.array(sorted(respace(n_steps, respacing)), np.float64)
+        raise UserError(f"{what}.respacing = {respacing} has its own times; grid must be uniform, got {grid!r}.")
+    try:
+        kept = np.array(sorted(respace(n_steps, respacing)), np.float64)
+    except UserError as error:
+        raise UserError(f"{what}.{error}") from None
     if not len(kept):
-        raise UserError(f"{what}: respacing {respacing!r} keeps no step.")
+        raise UserError(f"{what}.respacing is {respacing!r}, which keeps no step; allowed: a count of 1 or more.")
     chain = np.append((kept[::-1] + 1) / n_steps, 0.0)
     return lambda path, n_steps, t_min, t_max: chain.copy()
 
@@ -103,7 +112,7 @@ def respace(n: int, spec: str | Sequence[int]) -> tuple[int, ...]:
             raise UserError(f"respacing {spec!r}: no integer stride keeps that many of {n} steps.")
         return tuple(kept)
     try:
-        counts = [int(count) for count in (spec.split(",") if isinstance(spec, str) else spec)]
+        counts = [int(count) for count in (spec.strip("()[] ,").split(",") if isinstance(spec, str) else spec)]
     except ValueError:
         counts = []
     if not counts:

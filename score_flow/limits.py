@@ -43,6 +43,9 @@ class Limits:
         least, above: the smallest number allowed, or the one that all must exceed.
         most, below: the largest number allowed, or the one that none may reach.
         among: names, or the registries that hold them (`registered`), which have a slash.
+        aliases: (other name, name) of what people write too.
+        note: what to say to whoever gives another name.
+        infinite: whether a number may be infinite.
         each: the type of a tuple's items.
         lengths: how many items it may have, any number if empty; `fewest`: at least so many.
     """
@@ -51,15 +54,18 @@ class Limits:
     above: float | int | None = None
     most: float | int | None = None
     below: float | int | None = None
-    among: tuple[str, ...] | str = ()
+    among: tuple[str | int, ...] | str = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+    infinite: bool = False
     each: type | None = None
     lengths: tuple[int, ...] = ()
     fewest: int = 0
 
-    def choices(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str | int, ...]:
         """The names allowed; none where any is."""
         names = (self.among,) if isinstance(self.among, str) else self.among
-        return tuple(n for name in names for n in (registered(name) if "/" in name else (name,)))
+        return tuple(n for name in names for n in (registered(name) if "/" in str(name) else (name,)))
 
     def said(self) -> str:
         """What is allowed, for a person: "at least 1, below 10"."""
@@ -72,19 +78,22 @@ class Limits:
         """Raise UserError, naming `where`, unless the value is allowed; every number must be finite."""
         if isinstance(value, tuple):
             if len(value) < self.fewest or (self.lengths and len(value) not in self.lengths):
-                raise UserError(f"{where} is {value!r}; it must have {self.said()}.")
+                raise UserError(f"{where} is {shown(value)}; it must have {self.said()}.")
             for item in value:
                 self._refuse_one(where, item, value)
         else:
             self._refuse_one(where, value, value)
 
     def _refuse_one(self, where: str, item: Any, whole: Any) -> None:
-        if isinstance(item, str) and self.among:
-            check_choice(where, item, self.choices())
+        if self.among:
+            try:
+                check_choice(where, item, self.choices())
+            except UserError as error:
+                raise UserError(f"{error} {self.note}".rstrip()) from None
         if isinstance(item, bool) or not isinstance(item, int | float):
             return
-        if not math.isfinite(item):
-            raise UserError(f"{where} is {whole!r}; it must be finite.")
+        if math.isnan(item) or (math.isinf(item) and not self.infinite):
+            raise UserError(f"{where} is {shown(whole)}; it must be finite.")
         inside = (
             (self.least is None or item >= self.least)
             and (self.above is None or item > self.above)
@@ -92,7 +101,7 @@ class Limits:
             and (self.below is None or item < self.below)
         )
         if not inside:
-            raise UserError(f"{where} is {whole!r}; it must be {self.said()}.")
+            raise UserError(f"{where} is {shown(whole)}; it must be {self.said()}.")
 
 
 ANY = Limits()
@@ -102,32 +111,51 @@ def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
     """The value as a `kind`, where nothing is lost by it, within its limits; raises UserError otherwise."""
     if kind is tuple:
         value = tuple(_item(where, item, limits.each, value) for item in _items(where, value))
-    elif kind is float and type(value) is int:
-        value = _float(where, value)
-    elif kind is str and isinstance(value, int | float | tuple | list):
+    elif kind is str and isinstance(value, int | float | tuple | list) and not isinstance(value, bool):
         value = str(value)
+    elif kind is str and isinstance(value, str):
+        value = dict(limits.aliases).get(value, value)
+    elif kind is float:
+        value = _float(where, value)
     if type(value) is not kind and not (kind is str and isinstance(value, str)):
-        raise UserError(f"{where} must be of type {kind.__name__}, got {value!r}.")
+        raise UserError(f"{where} must be of type {kind.__name__}, got {shown(value)}.")
     limits.refuse(where, value)
     return value
 
 
 def _items(where: str, value: Any) -> tuple:
     if isinstance(value, Mapping | set) or value is None:
-        raise UserError(f"{where} must be of type tuple, got {value!r}.")
+        raise UserError(f"{where} must be of type tuple, got {shown(value)}.")
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _item(where: str, item: Any, kind: type | None, whole: Any) -> Any:
-    if kind is float and type(item) is int:
-        return _float(where, item)
+    item = _float(where, item) if kind is float else item
     if kind is not None and type(item) is not kind:
-        raise UserError(f"{where} must hold items of type {kind.__name__}, got {whole!r}.")
+        raise UserError(f"{where} must hold items of type {kind.__name__}, got {shown(whole)}.")
     return item
 
 
-def _float(where: str, value: int) -> float:
+def _float(where: str, value: Any) -> Any:
+    """An integer, or a float of another library, as a float; anything else as it is."""
+    if type(value) is not int and not isinstance(value, float):
+        return value
     try:
         return float(value)
     except OverflowError as error:
         raise UserError(f"{where} is {str(value)[:20]}...; it must be finite.") from error
+
+
+def shown(value: Any) -> str:
+    """A value in a message: of one line, and not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def check_times(where: str, first: float, last: float, names: tuple[str, str] = ("t_min", "t_max")) -> None:
+    """Raise UserError unless 0 <= first < last <= 1: what every range of times is, `where` a section of the config."""
+    for name, time in zip(names, (first, last), strict=True):
+        if not 0 <= time <= 1:
+            raise UserError(f"{where}.{name} is {time}; it must be at least 0, at most 1.")
+    if first >= last:
+        raise UserError(f"{where}.{names[0]} is {first}; it must be below {where}.{names[1]}, which is {last}.")

@@ -35,7 +35,6 @@ class Section:
             for f in dataclasses.fields(self)
         }
 
-
     def to_json(self, indent: int | None = None) -> str:
         """The same, as text."""
         return json.dumps(self.to_dict(), indent=indent)
@@ -269,14 +268,16 @@ class Config(Section):
     seed: int = option(0, "every random number of the run is folded from it", least=0, below=2**32)
     path: Component = plug_in("score_flow/paths/", "linear", "the process, a file of score_flow/paths")
     network: Component = plug_in(
-        ("score_flow/networks/", "classifier"), "ncsnpp", "the network, a file of score_flow/networks"
+        ("score_flow/networks/", "score_flow/networks/classifier.py:NETWORKS"),
+        "ncsnpp",
+        "the network, a file of score_flow/networks",
     )
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
     optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
     dequantizer: Component = plug_in(
-        ("auto", "small", "cifar10", "imagenet32", "imagenet64"), "auto",
+        "score_flow/networks/flowpp.py:DEQUANTIZERS", "auto",
         "what --mode=train_deq trains: a Flow++ network by its name (auto: by the size of images), with its fields",
     )  # fmt: skip
     deq: DeqOptions = dataclasses.field(default_factory=DeqOptions)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.grid import finite_log_snr
+from score_flow.hints import Count, Given, Positive, Share, limited
 from score_flow.paths.base import Path
 from score_flow.types import Key, Times, UserError
+
+WHERE = "config.training.time_sampler"
+PathGiven = Annotated[Path, Given("config.path")]
+First = Annotated[float, Given("config.training.smallest_time")]
+Last = Annotated[float, Given("config.training.largest_time")]
 
 
 class TimeSampler(NamedTuple):
@@ -41,7 +47,8 @@ def nearest(times: tuple[float, ...], t: Times) -> Int[Array, "..."]:
     return jnp.searchsorted(jnp.asarray(middles, t.dtype), t)
 
 
-def uniform(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
+@limited(WHERE)
+def uniform(path: PathGiven, t_min: First, t_max: Last = 1.0) -> TimeSampler:
     """t ~ U[t_min, t_max], weight 1."""
 
     def sample(key, b):
@@ -50,7 +57,8 @@ def uniform(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
     return _stateless(sample)
 
 
-def stratified(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
+@limited(WHERE)
+def stratified(path: PathGiven, t_min: First, t_max: Last = 1.0) -> TimeSampler:
     """One t in each of b equal cells, uniform in its cell: the same mean, less variance (arXiv:2107.00630, app. I)."""
 
     def sample(key, b):
@@ -61,7 +69,8 @@ def stratified(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
     return _stateless(sample)
 
 
-def grid(path: Path, t_min: float, t_max: float = 1.0, n: int = 1000, closed: bool = False) -> TimeSampler:
+@limited(WHERE)
+def grid(path: PathGiven, t_min: First, t_max: Last = 1.0, n: Count = 1000, closed: bool = False) -> TimeSampler:
     """t uniform on n grid times that lie in [t_min, t_max], weight 1: a chain's (i + 1)/n (discrete DDPM training), or,
     closed, i/(n - 1) from 0 to 1 (the n noise levels of SMLD)."""
     times = _chain_times("grid", t_min, t_max, n, closed)
@@ -76,7 +85,10 @@ def _chain_times(name: str, t_min: float, t_max: float, n: int, closed: bool) ->
     times = np.linspace(0.0, 1.0, n) if closed else np.arange(1, n + 1) / n
     times = times[(times >= t_min) & (times <= t_max)]
     if not len(times):
-        raise UserError(f"time sampler {name}: no i/{n} lies between t_min = {t_min} and t_max = {t_max}.")
+        raise UserError(
+            f"{WHERE}.n is {n} (name = {name}): no i/{n} lies between "
+            f"config.training.smallest_time = {t_min} and largest_time = {t_max}."
+        )
     return times
 
 
@@ -87,14 +99,15 @@ class LossHistory(NamedTuple):
     counts: Int[Array, "n"]
 
 
+@limited(WHERE)
 def loss_second_moment(
-    path: Path,
-    t_min: float,
-    t_max: float = 1.0,
-    n: int = 1000,
+    path: PathGiven,
+    t_min: First,
+    t_max: Last = 1.0,
+    n: Count = 1000,
     closed: bool = False,
-    history: int = 10,
-    uniform_prob: float = 0.001,
+    history: Count = 10,
+    uniform_prob: Share = 0.001,
 ) -> TimeSampler:
     """`grid` with p(t_i) ~ sqrt(E[loss(t_i)^2]) over the last `history` losses of each time, weight 1/(n p).
 
@@ -103,11 +116,6 @@ def loss_second_moment(
     """
     times = _chain_times("loss_second_moment", t_min, t_max, n, closed)
     chain = tuple(times.tolist())
-    if history < 1 or not 0 <= uniform_prob <= 1:
-        raise UserError(
-            f"time sampler loss_second_moment: history is {history}, uniform_prob {uniform_prob}; "
-            "allowed: at least 1, and from 0 to 1."
-        )
 
     def init():
         return LossHistory(jnp.zeros((len(times), history)), jnp.zeros(len(times), jnp.int32))
@@ -146,7 +154,8 @@ def remember(state: LossHistory, steps: Int[Array, "b"], losses: Float[Array, "b
     )
 
 
-def log_snr(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
+@limited(WHERE)
+def log_snr(path: PathGiven, t_min: First, t_max: Last = 1.0) -> TimeSampler:
     """log SNR uniform between its ends: the importance sampler of the likelihood weighting, for any path.
 
     p(t) = |d log_snr/dt| / Z, weight = 1 / (p(t) (t_max - t_min)) (Song et al. 2021, sec. 5.2, arXiv:2101.09258).
@@ -163,11 +172,22 @@ def log_snr(path: Path, t_min: float, t_max: float = 1.0) -> TimeSampler:
     return _stateless(sample)
 
 
-def lognormal(path: Path, t_min: float, t_max: float = 1.0, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+def _require_share(low: float, high: float, mean: float, std: float) -> None:
+    """Raise UserError where a normal law has nothing between its quantiles `low` and `high`, the ends of training."""
+    if not low < high:
+        raise UserError(
+            f"{WHERE}.mean is {mean}, with std = {std}: none of that law lies between config.training.smallest_time "
+            "and config.training.largest_time."
+        )
+
+
+@limited(WHERE)
+def lognormal(path: PathGiven, t_min: First, t_max: Last = 1.0, mean: float = -1.2, std: Positive = 1.2) -> TimeSampler:
     """log(sigma/alpha) ~ N(mean, std^2) cut to [t_min, t_max]; weight 1: here the law is part of the objective (EDM,
     Karras et al. 2022, table 1, arXiv:2206.00364)."""
     law = statistics.NormalDist(mean, std)
     low, high = (law.cdf(-finite_log_snr(path, t) / 2) for t in (t_min, t_max))
+    _require_share(low, high, mean, std)
 
     def sample(key, b):
         quantile = low + (high - low) * jax.random.uniform(key, (b,))
@@ -177,12 +197,16 @@ def lognormal(path: Path, t_min: float, t_max: float = 1.0, mean: float = -1.2, 
     return _stateless(sample)
 
 
-def logit_normal(path: Path, t_min: float, t_max: float = 1.0, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+@limited(WHERE)
+def logit_normal(
+    path: PathGiven, t_min: First, t_max: Last = 1.0, mean: float = 0.0, std: Positive = 1.0
+) -> TimeSampler:
     """log(t/(1 - t)) ~ N(mean, std^2) cut to [t_min, t_max]; weight 1: the law is part of the objective (Esser et al.
     2024, sec. 3.1, arXiv:2403.03206)."""
     law = statistics.NormalDist(mean, std)
     low = law.cdf(math.log(t_min / (1 - t_min))) if t_min > 0 else 0.0
     high = law.cdf(math.log(t_max / (1 - t_max))) if t_max < 1 else 1.0
+    _require_share(low, high, mean, std)
 
     def sample(key, b):
         quantile = low + (high - low) * jax.random.uniform(key, (b,))
@@ -192,14 +216,13 @@ def logit_normal(path: Path, t_min: float, t_max: float = 1.0, mean: float = 0.0
     return _stateless(sample)
 
 
-def shifted(path: Path, t_min: float, t_max: float = 1.0, shift: float = 3.0) -> TimeSampler:
+@limited(WHERE)
+def shifted(path: PathGiven, t_min: First, t_max: Last = 1.0, shift: Positive = 3.0) -> TimeSampler:
     """t = shift u / (1 + (shift - 1) u) in [t_min, t_max], u uniform; weight 1.
 
     shift > 1 looks more at the noise, as images of shift^2 times the pixels need (Esser et al. 2024, eq. 23,
     arXiv:2403.03206).
     """
-    if shift <= 0:
-        raise UserError(f"time sampler shifted: shift is {shift}; it must be positive.")
     low, high = (t / (shift - (shift - 1) * t) for t in (t_min, t_max))  # the inverse map
 
     def sample(key, b):

@@ -28,10 +28,15 @@ class Preempted(Exception):
     """The run was asked to stop; its state is saved and the same command goes on from there. Exit code 75."""
 
 
-def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:
+def check_choice(what: str, got: object, allowed: Iterable[str | int]) -> None:
     """Raise a UserError that names the choices and the nearest one, unless `got` is one of `allowed`."""
     names = sorted(allowed)
     if got not in names:
-        near = difflib.get_close_matches(str(got), names, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{what} is {got!r}; allowed: {', '.join(names)}.{hint}")
+        names = [str(name) or "'' (none)" for name in names]
+        raise UserError(f"{what} is {got!r}; allowed: {', '.join(names)}.{nearest(str(got), names)}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ " Did you mean 'x'?", of the nearest of some names; nothing where none is near."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,18 @@ from score_flow.sharding import is_main
 from score_flow.types import UserError
 
 LOCK = ".lock"
+
+
+def path_of(folder: str) -> Path:
+    """The folder that a person names, ~ expanded; raises UserError for none, and for a place that is none here."""
+    if not folder.strip():
+        raise UserError("--workdir is empty; give the folder of the run.")
+    if re.match(r"[A-Za-z][\w+.-]*:/", folder):
+        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, or one that is mounted here.")
+    path = Path(folder).expanduser().resolve()
+    if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
+        raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
+    return path
 
 
 @contextlib.contextmanager

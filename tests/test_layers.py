@@ -13,6 +13,8 @@ FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for
 # The first prefix that matches decides; a file may import its own layer and those below.
 LAYERS = [
     ("score_flow.types", 0),
+    ("score_flow.limits", 0),
+    ("score_flow.hints", 0),
     ("score_flow.numerics", 0),
     ("score_flow.paths", 0),
     ("score_flow.prediction", 1),

@@ -12,12 +12,13 @@ from tests.launch import ROOT, TINY, environment
 FILES = {
     "score_flow/paths/cubic.py": '''
 import dataclasses
+from score_flow.hints import Positive
 from score_flow.paths.base import Path
 
 @dataclasses.dataclass(frozen=True)
 class Cubic(Path):
     """x_t = (1 - t^power) x0 + t noise."""
-    power: float = 3.0
+    power: Positive = 3.0
 
     def alpha(self, t):
         return (1 - t) * (1 + t + t**2) if self.power == 3.0 else 1 - t**self.power
@@ -142,15 +143,19 @@ def test_each_is_one_file(tmp_path):
         "--config.eval.solver.atol=1e-2",
         "--workdir=run",
     ]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "main.py", *flags, *more],
+            cwd=copy, env=environment(), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    refused = run("--mode=train", "--config.path.power=-1")
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+        2, "error: config.path.power is -1.0; it must be above 0."
+    )  # fmt: skip
     for mode in ("train", "eval"):
-        done = subprocess.run(
-            [sys.executable, "main.py", *flags, f"--mode={mode}"],
-            cwd=copy,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run(f"--mode={mode}")
         assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((copy / "run/eval/6/results.json").read_text())
     assert results["brightness"]["mean_level"] == 127.5

@@ -1,14 +1,19 @@
 """InceptionV3's features, of which the FID is made: they need the published weights in a local file."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt8
 
 from evaluation.extractors.base import Extractor, Features
+from score_flow.hints import Dtype, Given, limited
 from score_flow.networks.inception import N_FEATURES, InceptionV3
 from score_flow.pretrained import inception
 from score_flow.tree import static
 from score_flow.types import UserError
+
+LevelsGiven = Annotated[int, Given("the pixel levels of the data")]
 
 
 class Inception(Extractor):
@@ -27,7 +32,10 @@ class Inception(Extractor):
         return Features(outputs.pool, outputs.logits if self.biased_logits else outputs.unbiased_logits)
 
 
-def build(weights: str = "", levels: int = 256, biased_logits: bool = False, dtype: str = "float32") -> Inception:
+@limited("config.eval.extractor")
+def build(
+    weights: str = "", levels: LevelsGiven = 256, biased_logits: bool = False, dtype: Dtype = "float32"
+) -> Inception:
     """The extractor of a file of weights: .pth as published, or the same tensors in .npz or .safetensors.
 
     The Inception score of Salimans et al. 2016 (arXiv:1606.03498) and torch-fidelity takes logits without their bias,

@@ -4,6 +4,7 @@ A classifier's hidden layer where the images have labels, else principal compone
 """
 
 import warnings
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from evaluation.extractors.base import Extractor, Features
 from score_flow.data.base import Source, shuffled
+from score_flow.hints import Given
 from score_flow.tree import static
 
 WIDTH = 64  # of the classifier's hidden layer
@@ -46,7 +48,7 @@ class Components(Extractor):
         return Features(_affine(_pixels(images, self.levels) - self.mean, self.directions, 0.0))
 
 
-def build(train: Source) -> Extractor:
+def build(train: Annotated[Source, Given("the training images")]) -> Extractor:
     """Features fitted to a data set's training images."""
     return fit(train, labelled=train.num_classes > 0)
 

@@ -6,6 +6,7 @@ travels in the denoiser's condition, where solvers that step each example alone 
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,23 @@ from jaxtyping import Array, Float, Integer
 
 from sampling.control.measurement import Measured, Measurement
 from sampling.guidance import Around, with_x0
+from score_flow.data.scaling import Scaling
+from score_flow.hints import Given
+from score_flow.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
 from score_flow.prediction import Estimate
-from score_flow.types import Condition, Images, Keys, Times, UserError, check_choice
+from score_flow.types import Condition, Images, Keys, Times, UserError
 
 METHODS = ("replacement", "pseudo_inverse")
+
+# Of the parameters that controls share: what the run knows, and how a measurement is used.
+ShapeGiven = Annotated[tuple[int, int, int], Given("the shape of the model's images")]
+ScalingGiven = Annotated[Scaling, Given("config.data.centered")]
+DequantisedGiven = Annotated[bool, Given("config.data.uniform_dequantization")]
+Method = Annotated[str, Limits(among=METHODS)]
 KEY = "measured"  # in a condition
+WHERE = "config.control"  # the section of these plug-ins, as messages name it
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +149,8 @@ class StartedFrom(Around):
         """Raises UserError at t = 1, where nothing is left of the image."""
         if t >= 1:
             raise UserError(
-                f"control sdedit begins at config.sampling.t_max, which is {t}: give a time below 1, such as 0.5."
+                f"config.control.name = sdedit begins at config.sampling.t_max, which is {t}: give a time below 1, "
+                "such as 0.5."
             )
         return self.image * self.path.alpha(jnp.asarray(t, self.image.dtype)) + self.denoiser.start(keys, shape, t)
 
@@ -155,11 +167,6 @@ def measured(
     images: Float[Array, "n h w c"] | None = None,
 ) -> Control:
     """The control that a measurement asks for, sigma_y and data_std in the model's units; images: what was measured."""
-    check_choice("config.control.method", method, METHODS)
-    if sigma_y < 0 or data_std <= 0:
-        raise UserError(
-            f"config.control needs sigma_y >= 0 and data_std > 0, got sigma_y {sigma_y}, data_std {data_std}."
-        )
     if method == "replacement" and sigma_y:
         raise UserError(
             f"config.control.method = replacement takes measurements as exact, got sigma_y = {sigma_y}: "

@@ -1,32 +1,37 @@
 """Colouring: the grey image is known."""
 
-from sampling.control.base import Control, measured
+from typing import Annotated
+
+from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Grey
-from score_flow.data.scaling import Scaling
-from score_flow.types import UserError, check_choice
+from score_flow.hints import NotNegative, Positive, limited
+from score_flow.limits import Limits
+from score_flow.types import UserError
 
 WEIGHTS = {"mean": (1 / 3, 1 / 3, 1 / 3), "luminance": (0.299, 0.587, 0.114)}  # of R, G, B (ITU-R BT.601)
 
 
+@limited(WHERE)
 def build(
-    image_shape: tuple[int, int, int],
-    scaling: Scaling,
-    dequantised: bool,
+    image_shape: ShapeGiven,
+    scaling: ScalingGiven,
+    dequantised: DequantisedGiven,
     input: str,
-    grey: str = "mean",
-    method: str = "pseudo_inverse",
-    sigma_y: float = 0.0,
-    data_std: float = 0.5,
+    grey: Annotated[str, Limits(among=tuple(WEIGHTS))] = "mean",
+    method: Method = "pseudo_inverse",
+    sigma_y: NotNegative = 0.0,
+    data_std: Positive = 0.5,
 ) -> Control:
     """What is known of a pixel is its grey value: the mean of its channels, as published, or their luminance.
 
     input: one image file, grey or in colour (then its grey value is taken), or an .npz of several, taken in turn.
     method, sigma_y: see inpaint.
     """
-    check_choice("config.control.grey", grey, WEIGHTS)
     if image_shape[-1] != 3:
-        raise UserError(f"control colourise needs a model of images of 3 channels, got {image_shape[-1]}.")
+        raise UserError(
+            f"config.control.name = colourise needs a model of images of 3 channels, got {image_shape[-1]}."
+        )
     images = read_images(input, "config.control.input", 3, scaling.levels)
     require_size(images, image_shape[:2], "config.control.input")
     x0, measurement = to_model(images, scaling, dequantised), Grey(WEIGHTS[grey])

@@ -2,22 +2,23 @@
 
 import numpy as np
 
-from sampling.control.base import Control, measured
+from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Mask
-from score_flow.data.scaling import Scaling
+from score_flow.hints import NotNegative, Positive, limited
 from score_flow.types import UserError
 
 
+@limited(WHERE)
 def build(
-    image_shape: tuple[int, int, int],
-    scaling: Scaling,
-    dequantised: bool,
+    image_shape: ShapeGiven,
+    scaling: ScalingGiven,
+    dequantised: DequantisedGiven,
     input: str,
     mask: str,
-    method: str = "pseudo_inverse",
-    sigma_y: float = 0.0,
-    data_std: float = 0.5,
+    method: Method = "pseudo_inverse",
+    sigma_y: NotNegative = 0.0,
+    data_std: Positive = 0.5,
 ) -> Control:
     """The pixels of `input` where the image file `mask` is white are known, the black ones are sampled.
 

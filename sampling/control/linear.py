@@ -5,22 +5,23 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from sampling.control.base import Control, measured
+from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import holds, read_array, read_images, require_size, to_model
 from sampling.control.measurement import Matrix
-from score_flow.data.scaling import Scaling
+from score_flow.hints import NotNegative, Positive, limited
 from score_flow.types import UserError
 
 
+@limited(WHERE)
 def build(
-    image_shape: tuple[int, int, int],
-    scaling: Scaling,
-    dequantised: bool,
+    image_shape: ShapeGiven,
+    scaling: ScalingGiven,
+    dequantised: DequantisedGiven,
     input: str,
     matrix: str,
-    method: str = "pseudo_inverse",
-    sigma_y: float = 0.0,
-    data_std: float = 0.5,
+    method: Method = "pseudo_inverse",
+    sigma_y: NotNegative = 0.0,
+    data_std: Positive = 0.5,
 ) -> Control:
     """y = matrix u + sigma_y noise is known, u the h w c pixels of an image in [0, 1], channels fastest.
 

@@ -1,11 +1,12 @@
 """SDEdit: samples that resemble an image, such as a stroke painting (Meng et al. 2022, arXiv:2108.01073)."""
 
-from sampling.control.base import Control, StartedFrom
+from sampling.control.base import WHERE, Control, DequantisedGiven, ScalingGiven, ShapeGiven, StartedFrom
 from sampling.control.inputs import read_images, require_size, to_model
-from score_flow.data.scaling import Scaling
+from score_flow.hints import limited
 
 
-def build(image_shape: tuple[int, int, int], scaling: Scaling, dequantised: bool, input: str) -> Control:
+@limited(WHERE)
+def build(image_shape: ShapeGiven, scaling: ScalingGiven, dequantised: DequantisedGiven, input: str) -> Control:
     """Sampling starts from `input`, noised to config.sampling.t_max: the later, the freer.
 
     input: one image file, or an .npz of several, taken in turn.

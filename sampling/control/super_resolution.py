@@ -1,21 +1,22 @@
 """Super-resolution without training for it: the mean of each block of pixels is known."""
 
-from sampling.control.base import Control, measured
+from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import BlockMean
-from score_flow.data.scaling import Scaling
+from score_flow.hints import NotNegative, Positive, Whole, limited
 from score_flow.types import UserError
 
 
+@limited(WHERE)
 def build(
-    image_shape: tuple[int, int, int],
-    scaling: Scaling,
-    dequantised: bool,
+    image_shape: ShapeGiven,
+    scaling: ScalingGiven,
+    dequantised: DequantisedGiven,
     input: str,
-    low_res: int = 0,
-    method: str = "pseudo_inverse",
-    sigma_y: float = 0.0,
-    data_std: float = 0.5,
+    low_res: Whole = 0,
+    method: Method = "pseudo_inverse",
+    sigma_y: NotNegative = 0.0,
+    data_std: Positive = 0.5,
 ) -> Control:
     """low_res = 0: `input` is the small image itself, square; else an image of full size, known at low_res x low_res.
 
@@ -26,7 +27,7 @@ def build(
     side = low_res or images.shape[1]
     require_size(images, (h, w) if low_res else (side, side), "config.control.input")
     if side < 1 or h % side or w % side:
-        raise UserError(f"control super_resolution: got {side} x {side} pixels; allowed: a divisor of {h} x {w}")
+        raise UserError(f"config.control.low_res: got {side} x {side} pixels; allowed: a divisor of {h} x {w}")
     x0, measurement = to_model(images, scaling, dequantised), BlockMean(side, (h // side, w // side))
     y = measurement.apply(x0) if low_res else x0
     return measured(measurement, y, method, sigma_y * (scaling.high - scaling.low), data_std, x0 if low_res else None)

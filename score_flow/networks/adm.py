@@ -1,10 +1,14 @@
 """The U-Net of improved DDPM, later named ADM (Nichol and Dhariwal 2021, arXiv:2102.09672; arXiv:2105.05233)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.hints import Count, Dtype, Given, Whole, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import layers, resample
 from score_flow.types import Condition, UserError
 
@@ -57,20 +61,26 @@ class ADM(nn.Module):
         UserError: sides that are no multiples of 2^(levels - 1), heads that do not divide the channels, no low_res.
     """
 
-    width: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 3
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    num_heads: int = 4
-    num_heads_upsample: int | None = None
+    width: Count = 128
+    channel_mult: Annotated[tuple[int, ...], Limits(least=1, fewest=1)] = (1, 2, 2, 2)
+    num_res_blocks: Whole = 3
+    attention_resolutions: Annotated[tuple[int, ...], Limits(least=0)] = (16, 8)
+    num_heads: Count = 4
+    num_heads_upsample: Annotated[int, Limits(least=-1)] | None = None
     scale_shift_norm: bool = True
     conv_resample: bool = True
-    super_resolution: bool = False
+    super_resolution: Annotated[bool, Given("whether config.model.low_res is above 0")] = False
     remat: bool = False
-    dropout: float = 0.0
-    num_classes: int = 0
-    out_channels: int | None = None
-    dtype: str = "float32"
+    dropout: layers.Dropout = 0.0
+    num_classes: layers.ClassesGiven = 0
+    out_channels: layers.ChannelsGiven = None
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.num_heads_upsample == 0:
+            raise UserError(f"{type(self).__name__}.num_heads_upsample is 0; allowed: 1 or more, or -1 (as num_heads).")
+        super().__post_init__()
 
     @nn.compact
     def __call__(

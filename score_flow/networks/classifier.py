@@ -5,12 +5,15 @@ trains it, with config.network.name = classifier and its fields.
 """
 
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.hints import Count, Dtype, Given, Positive, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import layers
 from score_flow.networks.resample import downsample
 from score_flow.types import Condition, UserError
@@ -39,14 +42,18 @@ class WideResNet(nn.Module):
         UserError: images whose sides are not multiples of 4, or whose channels are not those of data_mean.
     """
 
-    blocks_per_group: int = 4
-    channel_multiplier: int = 10
-    num_classes: int = 10
-    fourier_scale: float = 16.0
-    data_mean: tuple[float, ...] = (0.0,)
-    data_std: tuple[float, ...] = (1.0,)
-    dropout: float = 0.0
-    dtype: str = "float32"
+    blocks_per_group: Count = 4
+    channel_multiplier: Count = 10
+    num_classes: Annotated[int, Given("the number of the data's classes")] = 10
+    fourier_scale: Positive = 16.0
+    data_mean: Annotated[tuple[float, ...], Limits(fewest=1)] = (0.0,)
+    data_std: Annotated[tuple[float, ...], Limits(above=0, fewest=1)] = (1.0,)
+    dropout: layers.Dropout = 0.0
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        check_fields(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -129,3 +136,6 @@ def _uniform_by_outputs(key: Array, shape: tuple[int, ...], dtype=jnp.float32, *
     """U(-1/sqrt(n), 1/sqrt(n)) for n outputs."""
     bound = shape[-1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+NETWORKS = {"classifier": WideResNet}  # what config.network may name beside the plug-ins

@@ -1,6 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239) as score_sde trains it."""
 
-from score_flow.networks.ncsnpp import NCSNpp
+from score_flow.hints import Count
+from score_flow.networks.ncsnpp import NCSNpp, Resblock
 
 
 class DDPM(NCSNpp):
@@ -9,10 +10,10 @@ class DDPM(NCSNpp):
     The defaults are those of CIFAR-10; channel_mult=(1, 1, 2, 2, 4, 4) for 256 x 256.
     """
 
-    num_res_blocks: int = 2
-    resblock: str = "ddpm"
+    num_res_blocks: Count = 2
+    resblock: Resblock = "ddpm"
     skip_rescale: bool = False
-    groups: int | None = 32
+    groups: Count | None = 32
 
 
 build = DDPM

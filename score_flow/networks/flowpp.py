@@ -17,6 +17,7 @@ network of a and of the context, which is a network of x.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -25,12 +26,15 @@ from jax.nn import log_sigmoid
 from jaxtyping import Array, Float
 
 from score_flow import numerics
+from score_flow.hints import Count, Dtype, Whole, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import flowpp_layers, layers
 from score_flow.networks.flowpp_layers import Conv, LogisticMixture, concat_elu, inverse_deviation
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 MIN_LOG_SCALE = -7.0  # of the logistics in a mixture
 MIN_SCALE = 1e-7  # of an affine map
+Layers = Annotated[tuple[str, ...], Limits(among=flowpp_layers.BLOCK_LAYERS, fewest=1)]
 
 
 class FlowppDequantizer(nn.Module):
@@ -54,24 +58,23 @@ class FlowppDequantizer(nn.Module):
         UserError: an unknown layer, heads that do not divide the channels, or images with an odd number of columns.
     """
 
-    width: int = 96
-    components: int = 32
-    couplings: int = 4
-    blocks: int = 2
-    block: tuple[str, ...] = ("conv", "norm", "attention", "norm")
-    context_width: int = 32
-    context_blocks: int = 3
-    context_block: tuple[str, ...] = ("conv",)
-    heads: int = 4
+    width: Count = 96
+    components: Count = 32
+    couplings: Count = 4
+    blocks: Whole = 2
+    block: Layers = ("conv", "norm", "attention", "norm")
+    context_width: Count = 32
+    context_blocks: Whole = 3
+    context_block: Layers = ("conv",)
+    heads: Count = 4
     mix_channels: bool = True
     elu_out: bool = False
     weight_norm: bool = False
-    dropout: float = 0.0
-    dtype: str = "float32"
+    dropout: layers.Dropout = 0.0
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        for layer in (*self.block, *self.context_block):
-            check_choice("A layer of FlowppDequantizer's blocks", layer, flowpp_layers.BLOCK_LAYERS)
+        check_fields(self)
         for block, width in ((self.block, self.width), (self.context_block, self.context_width)):
             if "attention" in block and width % self.heads:
                 raise UserError(f"FlowppDequantizer needs widths that heads={self.heads} divides, got {width}.")
@@ -273,3 +276,9 @@ PRESETS = {
         elu_out=True,
     ),
 }
+
+# What config.dequantizer may name; each takes the fields of one class.
+DEQUANTIZERS = {
+    "auto": FlowppDequantizer, "small": FlowppDequantizer, "cifar10": FlowppDequantizer,
+    "imagenet32": FlowppDequantizer, "imagenet64": FlowppDequantizer,
+}  # fmt: skip

@@ -1,15 +1,22 @@
 """What the networks share: time features, embeddings, normalisation, attention, resampling (no plug-in: no `build`)."""
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.hints import Given
+from score_flow.limits import Limits
 from score_flow.types import Condition, UserError
+
+# Of the fields that all networks have.
+ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]
+ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
+Dropout = Annotated[float, Limits(least=0, below=1)]
 
 MAX_PERIOD = 10_000.0
 NONLINEARITIES = {
@@ -18,14 +25,7 @@ NONLINEARITIES = {
     "elu": nn.elu,
     "lrelu": partial(nn.leaky_relu, negative_slope=0.2),
 }
-
-
-def check_choice(field: str, got: str, allowed: Sequence[str]) -> None:
-    """Raise a UserError, naming the nearest choice, unless `got` is one of `allowed`."""
-    if got not in allowed:
-        nearest = difflib.get_close_matches(str(got), allowed, n=1)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        raise UserError(f"Unknown {field} '{got}'. Available: {', '.join(allowed)}.{hint}")
+Nonlinearity = Annotated[str, Limits(among=tuple(NONLINEARITIES))]
 
 
 def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:

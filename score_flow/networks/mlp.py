@@ -2,10 +2,13 @@
 
 import math
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from score_flow.hints import Count, Dtype, Positive, Whole, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import layers
 from score_flow.networks.layers import scaled_uniform
 from score_flow.types import Condition
@@ -23,17 +26,17 @@ class MLP(nn.Module):
         UserError: an unknown embedding.
     """
 
-    width: int = 256
-    depth: int = 3
-    embedding: str = "positional"
-    fourier_scale: float = 16.0
-    dropout: float = 0.0
-    num_classes: int = 0
-    out_channels: int | None = None
-    dtype: str = "float32"
+    width: Count = 256
+    depth: Whole = 3
+    embedding: Annotated[str, Limits(among=layers.TIME_FEATURES)] = "positional"
+    fourier_scale: Positive = 16.0
+    dropout: layers.Dropout = 0.0
+    num_classes: layers.ClassesGiven = 0
+    out_channels: layers.ChannelsGiven = None
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        layers.check_choice("embedding", self.embedding, layers.TIME_FEATURES)
+        check_fields(self)
         super().__post_init__()
 
     @nn.compact

@@ -5,8 +5,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from score_flow.hints import Count
 from score_flow.networks.ncsnv2 import NCSNv2
-from score_flow.types import UserError
 
 
 class NCSN(NCSNv2):
@@ -22,13 +22,8 @@ class NCSN(NCSNv2):
         UserError: as NCSNv2; no noise level.
     """
 
-    num_scales: int = 10
+    num_scales: Count = 10
     ignores_time: ClassVar[bool] = False
-
-    def __post_init__(self):
-        if self.num_scales < 1:
-            raise UserError(f"NCSN.num_scales is {self.num_scales}; allowed: 1 or more.")
-        super().__post_init__()
 
     def level(self, time: Float[Array, "b"]) -> Int[Array, "b"]:
         """The row of each example."""

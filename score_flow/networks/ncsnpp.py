@@ -2,24 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.hints import Count, Dtype, NotNegative, Positive, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import layers, resample
 from score_flow.networks import ncsnpp_blocks as blocks
 from score_flow.networks.layers import scaled_uniform
 from score_flow.types import Condition, UserError
 
-CHOICES = {
-    "embedding": layers.TIME_FEATURES,
-    "resblock": ("biggan", "ddpm"),
-    "progressive": ("none", "output_skip", "residual"),
-    "progressive_input": ("none", "input_skip", "residual"),
-    "progressive_combine": ("sum", "cat"),
-    "nonlinearity": tuple(layers.NONLINEARITIES),
-}
+Resblock = Annotated[str, Limits(among=("biggan", "ddpm"))]
 Block = Callable[..., Float[Array, "b h w c"]]  # (name, h, features=None, direction=None) -> h
 
 
@@ -52,33 +48,32 @@ class NCSNpp(nn.Module):
             whose sides are not multiples of 2^(levels - 1).
     """
 
-    width: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 4
-    attention_resolutions: tuple[int, ...] = (16,)
-    embedding: str = "positional"
-    fourier_scale: float = 16.0
+    width: Count = 128
+    channel_mult: Annotated[tuple[int, ...], Limits(least=1, fewest=1)] = (1, 2, 2, 2)
+    num_res_blocks: Count = 4
+    attention_resolutions: Annotated[tuple[int, ...], Limits(least=0)] = (16,)
+    embedding: Annotated[str, Limits(among=layers.TIME_FEATURES)] = "positional"
+    fourier_scale: Positive = 16.0
     conditional: bool = True
-    resblock: str = "biggan"
+    resblock: Resblock = "biggan"
     resamp_with_conv: bool = True
     fir: bool = False
-    fir_kernel: resample.Kernel = (1.0, 3.0, 3.0, 1.0)
+    fir_kernel: Annotated[resample.Kernel, Limits(fewest=1)] = (1.0, 3.0, 3.0, 1.0)
     skip_rescale: bool = True
-    progressive: str = "none"
-    progressive_input: str = "none"
-    progressive_combine: str = "sum"
-    nonlinearity: str = "swish"
-    init_scale: float = 0.0
-    groups: int | None = None
-    dropout: float = 0.0
-    num_classes: int = 0
-    out_channels: int | None = None
+    progressive: Annotated[str, Limits(among=("none", "output_skip", "residual"))] = "none"
+    progressive_input: Annotated[str, Limits(among=("none", "input_skip", "residual"))] = "none"
+    progressive_combine: Annotated[str, Limits(among=("sum", "cat"))] = "sum"
+    nonlinearity: layers.Nonlinearity = "swish"
+    init_scale: NotNegative = 0.0
+    groups: Count | None = None
+    dropout: layers.Dropout = 0.0
+    num_classes: layers.ClassesGiven = 0
+    out_channels: layers.ChannelsGiven = None
     remat: bool = False
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        for field, allowed in CHOICES.items():
-            layers.check_choice(field, getattr(self, field), allowed)
+        check_fields(self)
         if self.num_classes and not self.conditional:
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
         if not sum(self.fir_kernel):

@@ -1,11 +1,13 @@
 """NCSNv2: one score network for all noise levels, which it is not told (Song and Ermon 2020, arXiv:2006.09011)."""
 
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
+from score_flow.hints import Count, Dtype, Positive, check_fields
+from score_flow.limits import Limits
 from score_flow.networks import layers
 from score_flow.networks.refinenet import (
     COEFFICIENTS,
@@ -17,7 +19,7 @@ from score_flow.networks.refinenet import (
     average_pool,
     max_pool,
 )
-from score_flow.types import Condition, UserError, check_choice
+from score_flow.types import Condition, UserError
 
 
 class Plan(NamedTuple):
@@ -60,32 +62,25 @@ class NCSNv2(nn.Module):
         UserError: an unknown choice, a missing label, or an image whose sides the stages cannot halve.
     """
 
-    resolution: int = 64
-    width: int = 128
-    normalization: str = "InstanceNorm++"
-    nonlinearity: str = "elu"
-    interpolation: str = "bilinear"
+    resolution: Annotated[int, Limits(among=tuple(PLANS))] = 64
+    width: Count = 128
+    normalization: Annotated[str, Limits(among=tuple(COEFFICIENTS))] = "InstanceNorm++"
+    nonlinearity: layers.Nonlinearity = "elu"
+    interpolation: Annotated[str, Limits(among=INTERPOLATIONS)] = "bilinear"
     unbiased: bool = False
     narrow_refinement: bool = False
-    norm_out_epsilon: float = 1e-5
-    dropout: float = 0.0
-    num_classes: int = 0
-    out_channels: int | None = None
+    norm_out_epsilon: Positive = 1e-5
+    dropout: layers.Dropout = 0.0
+    num_classes: layers.ClassesGiven = 0
+    out_channels: layers.ChannelsGiven = None
     remat: bool = False
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     num_scales: ClassVar[int] = 0  # rows of the normalisations' tables; 0: no tables
     ignores_time: ClassVar[bool] = True
 
     def __post_init__(self):
-        for field, allowed in (
-            ("normalization", COEFFICIENTS),
-            ("nonlinearity", layers.NONLINEARITIES),
-            ("interpolation", INTERPOLATIONS),
-        ):
-            check_choice(f"{type(self).__name__}.{field}", getattr(self, field), allowed)
-        if self.resolution not in PLANS:
-            raise UserError(f"{type(self).__name__}.resolution is {self.resolution}; allowed: 64, 128, 256.")
+        check_fields(self)
         super().__post_init__()
 
     @nn.compact

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from score_flow.hints import Count, Dtype, Positive, check_fields
 from score_flow.networks import layers
 from score_flow.types import Condition, UserError
 
@@ -30,20 +31,23 @@ class SiT(nn.Module):
         UserError: a width that the heads or the 2-D positions cannot split, or an image that the patches do not tile.
     """
 
-    patch_size: int = 2
-    width: int = 384
-    depth: int = 12
-    num_heads: int = 6
-    mlp_ratio: float = 4.0
+    patch_size: Count = 2
+    width: Count = 384
+    depth: Count = 12
+    num_heads: Count = 6
+    mlp_ratio: Positive = 4.0
     remat: bool = False
-    dropout: float = 0.0
-    num_classes: int = 0
-    out_channels: int | None = None
-    dtype: str = "float32"
+    dropout: layers.Dropout = 0.0
+    num_classes: layers.ClassesGiven = 0
+    out_channels: layers.ChannelsGiven = None
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
+        check_fields(self)
         if self.width % self.num_heads or self.width % 4:
             raise UserError(f"SiT needs a width divisible by 4 and num_heads={self.num_heads}, got width={self.width}.")
+        if self.width * self.mlp_ratio < 1:
+            raise UserError(f"SiT.mlp_ratio is {self.mlp_ratio}, which leaves no width of {self.width}.")
         super().__post_init__()
 
     @nn.compact

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
+from score_flow.hints import Positive, check_fields
+from score_flow.limits import Limits
 from score_flow.paths.base import Path
 from score_flow.types import Times, UserError
 
@@ -39,20 +41,22 @@ class DDPM(Path):
     """
 
     schedule: Literal["linear", "cosine"] = "linear"
-    n: int = 1000
-    beta_min: float = 0.1  # of the linear schedule, as a rate
-    beta_max: float = 20.0
-    betas: tuple[float, ...] | None = None
+    n: Annotated[int, Limits(least=1, most=1_000_000)] = 1000
+    beta_min: Positive = 0.1  # of the linear schedule, as a rate
+    beta_max: Positive = 20.0
+    betas: Annotated[tuple[float, ...], Limits(above=0, below=1, fewest=1)] | None = None
 
     def __post_init__(self):
-        if self.betas is None and self.schedule not in ("linear", "cosine"):
-            raise UserError(f"path ddpm: schedule is {self.schedule!r}; allowed: 'linear', 'cosine'.")
-        if self.betas is None and self.n < 1:
-            raise UserError(f"path ddpm: n is {self.n}; it must be at least 1.")
+        check_fields(self)
+        if self.beta_min > self.beta_max:
+            raise UserError(f"config.path.beta_min is {self.beta_min}; it must be at most beta_max, {self.beta_max}.")
         betas = self.table()
         if not ((betas > 0) & (betas < 1)).all():
             ends = f"{betas.min():.4g} to {betas.max():.4g}"
-            raise UserError(f"path ddpm: every beta must lie in (0, 1), got {ends} (n = {len(betas)}).")
+            raise UserError(
+                f"config.path (name = ddpm): every beta must lie in (0, 1), got {ends} (n = {len(betas)}): "
+                "beta_min / n to beta_max / n."
+            )
 
     def table(self) -> Float[np.ndarray, "n"]:
         """The float64 betas of the chain."""

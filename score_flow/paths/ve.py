@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from score_flow.hints import NotNegative, Positive, check_fields
 from score_flow.paths.base import Path
 from score_flow.types import Times, UserError
 
@@ -18,16 +19,15 @@ class VE(Path):
     be 0 (score_flow's linear VE is sigma = t sigma_max).
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: NotNegative = 0.01
+    sigma_max: Positive = 50.0
     schedule: Literal["geometric", "linear"] = "geometric"
 
     def __post_init__(self):
-        if self.schedule not in ("geometric", "linear"):
-            raise UserError(f"path ve: schedule is {self.schedule!r}; allowed: 'geometric', 'linear'.")
-        if not 0 <= self.sigma_min < self.sigma_max or (self.sigma_min == 0 and self.schedule == "geometric"):
+        check_fields(self)
+        if self.sigma_min >= self.sigma_max or (self.sigma_min == 0 and self.schedule == "geometric"):
             raise UserError(
-                "path ve: needs 0 < sigma_min < sigma_max (0 = sigma_min in the linear schedule only), "
+                "config.path.sigma_min must be above 0 (or 0 in the linear schedule) and below sigma_max, "
                 f"got {self.sigma_min} and {self.sigma_max}."
             )
 

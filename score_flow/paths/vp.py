@@ -4,16 +4,22 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from score_flow.hints import NotNegative, Positive, check_fields
 from score_flow.paths.base import Path
-from score_flow.types import Times
+from score_flow.types import Times, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class VP(Path):
     """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, beta linear in t (Song et al. 2021, eq. 11, arXiv:2011.13456)."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: NotNegative = 0.1
+    beta_max: Positive = 20.0
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.beta_min > self.beta_max:
+            raise UserError(f"config.path.beta_min is {self.beta_min}; it must be at most beta_max, {self.beta_max}.")
 
     def log_alpha(self, t: Times) -> Times:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min

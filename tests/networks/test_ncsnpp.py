@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from score_flow.hints import arguments_of, limits_of
 from score_flow.networks import ddpm, layers, ncsnpp, ncsnpp_blocks, resample
 from score_flow.pretrained import ncsnpp_layout
 from score_flow.types import UserError
@@ -17,7 +18,12 @@ from tests.golden_data import golden_dir
 
 EPS = float(jnp.finfo("float32").eps)
 SMALL = {"width": 8, "channel_mult": (1, 1, 2), "num_res_blocks": 1, "attention_resolutions": (8,)}
-OPTIONS = ncsnpp.CHOICES | {
+CHOICES = {
+    name: limits_of(parameter.annotation).choices()
+    for name, parameter in arguments_of(ncsnpp.NCSNpp).items()
+    if isinstance(parameter.default, str) and name != "dtype"
+}
+OPTIONS = CHOICES | {
     "conditional": (True, False),
     "resamp_with_conv": (True, False),
     "fir": (True, False),
@@ -225,10 +231,12 @@ def test_rematerialisation_keeps_no_inside_of_a_block():
     assert kept(plain) - kept(remat) > blocks * 3 * 4 * 16 * 16 * SMALL["width"]
 
 
-@pytest.mark.parametrize("field", ncsnpp.CHOICES)
+@pytest.mark.parametrize("field", CHOICES)
 def test_unknown_choices_are_refused(field):
-    allowed = ncsnpp.CHOICES[field]
-    with pytest.raises(UserError, match=f"Unknown {field} '{allowed[0]}x'.*{allowed[-1]}.*Did you mean '{allowed[0]}'"):
+    allowed = CHOICES[field]
+    with pytest.raises(
+        UserError, match=f"NCSNpp.{field} is '{allowed[0]}x'.*{allowed[-1]}.*Did you mean '{allowed[0]}'"
+    ):
         small(**{field: f"{allowed[0]}x"})
 
 

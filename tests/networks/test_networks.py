@@ -280,7 +280,7 @@ def test_sit_rematerialisation_keeps_one_activation_per_block():
     [
         (ncsnpp.build, {}, (1, 12, 16, 3), r"multiples of 8.*12, 16"),
         (ncsnpp.build, {"embedding": "positionl"}, (1, 8, 8, 3), "Did you mean 'positional'"),
-        (ncsnpp.build, {"resblock": "adm"}, (1, 8, 8, 3), "Available: biggan, ddpm"),
+        (ncsnpp.build, {"resblock": "adm"}, (1, 8, 8, 3), "allowed: biggan, ddpm"),
         (sit.build, {"patch_size": 4}, (1, 10, 16, 1), r"patch_size=4.*10, 16"),
         (sit.build, {"width": 100, "num_heads": 6}, (1, 8, 8, 1), "width=100"),
     ],
