@@ -183,7 +183,7 @@ class Checkpoints:
             if is_main():
                 manifest.path_of(self.directory, step).unlink(missing_ok=True)
                 self._remove_uncommitted()
-            if isinstance(error, OSError | UserError) or reason(error):
+            if isinstance(error, OSError | ValueError | RuntimeError) or reason(error):  # orbax wraps as it likes
                 raise cannot_write(self.directory / str(step), error, size) from error
             raise
 

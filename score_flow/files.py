@@ -13,7 +13,7 @@ from score_flow.types import UserError
 CODES = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOENT
 )  # fmt: skip
-REASONS = (*(os.strerror(code) for code in CODES), "NOT_FOUND")
+REASONS = tuple(os.strerror(code) for code in CODES)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -56,6 +56,8 @@ def reason(error: BaseException | None) -> str | None:
             return error.strerror
         if found := next((text for text in REASONS if text in str(error)), None):
             return found
+        if "NOT_FOUND" in str(error):  # as Google's libraries put it
+            return os.strerror(errno.ENOENT)
         error = error.__cause__
     return None
 
