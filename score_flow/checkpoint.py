@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -178,12 +179,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            with contextlib.suppress(Exception):
-                self._orbax.wait_until_finished()  # what still writes
+            _join_writers()
             if is_main():
                 manifest.path_of(self.directory, step).unlink(missing_ok=True)
                 self._remove_uncommitted()
-            if isinstance(error, OSError | UserError) or reason(error):
+            if isinstance(error, OSError | ValueError | RuntimeError) or reason(error):  # orbax wraps as it likes
                 raise cannot_write(self.directory / str(step), error, size) from error
             raise
 
@@ -198,6 +198,14 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             elif re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
                 path.unlink(missing_ok=True)
+
+
+def _join_writers() -> None:
+    """Wait for the threads in which orbax still writes what else belonged to a save that failed."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") or thread.name == "async_save":
+            with contextlib.suppress(Exception):  # it raises what it met, which is the same again
+                thread.join(60)
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:

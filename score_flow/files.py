@@ -13,7 +13,7 @@ from score_flow.types import UserError
 CODES = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOENT
 )  # fmt: skip
-REASONS = (*(os.strerror(code) for code in CODES), "NOT_FOUND")
+REASONS = tuple(os.strerror(code) for code in CODES)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -42,8 +42,10 @@ def sync(path: Path) -> None:
 
 def cannot_write(path: Path, error: BaseException, needed: int = 0) -> UserError:
     """The error that says what could not be written, why, and how much space there is."""
-    size = f", {said(needed)} needed" if needed else ""
-    space = f" ({said(free(path))} free{size})" if needed or is_full(error) else ""
+    space = ""
+    if is_full(error):
+        left = free(path)
+        space = f" ({said(left)} free{f', {said(needed)} needed' if needed > left else ''})"
     return UserError(f"cannot write {path}: {reason(error) or first_line(error)}{space}.")
 
 
@@ -54,7 +56,9 @@ def reason(error: BaseException | None) -> str | None:
             return error.strerror
         if found := next((text for text in REASONS if text in str(error)), None):
             return found
-        error = error.__cause__ or error.__context__
+        if "NOT_FOUND" in str(error):  # as Google's libraries put it
+            return os.strerror(errno.ENOENT)
+        error = error.__cause__
     return None
 
 

@@ -42,11 +42,8 @@ def digest(manifest: dict[str, str]) -> str:
 
 def damage(directory: Path, step: int) -> str | None:
     """What is wrong with the files of a step, or None: every byte is read and hashed."""
-    name, manifest = path_of(directory, step).name, read(directory, step)
-    if manifest is None:
-        return f"{name} cannot be read"
-    if missing := lacking(manifest, {file.split("/")[0] for file in manifest if "/" in file} - {"meta"}):
-        return f"{name} does not list {missing}"
+    if (manifest := read(directory, step)) is None:
+        return f"{path_of(directory, step).name} cannot be read"
     try:
         return _changed(manifest, hashes(directory / str(step))) or _unlike_itself(directory / str(step), step)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -70,7 +67,9 @@ def _changed(manifest: dict[str, str], found: dict[str, str]) -> str | None:
     for name in sorted(manifest | found):
         if name not in found:
             return f"{name} is missing"
-        if manifest.get(name) != found[name]:
+        if name not in manifest:
+            return f"{name} is not in its manifest"
+        if manifest[name] != found[name]:
             return f"{name} has changed since it was written"
     return None
 

@@ -1,6 +1,6 @@
 """Devices and processes: the mesh, the layouts, and what little differs when there is more than one process.
 
-This file and data/pipeline.py are the only ones that know that devices or processes exist.
+This file, peers.py and data/pipeline.py are the only ones that know that devices or processes exist.
 """
 
 import math

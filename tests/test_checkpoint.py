@@ -211,7 +211,7 @@ def test_a_save_that_fails_leaves_the_older_states_and_nothing_else(copied, monk
     checkpoints = Checkpoints(copied, keep=1)
     tree = {"params": {"w": jnp.zeros(300_000)}}
     break_at(moment, checkpoints, monkeypatch)
-    with pytest.raises(UserError, match=r"cannot write .*/15: .* \(.* free, 1\.2 MB needed\)") as error:
+    with pytest.raises(UserError, match=r"cannot write .*/15: ") as error:
         checkpoints.save(15, tree, {}, wait=True)
     monkeypatch.undo()
     assert "\n" not in str(error.value)
@@ -220,6 +220,31 @@ def test_a_save_that_fails_leaves_the_older_states_and_nothing_else(copied, monk
     checkpoints.save(20, tree, {}, wait=True)  # there is space again
     assert checkpoints.steps() == [20] and checkpoints.newest_good() == 20
     checkpoints.close()
+
+
+def test_what_still_writes_of_a_failed_save_is_waited_for(copied, monkeypatch):
+    """Orbax goes on with other items when one has failed: what they make is removed too."""
+    checkpoints = Checkpoints(copied)
+
+    class Writer(threading.Thread):
+        def run(self):
+            time.sleep(0.3)
+            (copied / "15.orbax-checkpoint-tmp").mkdir()
+
+        def join(self, timeout=None):
+            super().join(timeout)
+            raise FULL
+
+    Writer.__module__ = "orbax.writing"
+
+    def begun(*arguments, **options):
+        Writer().start()
+        raise FULL
+
+    monkeypatch.setattr(checkpoints._orbax, "save", begun)
+    with pytest.raises(UserError, match="cannot write .*/15: No space left"):
+        checkpoints.save(15, {"params": {"w": jnp.ones(2)}}, {})
+    assert not list(copied.glob("15*"))
 
 
 def test_a_failed_save_is_said_once_and_by_whichever_call_comes_next(copied, monkeypatch):

@@ -82,6 +82,11 @@ def test_the_reason_is_found_in_what_other_languages_say(error, expected):
     assert files.reason(outer) == expected
 
 
+def test_what_is_needed_is_said_where_it_does_not_fit(tmp_path):
+    small, large = (str(files.cannot_write(tmp_path, FULL, needed)) for needed in (1000, 10**18))
+    assert " needed)" not in small and large.endswith(" free, 1e+09 GB needed).")
+
+
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
     assert files.free(tmp_path / "none" / "there") == pytest.approx(files.free(tmp_path), rel=0.5)
     assert [files.said(n) for n in (12, 12_345, 6_130_000, 8.2e10)] == ["12 B", "12.3 kB", "6.13 MB", "82 GB"]

@@ -1,5 +1,6 @@
 """Interruptions and other machines change nothing: real processes, real signals, real checkpoints."""
 
+import json
 import os
 import re
 import time
@@ -92,6 +93,7 @@ def test_a_checkpoint_of_another_config_is_refused(whole, cache):
     line = output.strip().splitlines()[-1]
     assert line.startswith("error:") and "network.width: 32 -> 64" in line and "linear -> vp" in line
     assert "Traceback" not in output
+    assert json.loads((whole / "config.json").read_text())["network"]["width"] == 32  # later commands go by it
 
 
 @pytest.mark.slow
