@@ -88,7 +88,7 @@ def run(fold: Fold, directory: Path, what: str, restart: bool = False) -> dict[s
 
 
 def held(folder: Path, what: str) -> contextlib.AbstractContextManager[None]:
-    """A folder kept to this run of the program, within which it may be written; raises UserError while another has it."""
+    """A folder kept to this process while it writes there; raises UserError while another has it."""
     return hold(folder, what) if is_main() else contextlib.nullcontext()
 
 
@@ -162,13 +162,13 @@ def refuse_other_key(key: Key, saved: Key, directory: Path, what: str) -> None:
 
 def state_key(directory: Path) -> Key | None:
     """The key of the newest state of a fold; None without a state, {} of one that has none."""
-    if not any((directory / "meta").glob("*.manifest.json")):
-        return None
-    states = Checkpoints(directory / "meta", reader=True)
+    states = Checkpoints(directory / "meta")
     try:
-        return states.meta(states.steps()[-1]).get("key", {})
+        return states.meta(steps[-1]).get("key", {}) if (steps := states.steps()) else None
     except (OSError, ValueError):  # damaged: the one before it decides, when it is restored
         return None
+    finally:
+        states.close()
 
 
 def plain(tree: Any) -> Any:

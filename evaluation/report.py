@@ -115,7 +115,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def training_seconds(rows: list[dict[str, Any]]) -> float:
     """Seconds of training; the clock starts anew when a run is resumed, so its falls are where segments end."""
-    clock = [row["seconds"] for row in rows if "seconds" in row]
+    clock = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
     return sum((now for now, later in itertools.pairwise([*clock, -1.0]) if later < now), 0.0)
 
 
@@ -128,8 +128,12 @@ def _subtitle(record: Record) -> str:
 
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of the rows that have a finite value of this name."""
-    found = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    found = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
     return np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -141,9 +141,9 @@ def test_a_folder_is_held_by_one(tmp_path):
     """By another process too; it is free again when its holder is gone."""
     code = f"from evaluation.fold import held\nwith held(__import__('pathlib').Path({str(tmp_path)!r}), 'x'): pass"
     with held(tmp_path, "evaluation"):
-        held = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         with pytest.raises(UserError, match=rf"in use by another evaluation \(process {os.getpid()} on"):
             held(tmp_path, "evaluation").__enter__()
-    assert "UserError" in held.stderr and "is in use by another x" in held.stderr
+    assert "UserError" in other.stderr and "is in use by another x" in other.stderr
     with held(tmp_path, "evaluation"):
         pass
