@@ -19,9 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from evaluation.context import Context
-from evaluation.dequantizers import build_dequantizer, described, refuse_missing
+from evaluation.dequantizers import build_dequantizer, dequantising, described, refuse_missing
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
 from evaluation.likelihood import Probe, bits_per_dim, probes
+from evaluation.rounds import per_image
 from sampling.base import example_keys, normal, split
 from score_flow.build import Experiment
 from score_flow.grid import noisy_end
@@ -30,9 +32,8 @@ from score_flow.numerics import sum_flat, value_and_divergence
 from score_flow.options import EvalOptions
 from score_flow.paths.base import Path
 from score_flow.record import mean_and_error
-from score_flow.sharding import to_host
 from score_flow.times import TimeSampler, log_snr, stratified
-from score_flow.types import Images, Keys, NonFinite, Times, UserError
+from score_flow.types import Images, Keys, Times, UserError
 from score_flow.variational import known_integral, prior, share_of_gaussian
 
 Form = Literal["dsm", "ssm"]
@@ -124,67 +125,52 @@ def bound_terms(
     return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min, data_std))
 
 
-def check(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> None:
-    """Raise UserError without the dequantiser, or where no density of x_0 has a finite bound."""
+def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> Opened:
+    """Raises UserError without the dequantiser, or where no density of x_0 has a finite bound."""
     t, refused = options.smallest_time, "which the job bound cannot use"
     if not run.model.path.sigma(jnp.asarray(t)) > 0:
         raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
     if options.dequantizer == "decoder":
         raise UserError(f"config.eval.dequantizer is decoder, {refused}; allowed: uniform, variational.")
     refuse_missing(run, options, workdir, options.dequantizer)
+    return Opened()
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, opened: None) -> Fold:
     """The bound in bits/dim of the levels, num_repeats times, with its terms; those of every image in bound.npz."""
-    options, run, source = context.options, context.run, context.source
-    n, d, repeats, path = len(source), math.prod(run.image_shape), options.num_repeats, run.model.path
-    per_repeat, t_min, t_max = context.rounds_of(n), options.smallest_time, noisy_end(path, options.largest_time)
-    times, data_std = time_sampler(path, t_min, t_max, options.bound_importance), run.model.preconditioning.data_std
-    dequantise = build_dequantizer(context, options.dequantizer)
+    context = dequantising(context, context.options.dequantizer)
+    options, run, d = context.options, context.run, math.prod(context.run.image_shape)
+    t_min, t_max = options.smallest_time, noisy_end(run.model.path, options.largest_time)
+    times = time_sampler(run.model.path, t_min, t_max, options.bound_importance)
+    probe = options.probe, options.n_probes
 
-    def terms(params, batch, seeds, dequantise) -> tuple[Terms, Array]:  # in nats, the dequantiser's bits/dim
+    def terms(params, batch, seeds, dequantise):  # in nats, and the dequantiser's bits/dim
         noise_keys, keys = split(example_keys(run.seed, seeds, STREAM))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
-            x0, bits = dequantise(noise_keys, batch["image"])
-            denoiser, probe = context.denoiser(params, batch), (options.probe, options.n_probes)
-            settings = times, t_min, t_max, options.bound_times, data_std, options.bound_form, *probe
-            return bound_terms(keys, denoiser, x0, *settings), bits
+            x0, levels = dequantise(noise_keys, batch["image"])
+            settings = times, t_min, t_max, options.bound_times, run.model.preconditioning.data_std, options.bound_form
+            nats = bound_terms(keys, context.denoiser(params, batch), x0, *settings, *probe)
+        return {"levels": jnp.broadcast_to(levels, seeds.shape), **nats._asdict()}, None
 
-    compiled = context.compile(terms)
-
-    def step(state, round_number):
-        repeat, batch, indices, mask, seeds = context.repeated(round_number)
-        nats, levels = to_host(compiled(batch, seeds, dequantise))
-        values = {name: bits_per_dim(-term.astype(np.float64), d, 0.0) for name, term in nats._asdict().items()}
-        values = {"bits": sum(values.values()) + levels, "levels": levels} | values
-        bad = mask & ~np.isfinite(values["bits"])
-        if bad.any():
-            raise NonFinite(f"the bound of images {indices[bad][:8].tolist()} is not finite.")
-        state = {name: value.copy() for name, value in state.items()}
-        for name, value in values.items():
-            state[name][repeat, indices[mask]] = value[mask]
-        return state
+    def in_bits(arrays):
+        values = {name: bits_per_dim(-arrays[name].astype(np.float64), d, 0.0) for name in Terms._fields}
+        return {"bits": sum(values.values()) + arrays["levels"], "levels": arrays["levels"]} | values, {}
 
     def finish(state):
         write_arrays(context.directory / "bound.npz", **state)
-        return (
-            figures(state)
-            | {
-                "n_images": n,
-                "repeats": repeats,
-                "split": source.name,
-                "form": options.bound_form,
-                "importance": options.bound_importance,
-                **described(context, options.dequantizer),
-                "network_calls_per_batch": options.bound_times + 1,
-                "smallest_time": t_min,
-                "largest_time": t_max,
-            }
-            | ({"probe": options.probe, "n_probes": options.n_probes} if options.bound_form == "ssm" else {})
-        )
+        return {
+            **figures(state),
+            **context.about(options.num_repeats),
+            "form": options.bound_form,
+            "importance": options.bound_importance,
+            **described(context, options.dequantizer),
+            "network_calls_per_image": options.bound_times + 1,
+            "smallest_time": t_min,
+            "largest_time": t_max,
+        } | (dict(zip(("probe", "n_probes"), probe, strict=True)) if options.bound_form == "ssm" else {})
 
-    names = ("bits", "levels", *Terms._fields)
-    return Fold(repeats * per_repeat, lambda: {name: np.zeros((repeats, n)) for name in names}, step, finish)
+    dequantise, repeats = build_dequantizer(context, options.dequantizer), options.num_repeats
+    return per_image(context, terms, finish, repeats=repeats, arguments=(dequantise,), summarise=in_bits)
 
 
 def figures(state: dict[str, Float[np.ndarray, "repeats n"]]) -> dict[str, float]:
@@ -200,3 +186,10 @@ def figures(state: dict[str, Float[np.ndarray, "repeats n"]]) -> dict[str, float
         "dequantizer_bits": means["levels"],
         "bits_without_offset": mean - means["offset"],
     }
+
+
+READS = (
+    "num_repeats", "smallest_time", "largest_time", "dequantizer", "decoder_time", "bound_times",
+    "bound_form", "bound_importance", "probe", "n_probes",
+)  # fmt: skip
+job = Job(build, frozenset({"denoiser", "pixels", "split"}), READS, open_bound)

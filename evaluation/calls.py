@@ -1,16 +1,17 @@
 """Quality against network calls: the same samples by every sampler, at budgets from five calls to a thousand."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from evaluation import page
 from evaluation.context import Context
-from evaluation.drawing import drawer, joined, refuse_failed
 from evaluation.features import Judge
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
+from evaluation.rounds import drawn
+from sampling.base import Sampler
 from score_flow.components import Component, resolve
-from score_flow.sharding import is_main
 
 FEW, MANY = (5, 10, 20, 50), (20, 50)  # network calls: of deterministic samplers, of stochastic ones
 
@@ -50,42 +51,51 @@ def budgets() -> list[Budget]:
     return [Budget(name, n, section(n)) for name, (numbers, section) in SAMPLERS.items() for n in numbers]
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, table: list[Budget]) -> Fold:
     """A round draws a batch for a row; the result is {"rows": [{sampler, calls, frechet_distance, ...}]}."""
-    run, table, n, b = context.run, budgets(), context.n_samples, context.batch_size
-    per_row = context.rounds_of(n)
-    current: dict[int, Any] = {}  # only the row at work is kept compiled
+    run = context.run
 
-    (context.directory / "rounds").mkdir(parents=True, exist_ok=True)
+    def finish(state, arrays):
+        judge, rows = Judge(run.train_source, run.test_source), []
+        for row, calls in enumerate(state["calls"].mean(axis=1).tolist()):
+            judged = judge(arrays["image"][row], arrays["label"][row] if "label" in arrays else None)
+            about = {"sampler": table[row].sampler, "calls": int(calls) if calls.is_integer() else calls}
+            rows.append(about | {k: judged[k] for k in KEPT if k in judged})
+        write_arrays(context.directory / "calls.npz", image=arrays["image"][:, :SHOWN])
+        of = {"n_samples": context.n_samples, "split": run.test_source.name, **context.labels}
+        return of | {"rows": rows} | {k: judged[k] for k in REFERENCE if k in judged}
 
-    def file(row, part):
-        return context.directory / "rounds" / f"{row:02d}-{part:06d}.npz"
+    return drawn(context, finish, samplers=[functools.partial(sampler_of, budget) for budget in table])
 
-    def init():
-        return {"calls": np.zeros(len(table), np.int64)}
 
-    def step(state, round_number):
-        row, part = divmod(round_number, per_row)
-        if row not in current:
-            current.clear()
-            current[row] = drawer(run, resolve("sampling", Component.of(table[row].section), "config.sampling"))
-        indices = part * b + np.arange(b)
-        arrays, calls, ok = current[row](context.params, context.guide, None, indices)
-        wanted = indices < n
-        refuse_failed(indices[wanted], ok[wanted])
-        write_arrays(file(row, part), **{name: array[wanted] for name, array in arrays.items()})
-        return {"calls": np.where(np.arange(len(table)) == row, calls, state["calls"])}
+def sampler_of(budget: Budget) -> Sampler:
+    """The sampler of a row."""
+    return resolve("sampling", Component.of(budget.section), "config.sampling")
 
-    def finish(state):
-        if not is_main():
-            return {}
-        judge, rows, sheet = Judge(run.train_source, run.test_source), [], []
-        for row, calls in enumerate(state["calls"].tolist()):
-            arrays = joined([file(row, part) for part in range(per_row)])
-            judged = judge(arrays["image"], arrays.get("label"))
-            rows.append({"sampler": table[row].sampler, "calls": calls} | {k: judged[k] for k in KEPT if k in judged})
-            sheet.append(arrays["image"][:SHOWN])
-        write_arrays(context.directory / "calls.npz", image=np.stack(sheet))
-        return {"n_samples": n, "rows": rows} | {k: judged[k] for k in REFERENCE if k in judged}
 
-    return Fold(len(table) * per_row, init, step, finish)
+def section(record: page.Record) -> str:
+    """Quality against network calls, as curves, as a table and as a few samples of every row of it."""
+    from evaluation import figures  # matplotlib: mistakes are answered without waiting for it
+
+    result = record.results["calls"]
+    rows = [row for row in result.get("rows", []) if "frechet_distance" in row]
+    if not rows:
+        return ""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        curves.setdefault(row["sampler"], []).append((row["calls"], row["frechet_distance"]))
+    plot = page.picture(
+        figures.quality_by_calls(curves, result.get("frechet_distance_train"), "Fréchet distance"),
+        "Curves of the Fréchet distance over network calls, one a sampler",
+        f"Fréchet distance of {result['n_samples']:,} samples, the same noise for all; data themselves: dashed",
+    )
+    heads = ["sampler", "network calls", "Fréchet distance"]
+    cells = [[row["sampler"], str(row["calls"]), f"{row['frechet_distance']:.3g}"] for row in rows]
+    if all("classifier_accuracy" in row for row in rows):
+        heads.append("right class")
+        cells = [[*cell, f"{row['classifier_accuracy']:.1%}"] for cell, row in zip(cells, rows, strict=True)]
+    return page.section("Quality against network calls", page.pair(plot, page.matrix(heads, cells)))
+
+
+NEEDS = frozenset({"denoiser", "guidance", "pixels", "training images", "test images"})
+job = Job(build, NEEDS, ("num_samples",), lambda run, options, workdir: Opened(budgets()), section, place=50)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, PyTree
 
-from evaluation.weights import checkpoints_of, load_params
+from evaluation.fold import Key
+from evaluation.weights import checkpoints_of, identity, load_params
 from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.control.inputs import existing_file
@@ -23,11 +23,11 @@ from score_flow.conditioning import Conditioning
 from score_flow.config import load
 from score_flow.data import arrays
 from score_flow.data.base import Source
-from score_flow.data.pipeline import gather, rounds
+from score_flow.data.pipeline import gather
 from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.options import Config, EvalOptions
-from score_flow.sharding import batch_sharding, multiple, place
+from score_flow.sharding import batch_sharding, multiple
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
 
@@ -65,8 +65,8 @@ class Context:
 
     `guide` makes the denoiser that samplers see of the model's, whose likelihood is another matter: an argument of what
     is compiled, as `params` are.
+    `key`: what the job's result depends on; `job`: its name. `sampler_said`: the sampler in words.
     `judged`: whether results are compared with the data set, or samples are all that is wanted.
-    `opened`: what the job's `check` returned.
     `control`: what is known of the samples, wrapped around the guided denoiser.
     """
 
@@ -80,7 +80,9 @@ class Context:
     judged: bool = True
     control: Control | None = None
     workdir: Path = Path()
-    opened: Any = None
+    job: str = ""
+    key: Key = dataclasses.field(default_factory=dict)
+    sampler_said: str = ""
 
     @property
     def n_samples(self) -> int:
@@ -98,30 +100,29 @@ class Context:
         """The global batch, rounded up to a multiple of the devices: it changes no result."""
         return multiple(self.run.mesh, self.options.batch_size)
 
-    def rounds_of(self, n: int) -> int:
-        """How many batches n examples take."""
-        return -(-n // self.batch_size)
-
-    def examples(self, round_number: int) -> tuple[Batch, np.ndarray, np.ndarray]:
-        """(batch on the devices, global indices, which of them count) of a round over the source."""
-        indices, mask = rounds(len(self.source), self.batch_size, round_number)
-        return gather(self.source, indices, batch_sharding(self.run.mesh)), indices, mask
-
-    def repeated(self, round_number: int) -> tuple[int, Batch, np.ndarray, np.ndarray, Array]:
-        """(pass, batch, global indices, which count, seeds) of a round of several passes over the source."""
-        n = len(self.source)
-        repeat, part = divmod(round_number, self.rounds_of(n))
-        batch, indices, mask = self.examples(part)
-        return repeat, batch, indices, mask, place(self.run.mesh, (repeat * n + indices).astype(np.uint32))
+    def examples(self, indices: Integer[np.ndarray, "b"]) -> Batch:
+        """Examples of the split, on the devices."""
+        return gather(self.source, indices, batch_sharding(self.run.mesh))
 
     def denoiser(self, params: Params, batch: Batch) -> NetworkDenoiser:
         """The denoiser for the examples of a batch; call it inside jit."""
         return self.run.model.bind(params, self.run.condition(batch))
 
-    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """f(params, *arrays) under one jit, the parameters bound."""
-        compiled = jax.jit(f)
-        return lambda *arrays: compiled(self.params, *arrays)
+    @property
+    def labels(self) -> dict[str, str]:
+        """How the labels of samples come about, where they have any of their own."""
+        given = self.guide.base is not None and "label" in self.guide.base
+        return {"labels": "in turn"} if self.guide.conditioning.num_classes and not given else {}
+
+    def about(self, repeats: int | None = None) -> dict[str, Any]:
+        """What is said beside figures of the split's images."""
+        passes = {} if repeats is None else {"repeats": repeats}
+        return {"n_images": len(self.source), **passes, "split": self.source.name}
+
+    def about_samples(self, calls: Integer[np.ndarray, "*n"]) -> dict[str, Any]:
+        """What is said beside figures of samples of the sampler."""
+        of = {"network_calls_per_sample": float(calls.mean()), "sampler": self.sampler_said}
+        return {"n_samples": self.n_samples, **of, **self.labels}
 
 
 def build_guide(run: Experiment, config: Config) -> Guidance:
@@ -202,3 +203,10 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
         raise UserError(f"{where} needs labels, which this run's samples have not.")
     checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
     return other, load_params(other, settings, checkpoints, step)
+
+
+def identity_of_run(workdir: str) -> str:
+    """Which weights of another run guide this one, by their content."""
+    checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
+    found = identity(load(str(Path(workdir) / "config.json"), []), checkpoints, step)
+    return f"{found['weights']} of checkpoint {found['checkpoint']}"

@@ -1,6 +1,6 @@
 """The dequantiser that a likelihood is computed with, and the training of the variational one."""
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from evaluation.context import Context
-from evaluation.fold import write_json
+from evaluation.fold import state_key
 from evaluation.weights import checkpoints_of, load_params
 from score_flow import train_deq
 from score_flow.build import Experiment
@@ -16,17 +16,16 @@ from score_flow.checkpoint import Checkpoints, target
 from score_flow.components import Component
 from score_flow.dequantization import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
 from score_flow.options import Config, EvalOptions
-from score_flow.sharding import barrier, is_main, replicated
+from score_flow.sharding import replicated
 from score_flow.types import UserError
 from score_flow.workdir import workdir as opened
 
 
 def build_dequantizer(context: Context, name: str) -> Dequantizer:
-    """The dequantiser of a name, a tree of arrays to be handed to compiled functions; raises UserError without it."""
+    """The dequantiser of a name that `dequantising` put into a context, a tree of arrays for compiled functions."""
     run, options = context.run, context.options
-    refuse_missing(run, options, context.workdir, name)
     if name == "variational":
-        return load(run, context.workdir, pinned(context)["dequantizer_step"])
+        return load(run, context.workdir, context.key["dequantizer_step"])
     if name == "decoder":
         return Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
     return UniformDequantizer(run.scaling)
@@ -34,21 +33,27 @@ def build_dequantizer(context: Context, name: str) -> Dequantizer:
 
 def described(context: Context, name: str) -> dict[str, Any]:
     """What is said of the dequantiser beside a figure."""
-    return {"dequantisation": name} | (pinned(context) if name == "variational" else {})
+    pinned = {"dequantizer_step": context.key["dequantizer_step"]} if name == "variational" else {}
+    return {"dequantisation": name} | pinned
 
 
-def pinned(context: Context) -> dict[str, int]:
-    """The step of the dequantiser that a job began with: a broken one goes on with the same, if that is trained on."""
-    file = context.directory / "dequantizer.json"
-    if is_main() and not file.exists():
-        write_json(file, {"dequantizer_step": milestone(context.workdir / train_deq.FOLDER, 0)[1]})
-    barrier(f"pinned {file}")
-    return json.loads(file.read_text())
+def dequantising(context: Context, name: str) -> Context:
+    """The context of a job that depends on the dequantiser of a name too.
+
+    A broken job goes on with the one that it began with, if that is trained on meanwhile: its state says which.
+    """
+    if name != "variational":
+        return context
+    folder = context.workdir / train_deq.FOLDER
+    begun = (state_key(context.directory) or {}).get("dequantizer_step", 0)
+    checkpoints, step = milestone(folder, begun, "the dequantiser that this evaluation began with")
+    of = {"dequantizer_step": step, "dequantizer": checkpoints.digest(step)}
+    return dataclasses.replace(context, key=context.key | of)
 
 
 def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantizer:
     """The EMA of the dequantiser of a step that --mode=train_deq left in a run's folder, as it was configured there."""
-    checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser that this evaluation began with")
+    checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser")
     network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])

@@ -1,23 +1,27 @@
 """The one way in which samples are drawn, for every job that shows or judges them."""
 
+import importlib
+import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
 from evaluation.collector import extract
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment
-from score_flow.sharding import batch_sharding, place, to_host
+from score_flow.components import Component
+from score_flow.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
 
 STREAM = 3  # of example keys: one index is one sample, whichever job draws it
 
 # (parameters, guidance, control or None, global indices[, extractor]) -> ({"image": levels, "label": ..., "pool": ...},
-# network calls, which arrived with finite values), on the host
-Drawer = Callable[..., tuple[dict[str, np.ndarray], int, Bool[np.ndarray, "b"]]]
+# network calls of each, which arrived with finite values), on the host
+Drawer = Callable[..., tuple[dict[str, np.ndarray], Int[np.ndarray, "b"], Bool[np.ndarray, "b"]]]
 
 
 def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM, keep: Sequence[str] = ()) -> Drawer:
@@ -40,28 +44,58 @@ def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM, keep: Sequen
             features = extract(extractor, arrays["image"])._asdict()
             arrays |= {name: array for name, array in features.items() if array is not None}
         arrays = {name: array for name, array in arrays.items() if not keep or name in keep}
-        return arrays, samples.n_evaluations, samples.ok
+        calls = samples.n_evaluations if samples.calls is None else samples.calls
+        return arrays, jnp.broadcast_to(calls, seeds.shape), samples.ok
 
     compiled = jax.jit(draw, in_shardings=(None,) * 5 + (batch_sharding(run.mesh),))
 
     def drawn(params, guide, control, indices, extractor=None):
         seeds = place(run.mesh, indices.astype(np.uint32))
-        arrays, calls, ok = to_host(compiled(params, guide, control, to_levels, extractor, seeds))
-        return arrays, int(calls), ok
+        return to_host(compiled(params, guide, control, to_levels, extractor, seeds))
 
     return drawn
+
+
+def described(section: Component) -> str:
+    """The sampler that a config names, with every argument that it has, given or by default.
+
+    A file of sampling/ may say it better itself, by a function `described` of those arguments.
+    """
+    arguments = arguments_of("sampling", section)
+    own = getattr(importlib.import_module(f"sampling.{section.name}"), "described", None)
+    said = own(**arguments) if own else " ".join(f"{name}={_said(value)}" for name, value in arguments.items())
+    return f"{section.name} {said}".strip()
+
+
+def arguments_of(package: str, section: Component) -> dict[str, Any]:
+    """Every argument that a plug-in has, given or by default."""
+    parameters = inspect.signature(importlib.import_module(f"{package}.{section.name}").build).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return defaults | dict(section.arguments)
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def refuse_failed(indices: Int[np.ndarray, "b"], ok: Bool[np.ndarray, "b"]) -> None:
     """Raise NonFinite, with the first indices, where a wanted sample did not arrive."""
     if not ok.all():
+        bad = indices[~ok]
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
         raise NonFinite(
-            f"samples {indices[~ok][:8].tolist()} are not finite or did not arrive: "
-            "use more steps or looser tolerances."
+            f"samples {bad[:8].tolist()}{more} are not finite or did not arrive: use more steps or looser tolerances."
         )
 
 
-def joined(files: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The arrays of the files of several rounds, one after the other."""
-    parts = [np.load(file, allow_pickle=False) for file in files]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
+def rehearse(run: Experiment, sampler: Sampler, guide: Any, control: Any) -> None:
+    """Trace the drawing of a batch, without drawing: what a sampler refuses, its steps and times, is refused here."""
+    params = jax.eval_shape(lambda: run.init(jax.random.key(0)))
+    seeds = jax.ShapeDtypeStruct((multiple(run.mesh, 1),), np.uint32)
+
+    def draw(params, guide, control, seeds):
+        denoiser = guide(run.model.bind(params, guide.in_turn(seeds)))
+        denoiser = control(denoiser, seeds) if control else denoiser
+        return sampler(example_keys(run.seed, seeds, STREAM), denoiser, run.image_shape)
+
+    jax.eval_shape(draw, params, guide, control, seeds)

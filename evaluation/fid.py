@@ -1,24 +1,25 @@
-"""Sample quality in one pass: FID, KID, Inception score, precision and recall of exactly num_samples samples."""
+"""Sample quality in one pass: Fréchet distance (of Inception's features the FID), KID, score, precision and recall."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluation import page
 from evaluation.collector import Collector, State, extract
 from evaluation.context import Context
-from evaluation.drawing import drawer, joined, refuse_failed
 from evaluation.extractors.base import Extractor
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
 from evaluation.kernel_distance import block_distance, kernel_distance, subset_distances
 from evaluation.manifold import precision_recall
 from evaluation.metrics import ClassSums, frechet_distance, split_of
+from evaluation.rounds import Each, drawn
 from evaluation.statistics import Statistics, open_statistics
 from score_flow.build import Experiment
 from score_flow.options import EvalOptions
-from score_flow.sharding import is_main
 from score_flow.types import UserError
 
 SPLITS = 10  # of the samples, for the published form of the Inception score
@@ -27,55 +28,42 @@ SUBSET = 1000  # features in each subset of torch-fidelity's KID
 NEIGHBOURS = 3  # of the manifolds of precision and recall
 
 
-def check(run: Experiment, options: EvalOptions, workdir: Path) -> tuple[Statistics, Extractor]:
+def open_reference(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
     """Raise UserError, before any work is done, where weights or statistics are missing or of something else."""
     if options.num_samples < 2:
         raise UserError(f"config.eval.num_samples is {options.num_samples}; the job fid needs at least 2.")
-    return open_statistics(run, options, workdir)
+    reference, extractor = open_statistics(run, options, workdir)
+    return Opened((reference, extractor), {"reference": reference.file_sha256, "features": extractor.name})
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, opened: tuple[Statistics, Extractor]) -> Fold:
     """A round draws a batch and adds its features to float64 moments and to those that are kept.
 
     The samples stay on the device, where one program draws them and extracts their features, unless they are wanted in
     samples.npz (config.eval.save_npz).
     """
-    options, n, b = context.options, context.n_samples, context.batch_size
-    reference, extractor = context.opened or open_statistics(context.run, options, context.workdir)
-    splits = min(n, SPLITS)
-    collector, split = Collector(n, extractor.n_features, options.kept_features), split_of(n, splits)
-    keep = ("pool", "logits", "image", "label") if options.save_npz else ("pool", "logits")
-    draw, n_classes = drawer(context.run, context.sampler, keep=keep), n_logits(extractor, context.run.pixel_shape)
-    (context.directory / "rounds").mkdir(parents=True, exist_ok=True)
+    (reference, extractor), options, n = opened, context.options, context.n_samples
+    collector, splits = Collector(n, extractor.n_features, options.kept_features), min(n, SPLITS)
+    split, n_classes = split_of(n, splits), n_logits(extractor, context.run.pixel_shape)
 
     def init():
-        calls = np.zeros(context.rounds_of(n), np.int64)
-        return collector.init() | {"classes": ClassSums.empty(splits, n_classes), "calls": calls}
+        return collector.init() | {"classes": ClassSums.empty(splits, n_classes)}
 
-    def step(state, round_number):
-        indices = round_number * b + np.arange(b)
-        arrays, calls, ok = draw(context.params, context.guide, context.control, indices, extractor)
-        wanted = indices < n
-        refuse_failed(indices[wanted], ok[wanted])
-        indices, arrays = indices[wanted], {name: array[wanted] for name, array in arrays.items()}
-        if options.save_npz:
-            write_arrays(_file(context, round_number), **{k: arrays[k] for k in ("image", "label") if k in arrays})
-        classes, by_round = state["classes"], state["calls"].copy()
-        by_round[round_number] = calls
+    def add(state, indices, arrays):
+        classes = state["classes"]
         if "logits" in arrays:
             classes = classes.add(arrays["logits"], split[indices])
-        return collector.add(state, indices, arrays["pool"]) | {"classes": classes, "calls": by_round}
+        return collector.add(state, indices, arrays["pool"]) | {"classes": classes}
 
-    def finish(state):
-        if not is_main():
-            return {}
+    def finish(state, arrays):
         if options.save_npz:
-            save_samples(context, n)
-        found = figures(collector.gaussian(state), state, reference)
-        calls = {"network_calls_per_batch": float(state["calls"].mean())}
-        return {"n_samples": n, **found, **calls, **about(extractor, reference)}
+            save_samples(context, arrays)
+        names = INCEPTION if extractor.inception else OTHER
+        found = figures(collector.gaussian(state), state, reference, names)
+        return found | context.about_samples(state["calls"]) | about(extractor, reference)
 
-    return Fold(context.rounds_of(n), init, step, finish)
+    keep, each = ("image", "label") if options.save_npz else (), Each(("pool", "logits"), init, add)
+    return drawn(context, finish, keep=keep, each=each, extractor=extractor)
 
 
 def about(extractor: Extractor, reference: Statistics) -> dict[str, Any]:
@@ -96,9 +84,21 @@ def n_logits(extractor: Extractor, image_shape: tuple[int, ...]) -> int:
     return 1 if logits is None else logits.shape[1]
 
 
-def figures(gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics) -> dict[str, Any]:
+class Names(NamedTuple):
+    """Of figures that are called after the features that they are made of."""
+
+    distance: str
+    score: str
+
+
+INCEPTION, OTHER = Names("fid", "inception_score"), Names("frechet_distance", "classifier_score")
+
+
+def figures(
+    gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, names: Names
+) -> dict[str, Any]:
     """The figures of all samples against the reference; without its features, those that need only its Gaussian."""
-    found = {"fid": frechet_distance(*gaussian, reference.mu, reference.sigma)}
+    found = {names.distance: frechet_distance(*gaussian, reference.mu, reference.sigma)}
     x, y = state["features"], reference.features
     if y is not None and min(len(x), len(y)) > NEIGHBOURS:
         found["kid"], found["kid_standard_error"] = kernel_distance(x, y)
@@ -111,19 +111,31 @@ def figures(gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: St
         found |= {"n_kept": len(x), "n_reference_kept": len(y)}
     classes = state["classes"]
     if classes.count.any():
-        found["inception_score"], _ = classes.together().score()
-        found["inception_score_splits"], found["inception_score_splits_deviation"] = classes.score()
+        found[names.score], _ = classes.together().score()
+        found[f"{names.score}_splits"], found[f"{names.score}_splits_deviation"] = classes.score()
     return found
 
 
-def save_samples(context: Context, n: int) -> None:
+def save_samples(context: Context, arrays: dict[str, np.ndarray]) -> None:
     """samples.npz as ADM's evaluator reads it: arr_0 uint8 (n, h, w, c) in 0 .. 255, arr_1 the labels, if any."""
-    arrays = joined([_file(context, r) for r in range(context.rounds_of(n))])
     levels = context.run.scaling.levels
-    images = np.rint(arrays["image"] * (255 / (levels - 1))).astype(np.uint8)
-    labels = {"arr_1": arrays["label"]} if "label" in arrays else {}
+    images = np.rint(arrays["image"][0] * (255 / (levels - 1))).astype(np.uint8)
+    labels = {"arr_1": np.asarray(arrays["label"][0])} if "label" in arrays else {}
     write_arrays(context.directory / "samples.npz", arr_0=images, **labels)
 
 
-def _file(context: Context, round_number: int) -> Path:
-    return context.directory / "rounds" / f"{round_number:06d}.npz"
+def cards(record: page.Record) -> list[str]:
+    """The distance, under the name that its features give it."""
+    result = record.results["fid"]
+    for key, name in (("fid", "FID"), (OTHER.distance, "Fréchet distance")):
+        if key in result:
+            note = f"{result.get('n_samples', 0):,} samples, {result.get('features', '')}"
+            return [page.card(name, f"{result[key]:.3g}", "", note)]
+    return []
+
+
+NEEDS, READS = (
+    frozenset({"denoiser", "sampler", "guidance"}),
+    ("num_samples", "fid_dataset", "kept_features", "save_npz"),
+)
+job = Job(build, NEEDS, (*READS, "extractor", "stats"), open_reference, cards=cards, place=15)

@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 TEXT, GRID = "#7d8590", "#7d859040"
 BLUE, ORANGE = "#4a8df0", "#ee8434"
 CYCLE = (BLUE, ORANGE, "#3fb68b", "#b45fd6", "#d64f6f", "#c9a227", "#2aa9c9", "#8a8f98", "#7bbf3a", "#e07bb5")
+LOGGED = "loss", "test_loss"  # the curves of training, by their names in metrics.jsonl
 SIZE, DPI = (5.2, 3.1), 200  # twice the pixels that a page shows: sharp on dense screens
 
 

@@ -1,75 +1,196 @@
-"""An evaluation is a left fold over numbered rounds; its meta-checkpoint is (round, state)."""
+"""An evaluation is a left fold whose state says what is done; a result says all that it depends on."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, Int, PyTree
 
 from score_flow.checkpoint import Checkpoints
 from score_flow.record import progress
 from score_flow.sharding import agree, barrier, is_main
 from score_flow.training import Preemption
-from score_flow.types import Preempted
+from score_flow.types import Preempted, UserError
+from score_flow.workdir import hold
 
 SHARE = 0.05  # of the time of an evaluation may go into saving its state
+MOST = 4  # differences that a message lists
+ROWS = "rows"  # folder of what rounds leave on disk for the end: with the result written it has done its service
+
+Key = dict[str, Any]  # what a result depends on, by name: nested, plain values that JSON writes
+State = dict[str, PyTree]
 
 
 class Fold(NamedTuple):
-    """state_{r+1} = step(state_r, r): data and randomness of a round depend on its number alone.
+    """state' = step(state), until n_rounds(state), the rounds that are still to be done, is 0.
 
-    A state is a tree of numpy arrays of fixed shapes; finish turns the last one into the figures of the result.
+    A state is a tree of numpy arrays of fixed shapes that says itself what is done: killed at any moment, a fold goes
+    on in other batches, on other devices. finish turns the last one into the figures of the result.
+    key: all that the result depends on; batches, devices and paths are not among it.
     """
 
-    n_rounds: int
-    init: Callable[[], PyTree]
-    step: Callable[[PyTree, int], PyTree]
-    finish: Callable[[PyTree], dict[str, Any]]
+    key: Key
+    n_rounds: Callable[[State], int]
+    init: Callable[[], State]
+    step: Callable[[State], State]
+    finish: Callable[[State], dict[str, Any]]
 
 
-def run(fold: Fold, directory: Path, what: str) -> dict[str, Any]:
+def run(fold: Fold, directory: Path, what: str, restart: bool = False) -> dict[str, Any]:
     """The result of a fold, from `directory/result.json` if it is done, else from the newest meta-checkpoint on.
 
     The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
+    UserError where the folder holds a result or, unless they are to be made anew (restart), states of another key, and
     Preempted after SIGTERM, with the state (after the last round, the result) saved.
     """
-    result_file = directory / "result.json"
-    if result_file.exists():
-        return json.loads(result_file.read_text())
+    if (found := finished(fold.key, directory)) is not None:
+        return found
+    key, result_file = plain(fold.key), directory / "result.json"
+    _set_aside(key, directory, what, restart)
     checkpoints = Checkpoints(directory / "meta", keep=2)
-    start = checkpoints.newest_good() or 0
-    state, stop = checkpoints.restore(start, {"state": fold.init()})["state"] if start else fold.init(), False
-    saved, cost = -math.inf, 0.0  # seconds
-    with Preemption() as preemption, progress(fold.n_rounds, start, "round", what) as bar:
-        for round_number in range(start, fold.n_rounds):
-            state = fold.step(state, round_number)
-            done = round_number + 1
+    done = checkpoints.newest_good() or 0
+    state = checkpoints.restore(done, {"state": fold.init()})["state"] if done else fold.init()
+    saved, cost, stop = -math.inf, 0.0, False  # seconds
+    left = fold.n_rounds(state)
+    with Preemption() as preemption, progress(done + left, done, "round", what) as bar:
+        while left:
+            state = fold.step(state)
+            done, left = done + 1, fold.n_rounds(state)
             bar.update()
             stop, began = preemption.agreed(), time.monotonic()
             due = agree(is_main() and began - saved >= cost / SHARE)  # one clock decides for all
-            if done < fold.n_rounds and (stop or due):
-                checkpoints.save(done, {"state": state}, {"n_rounds": fold.n_rounds}, wait=stop)
+            if left and (stop or due):
+                checkpoints.save(done, {"state": state}, {"n_rounds": done + left, "key": key}, wait=stop)
                 saved = time.monotonic()
                 cost = saved - began  # with the wait for the save before, if that was not done
             checkpoints.poll()
-            if stop and done < fold.n_rounds:
+            if stop and left:
                 checkpoints.close()
                 raise Preempted(
-                    f"{what} stopped and saved after {done} of {fold.n_rounds} rounds; run the same command to go on."
+                    f"{what} stopped and saved after {done} of {done + left} rounds; run the same command to go on."
                 )
     result = fold.finish(state)
     checkpoints.close()
     if is_main():
-        write_json(result_file, result)
+        write_json(result_file, result | {"key": key})
+        shutil.rmtree(directory / ROWS, ignore_errors=True)
     barrier(f"finish {directory}")
     if stop:
         raise Preempted(f"{what} is done, and stopped; run the same command to go on.")
     return result
+
+
+def held(folder: Path, what: str) -> contextlib.AbstractContextManager[None]:
+    """A folder kept to this process while it writes there; raises UserError while another has it."""
+    return hold(folder, what) if is_main() else contextlib.nullcontext()
+
+
+# ---- which rounds
+
+
+def rounds_left(missing: Bool[np.ndarray, "rows n"], size: int) -> int:
+    """How many rounds of at most `size` numbers of one row what is missing takes."""
+    return int(sum(-(-row.sum() // size) for row in missing.astype(np.int64)))
+
+
+def next_round(
+    missing: Bool[np.ndarray, "rows n"], size: int
+) -> tuple[int, Int[np.ndarray, "size"], Bool[np.ndarray, "size"]]:
+    """(row, numbers, which count): the first `size` that are missing of the first row that misses any.
+
+    Where fewer are left, the last is repeated, which then does not count.
+    """
+    row = int(missing.any(axis=1).argmax())
+    wanted = np.flatnonzero(missing[row])[:size]
+    positions = np.arange(size)
+    return row, wanted[np.minimum(positions, len(wanted) - 1)], positions < len(wanted)
+
+
+# ---- keys
+
+
+def finished(key: Key, directory: Path) -> dict[str, Any] | None:
+    """The result that is there, None without one of this key's making; nothing is written.
+
+    Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
+    key, by older programs, or only half, is none.
+    """
+    result = read_json(directory / "result.json")
+    if result is None or "key" not in result:
+        return None
+    refuse_other_key(plain(key), result.pop("key"), directory, "a result")
+    return result
+
+
+def refuse_other_state(key: Key, directory: Path) -> None:
+    """Raise UserError where the newest state of a fold is of another key; nothing is written."""
+    if saved := state_key(directory):
+        refuse_other_key(plain(key), saved, directory, "the begun state of a result")
+
+
+def refuse_other_neighbours(key: Key, folder: Path) -> None:
+    """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
+    ours = flat(plain(key))
+    for file in sorted(folder.glob("*/result.json")):
+        theirs = flat((read_json(file) or {}).get("key", {}))
+        both = (ours.keys() & theirs.keys()) - {"job"}
+        common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
+        refuse_other_key(*common, file.parent, "a result")
+
+
+def refuse_other_key(key: Key, saved: Key, directory: Path, what: str) -> None:
+    """Raise UserError, with both values of every part that differs."""
+    old, new = flat(saved), flat(key)
+    changed = [
+        f"{name} is {old.get(name, 'absent')!r} there and {new.get(name, 'absent')!r} here"
+        for name in new | old
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
+    if changed:
+        more = [f"and {len(changed) - MOST} more"] if len(changed) > MOST else []
+        changed = changed[:MOST] + more
+        kind = "data" if any(" images." in name for name in changed) else "settings"
+        raise UserError(f"{directory} holds {what} of other {kind} ({'; '.join(changed)}): give another --eval_folder.")
+
+
+def state_key(directory: Path) -> Key | None:
+    """The key of the newest state of a fold; None without a state, {} of one that has none."""
+    states = Checkpoints(directory / "meta")
+    try:
+        return states.meta(steps[-1]).get("key", {}) if (steps := states.steps()) else None
+    except (OSError, ValueError):  # damaged: the one before it decides, when it is restored
+        return None
+    finally:
+        states.close()
+
+
+def plain(tree: Any) -> Any:
+    """A tree as JSON reads it back."""
+    return json.loads(json.dumps(tree, default=_plain))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON file's tree; None where it is not there, or was written only half."""
+    try:
+        found = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -85,6 +206,29 @@ def write_arrays(file: Path, **arrays: np.ndarray) -> None:
         temporary = file.with_suffix(".tmp.npz")
         np.savez_compressed(temporary, **arrays)
         os.replace(temporary, file)
+
+
+def _set_aside(key: Key, directory: Path, what: str, restart: bool) -> None:
+    """Make room for a fold: a result without a key is kept under another name, its states are removed, both said."""
+    saved, old = state_key(directory), directory / "result.json"
+    barrier(f"looked at {directory}")
+    if saved and not restart:
+        refuse_other_key(key, saved, directory, "the begun state of a result")
+    if is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        if old.exists():
+            number = next(
+                i for i in range(len(list(directory.iterdir()))) if not (directory / f"result.e{i}.json").exists()
+            )
+            os.replace(old, kept := directory / f"result.e{number}.json")
+            print(f"{what}: the result there was not written whole, or by a program that noted no data and settings "
+                  f"with it: it is made anew, the old one kept as {kept}", flush=True)  # fmt: skip
+        if saved is not None and saved != key:
+            print(f"{what}: the state that was begun is of {'other settings' if saved else 'an older program'}: "
+                  "it starts again.", flush=True)  # fmt: skip
+            shutil.rmtree(directory / "meta")
+            shutil.rmtree(directory / ROWS, ignore_errors=True)
+    barrier(f"begin {directory}")
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from evaluation import page
 from evaluation.context import Context
 from evaluation.drawing import drawer, refuse_failed
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job
 from evaluation.pictures import Pixels, beside, save_grid
 from sampling.base import Sampler
 from sampling.control.base import Control
@@ -30,27 +32,31 @@ class Picture(NamedTuple):
     draw: Callable[[], tuple[Pixels, int]]
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, opened: None) -> Fold:
     """A picture a round, each as gallery/<name>.png and .npz; the report shows them."""
     gallery = Gallery(context)
     pictures, levels = gallery.pictures(), context.run.scaling.levels
 
-    def step(state, round_number):
-        picture = pictures[round_number]
+    def step(state):
+        number = int((state["columns"] == 0).argmax())
+        picture = pictures[number]
         images, columns = picture.draw()
         write_arrays(context.directory / f"{picture.name}.npz", image=images)
         if is_main():
             save_grid(context.directory / f"{picture.name}.png", images, levels, columns)
         columns_by_round = state["columns"].copy()
-        columns_by_round[round_number] = columns
+        columns_by_round[number] = columns
         return {"columns": columns_by_round}
 
     def finish(state):
         columns = state["columns"].tolist()
         rows = [{"name": p.name, "caption": p.caption, "columns": c} for p, c in zip(pictures, columns, strict=True)]
-        return {"pictures": rows}
+        return {"pictures": rows} | context.labels
 
-    return Fold(len(pictures), lambda: {"columns": np.zeros(len(pictures), np.int64)}, step, finish)
+    def left(state):
+        return int((state["columns"] == 0).sum())
+
+    return Fold(context.key, left, lambda: {"columns": np.zeros(len(pictures), np.int64)}, step, finish)
 
 
 class Gallery:
@@ -153,3 +159,17 @@ class Gallery:
             image_shape=self._run.image_shape, scaling=self._run.scaling, dequantised=self._run.dequantised,
             data_std=self._run.model.preconditioning.data_std,
         )  # fmt: skip
+
+
+def section(record: page.Record) -> str:
+    """Every picture, two side by side."""
+    sheets = []
+    for picture in record.results["gallery"].get("pictures", []):
+        images = record.arrays("gallery", f"{picture['name']}.npz").get("image", record.real[:0])
+        if len(images):
+            caption, columns = picture["caption"], picture["columns"]
+            sheets.append(page.sheet(images, record.levels, caption, caption, columns=columns))
+    return page.section("Gallery", page.two_columns(*sheets))
+
+
+job = Job(build, frozenset({"denoiser", "sampler", "pixels", "test images"}), section=section, place=40)

@@ -1,8 +1,7 @@
 """Latents of a whole split by the probability flow: are they Gaussian, and does decoding undo encoding?"""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,15 @@ from scipy.special import ndtri
 
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
+from evaluation.likelihood import open_solver
+from evaluation.rounds import Compute, per_image
 from sampling.base import example_keys
 from sampling.latents import decode, encode
 from sampling.ode import Solver
+from score_flow.build import Experiment
+from score_flow.options import EvalOptions
 from score_flow.record import mean_and_error
-from score_flow.sharding import place, to_host
-from score_flow.types import NonFinite
 
 STREAM = 8  # of example keys
 MOMENTS = ("mean", "mean_square", "fourth", "neighbours")  # of each image
@@ -79,8 +81,8 @@ def normality(below: Int[np.ndarray, "999"], n: int) -> dict[str, float]:
     }
 
 
-def there_and_back(context: Context, solver: Solver) -> Callable[..., Any]:
-    """(batch, indices) -> latents, rms and largest error of the round trip, calls, and which images arrived; compiled.
+def there_and_back(context: Context, solver: Solver) -> Compute:
+    """Latents, rms and largest error of the round trip, calls, and which images arrived.
 
     Latents are in units of the prior's standard deviation, errors in pixel levels.
     """
@@ -96,47 +98,42 @@ def there_and_back(context: Context, solver: Solver) -> Callable[..., Any]:
             x, back = decode(denoiser, z, solver, t_min, t_max)
         off = jnp.abs(run.scaling.to_unit(x) - run.scaling.to_unit(x0)).reshape(len(x), -1) * run.scaling.levels
         rms, largest = jnp.sqrt(jnp.mean(off**2, axis=1)), jnp.max(off, axis=1)
-        calls = there.n_evaluations + back.n_evaluations
-        return z / run.model.path.sigma(jnp.asarray(t_max)), rms, largest, calls, there.ok & back.ok
+        z = z / run.model.path.sigma(jnp.asarray(t_max))
+        found = {"z": z, "round_trip_rms": rms, "round_trip_max": largest, "calls": there.calls + back.calls}
+        return found, there.ok & back.ok
 
-    return context.compile(figures)
+    return figures
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, solver: Solver) -> Fold:
     """Every image of the split encoded and decoded by eval.solver, without guidance; latents.npz has each figure."""
-    run, source, solver = context.run, context.source, Solver(**context.options.solver.to_dict())
-    n, by_image, compiled = len(source), (*MOMENTS, "round_trip_rms", "round_trip_max"), there_and_back(context, solver)
-    steps = f"{solver.n_steps} steps" if solver.fixed else f"rtol {solver.rtol:g} atol {solver.atol:g}"
+    by_image = (*MOMENTS, "round_trip_rms", "round_trip_max")
 
-    def init():
-        rounds = np.zeros(context.rounds_of(n), np.int64)
-        return {name: np.zeros(n) for name in by_image} | {"below": np.zeros(len(EDGES), np.int64), "calls": rounds}
-
-    def step(state, round_number):
-        batch, indices, mask = context.examples(round_number)
-        z, rms, largest, calls, ok = to_host(compiled(batch, place(run.mesh, indices.astype(np.uint32))))
-        if not ok[mask].all():
-            bad = indices[mask & ~ok][:8].tolist()
-            raise NonFinite(f"latents: images {bad} did not arrive: loosen eval.solver's tolerances.")
-        state = {name: value.copy() for name, value in state.items()}
-        found = moments(z[mask]) | {"round_trip_rms": rms[mask], "round_trip_max": largest[mask]}
-        for name in by_image:
-            state[name][indices[mask]] = found[name]
-        state["below"] += cumulative(z[mask])
-        state["calls"][round_number] = calls
-        return state
+    def summarise(arrays):
+        z = arrays.pop("z")
+        return arrays | moments(z), {"below": cumulative(z)}
 
     def finish(state):
-        write_arrays(context.directory / "latents.npz", **{name: state[name] for name in by_image})
+        write_arrays(context.directory / "latents.npz", **{name: state[name][0] for name in by_image})
+        shape, about = context.run.image_shape, context.about()
         return {
-            **summary(state, run.image_shape),
-            **normality(state["below"], n * math.prod(run.image_shape)),
+            **summary({name: state[name] for name in MOMENTS}, shape),
+            **normality(state["below"], about["n_images"] * math.prod(shape)),
             "round_trip_rms_levels": float(np.sqrt(np.mean(state["round_trip_rms"] ** 2))),
             "round_trip_max_levels": float(state["round_trip_max"].max()),
-            "n_images": n,
-            "split": source.name,
-            "network_calls_per_batch": float(state["calls"].mean()),
-            "solver": f"{solver.method} {steps}",
+            **about,
+            "network_calls_per_image": float(state["calls"].mean()),
+            "solver": solver.described(),
         }
 
-    return Fold(context.rounds_of(n), init, step, finish)
+    advice = ": loosen eval.solver's tolerances"
+    return per_image(context, there_and_back(context, solver), finish, summarise=summarise, advice=advice)
+
+
+def open_solver_alone(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+    """The solver; raises UserError where it cannot integrate over the times of eval."""
+    return Opened(open_solver(run, options, options.smallest_time))
+
+
+NEEDS, READS = frozenset({"denoiser", "pixels", "split"}), ("solver", "smallest_time", "largest_time")
+job = Job(build, NEEDS, READS, open_solver_alone)

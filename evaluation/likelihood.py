@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from evaluation import page
 from evaluation.context import Context
-from evaluation.dequantizers import build_dequantizer, described, refuse_missing, start_time
+from evaluation.dequantizers import build_dequantizer, dequantising, described, refuse_missing, start_time
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
+from evaluation.rounds import per_image
 from sampling.base import example_keys, split
 from sampling.ode import Solver, solve_flow
 from score_flow.build import Experiment
@@ -19,12 +22,12 @@ from score_flow.model import Denoiser
 from score_flow.numerics import value_and_divergence
 from score_flow.options import EvalOptions
 from score_flow.record import mean_and_error
-from score_flow.sharding import to_host
-from score_flow.types import Images, Keys, NonFinite
+from score_flow.types import Images, Keys
 
 Probe = Literal["rademacher", "gaussian", "exact"]
 Floats = Float[Array, "b"] | Float[np.ndarray, "b"]
 STREAM = 1  # of example keys
+N_EXTREMES = 16
 
 
 class LogLikelihood(NamedTuple):
@@ -34,6 +37,7 @@ class LogLikelihood(NamedTuple):
     z: Images
     n_evaluations: Int[Array, ""]
     ok: Bool[Array, "b"]
+    calls: Int[Array, "b"]  # of each image's own steps
 
 
 def probes(keys: Keys, kind: Probe, n: int, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
@@ -75,7 +79,8 @@ def log_likelihood(
     d = math.prod(x0.shape[1:])
     y0 = (x0, jnp.zeros(x0.shape[0], x0.dtype))  # log p per dimension: its tolerance is then one of bits/dim
     (z, integral), stats = solve_flow(field, denoiser.path, y0, t_min, t_max, solver, (e, denoiser.condition))
-    return LogLikelihood(denoiser.path.prior_log_prob(z, t_max) + d * integral, z, stats.n_evaluations, stats.ok)
+    log_prob = denoiser.path.prior_log_prob(z, t_max) + d * integral
+    return LogLikelihood(log_prob, z, stats.n_evaluations, stats.ok, stats.calls)
 
 
 def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Floats:
@@ -83,66 +88,44 @@ def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Float
     return -log_prob / (d * math.log(2)) + bits_offset
 
 
-def check(run: Experiment, options: EvalOptions, workdir: Path) -> None:
-    """Raise UserError without the dequantiser."""
-    refuse_missing(run, options, workdir, options.dequantizer)
+READS = (
+    "num_repeats", "solver", "smallest_time", "largest_time", "probe", "n_probes", "dequantizer",
+    "decoder_time",
+)  # fmt: skip
 
 
-def build(context: Context) -> Fold:
-    """bits/dim over the split with the dequantiser eval.dequantizer."""
-    return likelihood(context, context.options.dequantizer)
+def open_solver(run: Experiment, options: EvalOptions, t_min: float) -> Solver:
+    """eval.solver; raises UserError where it cannot integrate from t_min to eval.largest_time."""
+    solver = Solver(**options.solver.to_dict())
+    solver.refuse(run.model.path, t_min, options.largest_time)
+    return solver
 
 
-def likelihood(context: Context, dequantizer: str) -> Fold:
+def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+    """The dequantiser's name and the solver; raises UserError without either."""
+    refuse_missing(run, options, workdir, name)
+    return Opened((name, open_solver(run, options, start_time(options, name))))
+
+
+def open_own(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+    """As eval.dequantizer says."""
+    return open_for(options.dequantizer, run, options, workdir)
+
+
+def build(context: Context, opened: tuple[str, Solver]) -> Fold:
     """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
-    options, run, source = context.options, context.run, context.source
-    solver, dequantise = Solver(**options.solver.to_dict()), build_dequantizer(context, dequantizer)
-    n, d, repeats = len(source), math.prod(run.image_shape), options.num_repeats
-    t_min = start_time(options, dequantizer)
-    per_repeat = context.rounds_of(n)
+    (dequantizer, solver), options, run = opened, context.options, context.run
+    d, t_min, t_max = math.prod(run.image_shape), start_time(options, dequantizer), options.largest_time
 
-    def bits(params, batch, seeds, dequantise) -> tuple[Array, ...]:  # bits/dim, |z|^2/d of the prior, calls, ok
+    def bits(params, batch, seeds, dequantise):
         noise_keys, probe_keys = split(example_keys(run.seed, seeds, STREAM))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x, offset = dequantise(noise_keys, batch["image"])
-            result = log_likelihood(
-                probe_keys,
-                context.denoiser(params, batch),
-                x,
-                solver,
-                t_min,
-                options.largest_time,
-                options.probe,
-                options.n_probes,
-            )
-        power = (
-            jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1)
-            / run.model.path.sigma(jnp.asarray(options.largest_time)) ** 2
-        )
-        return bits_per_dim(result.log_prob, d, offset), power, result.n_evaluations, result.ok
-
-    compiled = context.compile(bits)
-
-    def init():
-        return {
-            "bits": np.zeros((repeats, n)),
-            "latent_power": np.zeros((repeats, n)),
-            "calls": np.zeros(repeats * per_repeat, np.int64),
-        }
-
-    def step(state, round_number):
-        repeat, batch, indices, mask, seeds = context.repeated(round_number)
-        values, power, calls, ok = to_host(compiled(batch, seeds, dequantise))
-        if not ok[mask].all():
-            bad = indices[mask & ~ok]
-            raise NonFinite(
-                f"the likelihood solver failed on images {bad[:8].tolist()}: "
-                "raise eval.solver.max_steps or the tolerances."
-            )
-        state = {name: value.copy() for name, value in state.items()}
-        state["bits"][repeat, indices[mask]], state["latent_power"][repeat, indices[mask]] = values[mask], power[mask]
-        state["calls"][round_number] = calls
-        return state
+            denoiser, probe = context.denoiser(params, batch), (options.probe, options.n_probes)
+            result = log_likelihood(probe_keys, denoiser, x, solver, t_min, t_max, *probe)
+        power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(t_max)) ** 2
+        bits = bits_per_dim(result.log_prob, d, offset)
+        return {"bits": bits, "latent_power": power, "calls": result.calls}, result.ok
 
     def finish(state):
         write_arrays(context.directory / "bits.npz", bits=state["bits"])
@@ -150,16 +133,59 @@ def likelihood(context: Context, dequantizer: str) -> Fold:
         return {
             "bits_per_dim": mean,
             "standard_error": error,
-            "n_images": n,
-            "repeats": repeats,
-            "split": source.name,
+            **context.about(options.num_repeats),
             "probe": options.probe,
             "n_probes": options.n_probes,
             **described(context, dequantizer),
-            "network_calls_per_batch": float(state["calls"].mean()),
-            "solver": f"{solver.method} rtol {solver.rtol:g} atol {solver.atol:g}",
+            "network_calls_per_image": float(state["calls"].mean()),
+            "solver": solver.described(),
             "smallest_time": t_min,
             "latent_mean_square": float(state["latent_power"].mean()),
         }
 
-    return Fold(repeats * per_repeat, init, step, finish)
+    context = dequantising(context, dequantizer)
+    dequantise, advice = build_dequantizer(context, dequantizer), ": raise eval.solver.max_steps or the tolerances"
+    repeats = options.num_repeats
+    return per_image(context, bits, finish, repeats=repeats, arguments=(dequantise,), advice=advice)
+
+
+def section(record: page.Record) -> str:
+    """How bits per dimension are distributed; which images are the most and the least likely."""
+    from evaluation import figures  # matplotlib: mistakes are answered without waiting for it
+
+    bits = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
+    if not bits.size or not np.isfinite(bits).all():
+        return ""
+    bits = bits.mean(axis=0)
+    caption = f"Bits per dimension of {len(bits):,} images"
+    plot = page.picture(figures.histogram(bits, "bits / dim"), "Histogram of bits per dimension over images", caption)
+    split = record.results["likelihood"].get("split")
+    # Bits of another split say nothing about the images that we have.
+    sheets = extremes(record, bits) if split == (record.split or split) else ""
+    return page.section("Likelihood", page.pair(plot, sheets))
+
+
+def extremes(record: page.Record, bits: Float[np.ndarray, "n"]) -> str:
+    """The most and the least likely of the first images of the split."""
+    n = min(len(bits), len(record.real))
+    order, k = np.argsort(bits[:n]), min(N_EXTREMES, n // 2)
+    sheets = []
+    for which, chosen in (("most", order[:k]), ("least", order[::-1][:k])):
+        if k:
+            low, high = sorted((bits[chosen[0]], bits[chosen[-1]]))
+            caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
+            alt = f"The {which} likely images"
+            sheets.append(page.sheet(record.real[chosen], record.levels, alt, caption, columns=8))
+    return "".join(sheets)
+
+
+def cards(record: page.Record) -> list[str]:
+    """The mean."""
+    bits = record.results["likelihood"]
+    if "bits_per_dim" not in bits:
+        return []
+    return [page.card("bits / dim", f"{bits['bits_per_dim']:.3f}", page.error_of(bits), page.images_of(bits))]
+
+
+NEEDS = frozenset({"denoiser", "pixels", "split"})
+job = Job(build, NEEDS, READS, open_own, section, cards, place=70)

@@ -1,20 +1,8 @@
 """The likelihood with the variational dequantiser (`--mode=train_deq`), beside that of eval.dequantizer."""
 
-from pathlib import Path
+import functools
 
-from evaluation.context import Context
-from evaluation.dequantizers import refuse_missing
-from evaluation.fold import Fold
-from evaluation.likelihood import likelihood
-from score_flow.build import Experiment
-from score_flow.options import EvalOptions
+from evaluation.jobs import Job
+from evaluation.likelihood import NEEDS, READS, build, open_for
 
-
-def check(run: Experiment, options: EvalOptions, workdir: Path) -> None:
-    """Raise UserError without what it needs."""
-    refuse_missing(run, options, workdir, "variational")
-
-
-def build(context: Context) -> Fold:
-    """bits/dim as the job likelihood's."""
-    return likelihood(context, "variational")
+job = Job(build, NEEDS, READS, functools.partial(open_for, "variational"))

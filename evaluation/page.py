@@ -5,7 +5,8 @@ import io
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,42 @@ from PIL import Image
 from evaluation.pictures import grid
 
 Images = UInt8[np.ndarray, "n h w c"]
+
+
+class Record(NamedTuple):
+    """What there is of a run; what is missing is empty."""
+
+    name: str
+    config: dict[str, Any]  # flat: {"path.name": "vp", ...}
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    parameters: str
+    results: dict[str, dict[str, Any]]  # by job
+    split: str | None  # that `real` is from
+    evaluation: Path
+    real: Images
+    levels: int
+    facts: dict[str, str]
+
+    def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
+        """The arrays of a job, {} without them."""
+        path = self.evaluation / job / file
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def images_of(result: dict[str, Any]) -> str:
+    """297 images of digits/test."""
+    return f"{result.get('n_images', 0):,} images of {result.get('split', 'the data')}"
+
+
+def error_of(result: dict[str, Any]) -> str:
+    """± the standard error of a result, where it has one."""
+    error = result.get("standard_error", math.nan)
+    return f"± {error:.2g}" if math.isfinite(error) else ""
+
+
 COLUMN = 534  # pixels of half the page
 SHEET = 640  # pixels that a sheet may be wide: the images of a wider one are reduced
 

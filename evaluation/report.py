@@ -1,7 +1,6 @@
 """One run on one page: a self-contained HTML file of its figures, samples and settings."""
 
 import itertools
-import json
 import math
 import os
 import re
@@ -9,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from evaluation import figures, page, results
-from evaluation.page import Images
-from evaluation.report_samples import Record, calls, gallery, interpolation, samples, trajectory
+from evaluation.fold import read_json
+from evaluation.jobs import all_by_place
+from evaluation.page import Images, Record
 from score_flow.record import read_lines
-
-N_EXTREMES = 16
-OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}
 
 
 def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dict[str, str]) -> Path:
@@ -30,13 +26,15 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
         config=flatten(_json(workdir / "config.json")),
         rows=read_lines(workdir / "metrics.jsonl"),
         parameters=_text_of(workdir / "parameters.txt"),
-        results={file.parent.name: _json(file) for file in sorted(evaluation.glob("*/result.json"))},
+        results={file.parent.name: results.read(file) for file in sorted(evaluation.glob("*/result.json"))},
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
     )  # fmt: skip
-    parts = (samples, trajectory, interpolation, gallery, calls, training, likelihood, checkpoints, tables)
-    sections = [part(record) for part in parts]
-    html = page.document(record.name, _subtitle(record), cards(record), "".join(sections))
+    jobs = {name: job for name, job in all_by_place().items() if name in record.results}
+    sections = [job.section(record) for job in jobs.values() if job.section]
+    sections += [part(record) for part in (training, checkpoints, tables)]
+    headline = [card for job in jobs.values() if job.cards for card in job.cards(record)] + cards(record)
+    html = page.document(record.name, _subtitle(record), headline, "".join(sections))
     file, temporary = workdir / "report.html", workdir / "report.html.tmp"
     temporary.write_text(html, encoding="utf-8")
     os.replace(temporary, file)
@@ -44,81 +42,30 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
 
 
 def cards(record: Record) -> list[str]:
-    """The headline figures."""
-    bits, drawn = record.results.get("likelihood", {}), record.results.get("samples", {})
+    """The headline figures of the training."""
     found = []
-    if "bits_per_dim" in bits:
-        found.append(page.card("bits / dim", f"{bits['bits_per_dim']:.3f}", _error(bits), _images_of(bits)))
-    for key, name, real, split, digits in (
-        ("frechet_distance", "Fréchet distance", "frechet_distance_train", "training", ".3g"),
-        ("classifier_confidence", "classifier confidence", "classifier_confidence_test", "test", ".1%"),
-    ):
-        if key in drawn:
-            reference = f"{split} images: {drawn[real]:{digits}}" if real in drawn else ""
-            found.append(page.card(name, f"{drawn[key]:{digits}}", "", reference))
-    if "fid" in (compared := record.results.get("fid", {})):
-        note = f"{compared.get('n_samples', 0):,} samples, {compared.get('features', '')}"
-        found.append(page.card("FID", f"{compared['fid']:.3g}", "", note))
-    if "network_calls_per_batch" in drawn:
-        found.append(page.card("network calls", f"{drawn['network_calls_per_batch']:.0f}", "", "per batch of samples"))
     if seconds := training_seconds(record.rows):
-        found.append(
-            page.card("training", page.duration(seconds), "", f"{max(row['step'] for row in record.rows):,} steps")
-        )
+        steps = f"{max(row['step'] for row in record.rows):,} steps"
+        found.append(page.card("training", page.duration(seconds), "", steps))
     if total := re.search(r"Total: ([\d,]+)", record.parameters):
         found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), "", total[1]))
     return found
 
 
 def training(record: Record) -> str:
-    """Losses over steps and over time."""
-    (step, loss), (test_step, test_loss) = _series(record.rows, "loss"), _series(record.rows, "test_loss")
-    plots = []
-    if len(step) or len(test_step):
-        curves = figures.loss_curves(step, loss, test_step, test_loss)
-        plots.append(page.picture(curves, "Curves of training and test loss over steps", "Loss over training"))
-    result = record.results.get("loss", {})
-    if any(value is not None for value in result.get("by_time", [])):
-        mean = f": mean {result['loss']:.4g} {_error(result)} over {_images_of(result)}" if "loss" in result else ""
-        bars = figures.loss_by_time(result["by_time"])
-        plots.append(page.picture(bars, "Bars of the mean loss in bins of time", f"Loss by time{mean}"))
-    return page.section("Training", page.pair(*plots))
-
-
-def likelihood(record: Record) -> str:
-    """How bits per dimension are distributed; which images are the most and the least likely."""
-    bits = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
-    if not bits.size or not np.isfinite(bits).all():
+    """Losses over steps."""
+    curves = [_series(record.rows, name) for name in figures.LOGGED]
+    if not any(len(step) for step, _ in curves):
         return ""
-    bits = bits.mean(axis=0)
-    caption = f"Bits per dimension of {len(bits):,} images"
-    plot = page.picture(figures.histogram(bits, "bits / dim"), "Histogram of bits per dimension over images", caption)
-    split = record.results.get("likelihood", {}).get("split")
-    # Bits of another split say nothing about the images that we have.
-    return page.section(
-        "Likelihood", page.pair(plot, extremes(record, bits) if split == (record.split or split) else "")
-    )
-
-
-def extremes(record: Record, bits: Float[np.ndarray, "n"]) -> str:
-    """The most and the least likely of the first images of the split."""
-    n = min(len(bits), len(record.real))
-    order, k = np.argsort(bits[:n]), min(N_EXTREMES, n // 2)
-    sheets = []
-    for which, chosen in (("most", order[:k]), ("least", order[::-1][:k])):
-        if k:
-            low, high = sorted((bits[chosen[0]], bits[chosen[-1]]))
-            caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
-            sheets.append(
-                page.sheet(record.real[chosen], record.levels, f"The {which} likely images", caption, columns=8)
-            )
-    return "".join(sheets)
+    png = figures.loss_curves(*curves[0], *curves[1])
+    picture = page.picture(png, "Curves of training and test loss over steps", "Loss over training")
+    return page.section("Training", page.pair(picture))
 
 
 def checkpoints(record: Record) -> str:
     """Figures of every checkpoint that was evaluated in the same folder, over its step, a line a job."""
     files = [file for file in record.evaluation.parent.glob("*/results.json") if file.parent.name.isdigit()]
-    plots = {figure: {} for figure in OVER_STEPS}
+    plots = {figure: {} for figure in results.OVER_STEPS}
     for file in sorted(files, key=lambda file: int(file.parent.name)):
         for job, result in _json(file).items():
             for figure, value, error in results.figures(result) if isinstance(result, dict) else ():
@@ -126,7 +73,9 @@ def checkpoints(record: Record) -> str:
                     plots[figure].setdefault(job, []).append((int(file.parent.name), value, error))
     pictures = [
         page.picture(
-            figures.over_steps(curves, OVER_STEPS[figure]), f"Curves of {figure} over steps", OVER_STEPS[figure]
+            figures.over_steps(curves, results.OVER_STEPS[figure]),
+            f"Curves of {figure} over steps",
+            results.OVER_STEPS[figure],
         )
         for figure, curves in plots.items()
         if max(map(len, curves.values()), default=0) > 1
@@ -166,7 +115,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def training_seconds(rows: list[dict[str, Any]]) -> float:
     """Seconds of training; the clock starts anew when a run is resumed, so its falls are where segments end."""
-    clock = [row["seconds"] for row in rows if "seconds" in row]
+    clock = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
     return sum((now for now, later in itertools.pairwise([*clock, -1.0]) if later < now), 0.0)
 
 
@@ -177,25 +126,18 @@ def _subtitle(record: Record) -> str:
     return " · ".join(parts)
 
 
-def _images_of(result: dict[str, Any]) -> str:
-    """297 images of digits/test."""
-    return f"{result.get('n_images', 0):,} images of {result.get('split', 'the data')}"
-
-
-def _error(result: dict[str, Any]) -> str:
-    """± the standard error of a result, where it has one."""
-    error = result.get("standard_error", math.nan)
-    return f"± {error:.2g}" if math.isfinite(error) else ""
-
-
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of the rows that have a finite value of this name."""
-    found = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    found = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
     return np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], np.float64)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) or {}
 
 
 def _text_of(file: Path) -> str:

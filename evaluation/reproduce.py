@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.fold import write_json
-from evaluation.run import evaluate, jobs
+from evaluation.jobs import asked
+from evaluation.run import evaluate
 from score_flow.build import Experiment
 from score_flow.config import ROOT, flatten
 from score_flow.options import Config
@@ -39,7 +40,7 @@ def presets() -> list[str]:
 def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder: str = "") -> bool:
     """Evaluate as the preset says, print and write reproduce.json, and return whether every figure is as expected."""
     expected, folder = expected_of(file), folder or f"reproduce/{Path(file).stem}"
-    missing = sorted({figure.split(".")[0] for figure in expected} - set(jobs(config)))
+    missing = sorted({figure.split(".")[0] for figure in expected} - set(asked(config.eval)))
     if missing:
         raise UserError(f"{file} expects figures of the job {missing[0]}, which the config does not run.")
     verdict = compared(expected, evaluate(run, config, workdir, "eval", folder))

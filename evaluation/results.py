@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.fold import write_json
+from evaluation.fold import read_json, write_json
 from score_flow.config import flatten
 from score_flow.data.base import ArraySource, Source, checksum
 
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
 ERROR = "standard_error"
+OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}  # of checkpoints
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The figures of a result.json; none of one that was not written whole."""
+    return {name: value for name, value in (read_json(file) or {}).items() if name != "key"}
 
 
 def write(directory: Path, results: dict[str, dict[str, Any]], facts: dict[str, Any], setting: dict[str, Any]) -> None:
@@ -44,13 +50,15 @@ def lines(
     for job, result in results.items():
         data = result.get("split", split)
         n = next((key for key in result if key.startswith("n_") and key not in options), None)
-        calls = next((f"{value:g} network calls a batch" for key, value in result.items() if "calls" in key), "")
+        calls = next(
+            (f"{v:g} {k.replace('_per_', ' per ').replace('_', ' ')}" for k, v in result.items() if "calls" in k), ""
+        )
         about = [
             f"{result[n]} {n[2:]}" if n else "",
             calls,
             f"data {data}" + (f" ({checksums[data]})" if checksums and data in checksums else ""),
             f"weights {weights}",
-            f"solver {result['solver']}" if "solver" in result else f"sampler {sampler}" if n == "n_samples" else "",
+            with_what(result, sampler if n == "n_samples" else ""),
             f"evaluator {result.get('evaluator') or result.get('features') or job}",
         ]
         for name, value, error in figures(result, options):
@@ -58,6 +66,13 @@ def lines(
             said = [part for part in about if part and part != "data "]
             found.append("; ".join([f"{job}.{name} = {value:.6g}{spread}", *said]))
     return found
+
+
+def with_what(result: dict[str, Any], sampler: str) -> str:
+    """The solver or sampler of a result, and whose labels its samples have."""
+    said = [f"{kind} {result[kind]}" for kind in ("solver", "sampler") if kind in result]
+    said = said or ([f"sampler {sampler}"] if sampler else [])
+    return "; ".join([*said, *([f"labels {result['labels']}"] if "labels" in result else [])])
 
 
 def figures(result: dict[str, Any], options: frozenset[str] = frozenset()) -> list[tuple[str, float, float]]:

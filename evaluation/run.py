@@ -1,72 +1,45 @@
 """`--mode=eval`: every wanted job on every wanted checkpoint; what is done is not done again."""
 
 import dataclasses
+import functools
 import hashlib
-import importlib
 import json
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from evaluation import keys
 from evaluation.context import Context, build_control, build_guide
+from evaluation.drawing import described, rehearse
+from evaluation.fold import Fold, finished, held, read_json, refuse_other_neighbours, refuse_other_state
 from evaluation.fold import run as run_fold
-from evaluation.fold import write_json
-from evaluation.results import identity
+from evaluation.jobs import MODES, Job, Opened, asked, refuse_unfit
+from evaluation.results import identity as identity_of_data
 from evaluation.results import write as write_results
 from evaluation.watch import coming
-from evaluation.weights import checkpoints_of, load_params, weights_of
+from evaluation.weights import checkpoints_of, identity, load_params
 from score_flow.build import Experiment, build_sampler
-from score_flow.components import Component, available, resolve
+from score_flow.checkpoint import Checkpoints
 from score_flow.config import differences, flatten
-from score_flow.options import Config, EvalOptions, GuidanceOptions
+from score_flow.options import Config
 from score_flow.sharding import barrier, is_main
 from score_flow.training import Preemption
-from score_flow.types import Preempted, UserError, check_choice
+from score_flow.types import Preempted, UserError
 
-# mode -> folder of its results in the workdir
-FOLDERS = {"eval": "eval", "sample": "samples", "control": "control"}
-OF_LATENTS = ("loss", "samples", "trajectory", "fid")  # jobs that need no pixels of the data set
+Step = tuple[Checkpoints, int]
 
 
-def jobs(config: Config) -> list[str]:
-    """The files of evaluation/ that config.eval asks for."""
-    options = config.eval
-    wanted = {
-        "loss": options.enable_loss,
-        "samples": options.enable_sampling,
-        "trajectory": options.enable_sampling,
-        "likelihood": options.enable_bpd,
-    }
-    return [name for name, enabled in wanted.items() if enabled] + list(options.jobs)
+class Wanted(NamedTuple):
+    """What was asked for, and what that opened: nothing of it can be refused any more but results that are there."""
 
-
-def refuse_samples_of_classifier(run: Experiment, names: list[str]) -> None:
-    """Raise UserError when more is asked of a classifier than its loss and accuracy."""
-    more = [name for name in names if name not in ("loss", "accuracy")]
-    if run.loss.produces == "classifier" and more:
-        raise UserError(
-            f"a classifier (training.objective = classifier) has no {', '.join(more)}: evaluate it with "
-            "config.eval.enable_sampling=False and config.eval.enable_bpd=False, jobs loss and accuracy."
-        )
-
-
-def prepared(run: Experiment, options: EvalOptions, workdir: Path, names: list[str]) -> dict[str, Any]:
-    """{job: what it opened} of the files that jobs need, before any of them does its work: a job may export `check`.
-
-    A model of latents needs its autoencoder, and can do nothing that needs pixels of its data.
-    """
-    if run.latent and run.pixel_shape:
-        for name in set(names) - set(OF_LATENTS):
-            raise UserError(f"the job {name} needs pixels, the data are latents; allowed: {', '.join(OF_LATENTS)}.")
-    opened = {}
-    for name in names:
-        check_choice("config.eval.jobs", name, available("evaluation"))
-        if check := getattr(importlib.import_module(f"evaluation.{name}"), "check", None):
-            opened[name] = check(run, options, workdir)
-    return opened
+    jobs: dict[str, Job]
+    opened: dict[str, Opened]
+    context: Context  # without parameters, key and folder of a job
+    facts: Callable[[str], dict[str, Any]]  # of a split
 
 
 def evaluate(
@@ -74,31 +47,102 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
 
-    watch: wait for milestones that training has yet to save. Raises Preempted after SIGTERM, between jobs too.
+    Everything that can be refused is refused before the first job works. watch: wait for milestones that training has
+    yet to save. Raises Preempted after SIGTERM, between jobs too.
     """
-    options, judged = config.eval, mode == "eval"  # against the data set, which drawing samples does not need
-    names, control = jobs(config) if judged else ["samples"], build_control(run, config) if mode == "control" else None
-    refuse_samples_of_classifier(run, names)
-    opened = prepared(run, options, workdir, names)
-    sampler, guide, results, hashes = build_sampler(config), build_guide(run, config), {}, {}
+    directory = workdir / (folder or MODES[mode][0])
+    wanted, results, hashes = prepared(run, config, workdir, mode), {}, {}
     with Preemption() as preemption:
-        ends = options.begin_ckpt, options.end_ckpt
-        for checkpoints, step in coming(workdir, *ends, preemption) if watch else checkpoints_of(workdir, *ends):
-            directory = workdir / (folder or FOLDERS[mode]) / str(step)
-            refuse_other_settings(directory, config, ("control",) if control else ())
-            params = load_params(run, config, checkpoints, step)
-            context = Context(run, params, step, sampler, guide, options, directory, judged, control, workdir)
-            results = run_jobs(context, names, opened, preemption)
-            if is_main():
-                record(context, config, results, weights_of(checkpoints.meta(step), config), hashes)
-            if is_main() and judged:
-                from evaluation import report  # matplotlib: mistakes are answered without waiting for it
-
-                shown = facts(run, config, step) | hashes
-                page = report.write(workdir, directory, real_images(run), run.scaling.levels, shown)
-                print(f"report: {page}", flush=True)
+        ends = config.eval.begin_ckpt, config.eval.end_ckpt
+        groups: Iterator[list[Step]] = (
+            ([step] for step in coming(workdir, *ends, preemption)) if watch else iter([checkpoints_of(workdir, *ends)])
+        )
+        for group in groups:
+            for checkpoints, step in group:
+                refuse_other_results(wanted, config, checkpoints, step, directory / str(step))
+            with held(directory, "evaluation"):
+                for checkpoints, step in group:
+                    results = one_checkpoint(
+                        wanted, config, checkpoints, step, directory / str(step), preemption, hashes
+                    )
     barrier("evaluated")
     return results
+
+
+def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wanted:
+    """Everything that the jobs of a mode need, opened; raises UserError for what is missing or does not fit."""
+    jobs, options = asked(config.eval, mode), config.eval
+    refuse_unfit(run, jobs)
+    control = build_control(run, config) if mode == "control" else None
+    opened = {name: job.open(run, keys.seen_by(job, options), workdir) for name, job in jobs.items()}
+    sampler, guide, judged = build_sampler(config), build_guide(run, config), mode == "eval"
+    if any(job.needing("sampler") for job in jobs.values()):
+        rehearse(run, sampler, guide, control)
+    said = described(config.sampling)
+    context = Context(run, None, 0, sampler, guide, options, Path(), judged, control, workdir, sampler_said=said)
+    return Wanted(jobs, opened, context, functools.cache(functools.partial(keys.facts_of, run)))
+
+
+def folds(wanted: Wanted, config: Config, weights: dict[str, str], context: Context) -> Iterator[tuple[str, Fold]]:
+    """(job, what it does) on one checkpoint."""
+    run, options = context.run, context.options
+    for name, job in wanted.jobs.items():
+        images = keys.images_of(job, run, options, wanted.facts) if context.judged else {}
+        opened, controlled = wanted.opened[name], context.control is not None
+        key = keys.key_of(name, job, run, config, weights, images, controlled, opened.of)
+        directory, options_seen = context.directory / name, keys.seen_by(job, options)
+        own = dataclasses.replace(context, directory=directory, options=options_seen, job=name, key=key)
+        yield name, job.build(own, opened.value)
+
+
+def refuse_other_results(wanted: Wanted, config: Config, checkpoints: Checkpoints, step: int, directory: Path) -> None:
+    """Raise UserError, before any work, where a folder holds results or begun states that depend on other things."""
+    refuse_old_settings(directory, config)
+    context = dataclasses.replace(wanted.context, step=step, directory=directory)
+    for name, fold in folds(wanted, config, identity(config, checkpoints, step), context):
+        finished(fold.key, directory / name)
+        refuse_other_state(fold.key, directory / name)
+        refuse_other_neighbours(fold.key, directory)
+
+
+def one_checkpoint(
+    wanted: Wanted,
+    config: Config,
+    checkpoints: Checkpoints,
+    step: int,
+    directory: Path,
+    preemption: Preemption,
+    hashes: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """{job: result} of one checkpoint, which are written down; what is done is read."""
+    run, weights, results = wanted.context.run, identity(config, checkpoints, step), {}
+    params = load_params(run, config, checkpoints, step)
+    context = dataclasses.replace(wanted.context, params=params, step=step, directory=directory)
+    for name, fold in folds(wanted, config, weights, context):
+        results[name] = run_job(fold, directory / name, name, step, preemption)
+    if is_main():
+        (directory / "settings.json").unlink(missing_ok=True)  # of an older program; every result has its own now
+        if context.judged and (not run.latent or any(job.needing("split") for job in wanted.jobs.values())):
+            hash_data(run, results, hashes)
+        record(context, config, results, weights["weights"], hashes)
+        if context.judged:
+            from evaluation import report  # matplotlib: mistakes are answered without waiting for it
+
+            shown = facts(run, config, step) | hashes
+            page = report.write(context.workdir, directory, real_images(run), run.scaling.levels, shown)
+            print(f"report: {page}", flush=True)
+    return results
+
+
+def run_job(fold: Fold, directory: Path, name: str, step: int, preemption: Preemption) -> dict[str, Any]:
+    """The result of one job, printed."""
+    if preemption.agreed():
+        raise Preempted(f"stopped before the job {name}; run the same command to go on.")
+    result = run_fold(fold, directory, name)
+    if is_main():
+        figures = ", ".join(f"{key} {_short(value)}" for key, value in result.items())
+        print(f"step {step} {name}: {figures}", flush=True)
+    return result
 
 
 def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
@@ -108,72 +152,46 @@ def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
     return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
 
 
-def run_jobs(
-    context: Context, names: list[str], opened: dict[str, Any], preemption: Preemption
-) -> dict[str, dict[str, Any]]:
-    """{job: result} of one checkpoint; what is done is read."""
-    results = {}
-    for name in names:
-        if preemption.agreed():
-            raise Preempted(f"stopped before the job {name}; run the same command to go on.")
-        job = dataclasses.replace(context, directory=context.directory / name, opened=opened.get(name))
-        job.directory.mkdir(parents=True, exist_ok=True)
-        fold = resolve("evaluation", Component(name), "config.eval.jobs", context=job)
-        results[name] = run_fold(fold, job.directory, name)
-        if is_main():
-            figures = ", ".join(f"{key} {_short(value)}" for key, value in results[name].items())
-            print(f"step {context.step} {name}: {figures}", flush=True)
-    return results
+def hash_data(run: Experiment, results: dict[str, Any], hashes: dict[str, str]) -> None:
+    """Add the hashes of the splits that results are of, and of the test images, by their name, where they are new."""
+    used = {result.get("split") for result in results.values()}
+    for source in (run.test_source, run.train_source):
+        if source.name not in hashes and (source is run.test_source or source.name in used):
+            hashes[source.name] = identity_of_data(source)
 
 
 def record(context: Context, config: Config, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
-    """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name, filled when needed."""
-    facts_of, setting = {"step": context.step, "weights": weights}, {}
-    run, used = context.run, {result.get("split") for result in results.values()}
-    if context.judged and (not run.latent or "loss" in results):  # samples of latents need no data set
-        for source in (run.test_source, run.train_source):
-            if source.name not in hashes and (source is run.test_source or source.name in used):
-                hashes[source.name] = identity(source)
-        facts_of |= {"data": run.test_source.name, "checksums": hashes}
-        setting = {"checksums": hashes, "split": run.test_source.name}
-    setting |= {"weights": f"{weights} at step {context.step}", "sampler": _said(config.sampling)}
-    write_results(
-        context.directory, results, facts_of, setting | {"options": frozenset(flatten(config.eval.to_dict()))}
-    )
+    """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name."""
+    facts_of = {"step": context.step, "weights": weights}
+    setting = {"weights": f"{weights} at step {context.step}", "sampler": context.sampler_said}
+    if hashes:
+        facts_of |= {"data": context.run.test_source.name, "checksums": hashes}
+        setting |= {"checksums": hashes, "split": context.run.test_source.name}
+    options = frozenset(flatten(config.eval.to_dict()))
+    write_results(context.directory, results, facts_of, setting | {"options": options})
 
 
-def refuse_other_settings(directory: Path, config: Config, more: tuple[str, ...] = ()) -> None:
-    """One evaluation folder holds results of one set of settings; others need another --eval_folder."""
-    settings = json.loads(config.to_json())
-    # What changes results. The batch size and which jobs run do not.
-    evaluation = {
-        k: v
-        for k, v in settings["eval"].items()
-        if not k.startswith("enable") and k not in ("batch_size", "jobs", "begin_ckpt", "end_ckpt")
+def refuse_old_settings(directory: Path, config: Config) -> None:
+    """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
+    found = read_json(directory / "settings.json")
+    if not found or not any(directory.glob("*/result.json")):
+        return
+    now = json.loads(config.to_json())
+    now = {section: now[section] for section in found if section in now}
+    same = {
+        "batch_size",
+        "jobs",
+        "begin_ckpt",
+        "end_ckpt",
+        *(name for name in now["eval"] if name.startswith("enable")),
     }
-    sections = ("sampling", "guidance", "seed", *more)
-    digest = {"eval": evaluation} | {section: settings[section] for section in sections}
-    if "control" in more:
-        digest["control"] |= {f"{key} (content)": value for key, value in contents(config.control).items()}
-    file = directory / "settings.json"
-    # A command that failed before it made anything may be mended and run again.
-    made = any(path.is_file() and path != file for path in directory.rglob("*"))
-    if file.exists() and made:
-        changed = differences(json.loads(file.read_text()), digest, ("eval", *sections))
-        if changed:
-            raise UserError(
-                f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder."
-            )
-    elif is_main():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(file, digest)
-    barrier(f"settings {directory}")
-
-
-def contents(section: Component) -> dict[str, str]:
-    """A digest of every file that a section names."""
-    files = {key: Path(value).expanduser() for key, value in section.arguments.items() if isinstance(value, str)}
-    return {key: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for key, file in files.items() if file.is_file()}
+    now["eval"] = {name: value for name, value in now["eval"].items() if name not in same}
+    if "control" in found:
+        found["control"] = {k: v for k, v in found["control"].items() if not k.endswith(" (content)")}
+    if changed := differences(found, now, tuple(found)):
+        raise UserError(
+            f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder."
+        )
 
 
 def facts(run: Experiment, config: Config, step: int) -> dict[str, str]:
@@ -181,19 +199,16 @@ def facts(run: Experiment, config: Config, step: int) -> dict[str, str]:
     device = jax.devices()[0]
     packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"))
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    guidance = config.guidance.to_dict()
     return {
         "step": str(step),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "versions": packages,
         "config": digest,
-        "data": "latents" if run.latent else f"{run.train_source.name}, {run.test_source.name}",
-        "sampler": _said(config.sampling),
-        "guidance": _said(config.guidance),
+        "data": "an autoencoder's" if run.latent else f"{run.train_source.name}, {run.test_source.name}",
+        "sampler": described(config.sampling),
+        "guidance": ", ".join(f"{key}={value}" for key, value in guidance.items()),
     }
-
-
-def _said(section: Component | GuidanceOptions) -> str:
-    return ", ".join(f"{key}={value}" for key, value in section.to_dict().items())
 
 
 def _short(value: Any) -> str:

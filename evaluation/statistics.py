@@ -15,13 +15,14 @@ from jaxtyping import Float, Float64, UInt8
 
 from evaluation.collector import Collector, extract
 from evaluation.extractors.base import Extractor
-from evaluation.fold import Fold, write_arrays
+from evaluation.fold import Fold, held, next_round, rounds_left, write_arrays
 from evaluation.fold import run as run_fold
 from evaluation.metrics import Moments
+from score_flow import __version__
 from score_flow.build import Experiment
 from score_flow.components import resolve
 from score_flow.data.base import FIRST, Source, checksum, one_line, sha256_of
-from score_flow.data.pipeline import gather, rounds
+from score_flow.data.pipeline import gather
 from score_flow.options import Config, EvalOptions
 from score_flow.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
 from score_flow.types import UserError
@@ -184,13 +185,12 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
         refuse_unfit(read(file), extractor, run, source)
     else:
         first = checksum(source, FIRST)
-        directory = workdir / "stats" / f"{file.stem}-{first}-{options.batch_size}"  # other batches are other rounds
-        directory.mkdir(parents=True, exist_ok=True)
         about = {"extractor": extractor.name, "data": source.name, "first": first, "preprocessing": _settings(config)}
-        fold = statistics_fold(run, config, extractor, source, file, about)
-        run_fold(fold, directory, f"statistics of {source.name}")
-        if is_main():
-            shutil.rmtree(directory)  # the file is the result
+        fold, directory = statistics_fold(run, config, extractor, source, file, about), workdir / "stats" / file.stem
+        with held(workdir / "stats", "making of statistics"):
+            run_fold(fold, directory, f"statistics of {source.name}", restart=True)
+            if is_main():
+                shutil.rmtree(directory)  # the file is the result
     if is_main():
         print(f"reference statistics: {file}", flush=True)
     barrier(f"statistics {file}")
@@ -200,33 +200,34 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
 def statistics_fold(
     run: Experiment, config: Config, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
 ) -> Fold:
-    """A round extracts the features of a batch; in the end all is written to the file."""
-    options, sharding = config.eval, batch_sharding(run.mesh)
-    collector = Collector(len(source), extractor.n_features, options.kept_features)
+    """A round extracts the features of the next images; in the end all is written to the file."""
+    options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
+    collector = Collector(n, extractor.n_features, options.kept_features)
     size = multiple(run.mesh, options.batch_size)
     compiled, hashed = jax.jit(extract), input_hash(source)
+    key = about | {"n": n, "eval.kept_features": options.kept_features, "version": __version__}
 
-    def step(state, round_number):
-        indices, mask = rounds(len(source), size, round_number)
+    def init():
+        return collector.init() | {"done": np.zeros((1, n), bool)}
+
+    def step(state):
+        _, indices, mask = next_round(~state["done"], size)
         batch = gather(source, indices, sharding)
         pool, images = to_host((compiled(extractor, batch["image"]).pool, batch["image"]))
         hashed(int(indices[0]), images[mask])
-        return collector.add(state, indices[mask], pool[mask])
+        done = state["done"].copy()
+        done[0, indices[mask]] = True
+        return collector.add(state, indices[mask], pool[mask]) | {"done": done}
 
     def finish(state):
-        (mu, sigma), digest = collector.gaussian(state), hashed(len(source), None)
-        facts = about | {
-            "n": len(source),
-            "sha256": digest,
-            "levels": run.scaling.levels,
-            "image_shape": run.image_shape,
-        }
+        (mu, sigma), digest = collector.gaussian(state), hashed(n, None)
+        facts = about | {"n": n, "sha256": digest, "levels": run.scaling.levels, "image_shape": run.image_shape}
         arrays = {"mu": mu, "sigma": sigma, "features": state["features"]}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(file, **arrays, **{name: np.asarray(value) for name, value in facts.items()})
-        return {"n_images": len(source), "split": source.name, "sha256": digest, "features": extractor.name}
+        return {"n_images": n, "split": source.name, "sha256": digest, "features": extractor.name}
 
-    return Fold(-(-len(source) // size), collector.init, step, finish)
+    return Fold(key, lambda state: rounds_left(~state["done"], size), init, step, finish)
 
 
 def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | None], str]:
@@ -252,4 +253,6 @@ def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | 
 
 def _settings(config: Config) -> str:
     """How the data set's files become images: its settings but for where they are."""
-    return json.dumps({key: value for key, value in config.data.source.items() if key != "path"}, default=list)
+    return json.dumps(
+        {key: value for key, value in config.data.source.to_dict().items() if key != "path"}, default=list
+    )

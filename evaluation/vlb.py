@@ -10,13 +10,16 @@ from jaxtyping import Array, Float
 
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
+from evaluation.jobs import Job, Opened
+from evaluation.rounds import per_image
 from sampling.base import example_keys, normal
 from sampling.guidance import Thresholded
+from score_flow.build import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import mean_flat
+from score_flow.options import EvalOptions
 from score_flow.record import mean_and_error
-from score_flow.sharding import place, to_host
-from score_flow.types import Images, Keys, NonFinite, UserError
+from score_flow.types import Images, Keys, UserError
 from score_flow.variational import VariationalBound
 
 STREAM = 5  # of example keys
@@ -47,9 +50,11 @@ def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Ima
     return jax.lax.map(at, jnp.arange(len(bound.times)))
 
 
-def chain(context: Context) -> VariationalBound:
-    """The bound on eval.vlb_steps even times, or on those that training drew from; its variance is what was trained."""
-    run, options = context.run, context.options
+def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
+    """The bound on eval.vlb_steps even times, or on those that training drew from; its variance is what was trained.
+
+    Raises UserError where there is no chain.
+    """
     times, n, trained = run.loss.times.times, options.vlb_steps, getattr(run.loss, "variational", None)
     if n:
         times = tuple((options.largest_time * np.arange(1, n + 1) / n).tolist())
@@ -66,38 +71,27 @@ def chain(context: Context) -> VariationalBound:
     )
 
 
-def build(context: Context) -> Fold:
+def build(context: Context, bound: VariationalBound) -> Fold:
     """bits/dim of the levels, with the share of the prior and of the first step; all terms in vlb.npz."""
-    run, options, source, bound = context.run, context.options, context.source, chain(context)
-    n, n_steps, low, high = len(source), len(bound.times), run.scaling.low, run.scaling.high
+    run, options, n = context.run, context.options, len(context.source)
 
     def terms(params, batch, indices):
         denoiser, x0 = context.denoiser(params, batch), run.scaling.normalise(batch["image"])
         if options.vlb_clip:
-            denoiser = Thresholded(denoiser, low, high)
+            denoiser = Thresholded(denoiser, run.scaling.low, run.scaling.high)
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
-            return bound.prior(x0), bound_terms(example_keys(run.seed, indices, STREAM), denoiser, bound, x0)
+            prior, rows = bound.prior(x0), bound_terms(example_keys(run.seed, indices, STREAM), denoiser, bound, x0)
+        return {"prior": prior} | {name: row.T for name, row in rows._asdict().items()}, None
 
-    compiled = context.compile(terms)
-
-    def init():
-        by_image, by_step = {"bits": np.zeros(n), "prior": np.zeros(n)}, ("terms", "x0_error", "noise_error")
-        return by_image | {name: np.zeros(n_steps) for name in by_step}
-
-    def step(state, round_number):
-        batch, indices, mask = context.examples(round_number)
-        prior, rows = to_host(compiled(batch, place(run.mesh, indices.astype(np.uint32))))
-        prior, rows = prior[mask].astype(np.float64), Terms(*(row[:, mask].astype(np.float64) for row in rows))
-        bits = prior + rows.bits.sum(axis=0)
-        if not np.isfinite(bits).all():
-            raise NonFinite(f"the bound of images {indices[mask][~np.isfinite(bits)][:8].tolist()} is not finite.")
-        state = {name: value.copy() for name, value in state.items()}
-        state["bits"][indices[mask]], state["prior"][indices[mask]] = bits, prior
-        for name, row in zip(("terms", "x0_error", "noise_error"), rows, strict=True):
-            state[name] += row.sum(axis=1) / n
-        return state
+    def summarise(arrays):
+        """Of each image its total; of each step, of which there may be thousands, the mean over images."""
+        prior, *rows = (arrays[name].astype(np.float64) for name in ("prior", *Terms._fields))
+        names = ("terms", *Terms._fields[1:])
+        of_steps = {name: row.sum(axis=0) / n for name, row in zip(names, rows, strict=True)}
+        return {"bits": prior + rows[0].sum(axis=1), "prior": prior}, of_steps
 
     def finish(state):
+        state |= {name: state[name][0] for name in ("bits", "prior")}
         write_arrays(context.directory / "vlb.npz", t=np.asarray(bound.times), **state)
         mean, error = mean_and_error(state["bits"])
         return {
@@ -107,12 +101,16 @@ def build(context: Context) -> Fold:
             "first_step_bits": float(state["terms"][0]),
             "x0_error": float(state["x0_error"].mean()),
             "noise_error": float(state["noise_error"].mean()),
-            "n_images": n,
-            "n_steps": n_steps,
-            "split": source.name,
+            **context.about(),
+            "n_steps": len(bound.times),
             "variance": bound.variance,
             "decoder": bound.decoder,
             "clipped": options.vlb_clip,
         }
 
-    return Fold(context.rounds_of(n), init, step, finish)
+    return per_image(context, terms, finish, summarise=summarise)
+
+
+NEEDS = frozenset({"denoiser", "pixels", "objective", "split"})
+READS = ("largest_time", "vlb_steps", "vlb_variance", "vlb_clip")
+job = Job(build, NEEDS, READS, lambda run, options, workdir: Opened(chain(run, options)))

@@ -59,13 +59,28 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
 
 
 def weights_of(meta: dict[str, Any], config: Config) -> str:
-    """Which weights of a checkpoint an evaluation uses; an imported file may hold one kind for both."""
-    which = config.eval.ema
+    """Which weights of a checkpoint an evaluation uses, named as they were trained: by the checkpoint's own rates.
+
+    An imported file may hold one kind for both. Raises UserError where the checkpoint has not so many averages.
+    """
+    which, model = config.eval.ema, meta.get("config", {}).get("model", {})
+    rates, widths = (model.get(name, getattr(config.model, name)) for name in ("ema_rate", "ema_std"))
     if config.eval.ema_std:
         return f"EMA power {config.eval.ema_std}, reconstructed"
+    names = [f"EMA {rate}" for rate in rates] + [f"EMA power {std}" for std in widths]
+    if which >= len(names):
+        raise UserError(f"config.eval.ema is {which}, but the checkpoint has {len(names)} EMA(s), counted from 0.")
     kind = meta.get("weights", {"raw": "raw", "ema": "ema"})["raw" if which < 0 else "ema"]
-    names = [f"EMA {rate}" for rate in config.model.ema_rate] + [f"EMA power {std}" for std in config.model.ema_std]
     return "raw" if kind == "raw" else names[max(which, 0)]
+
+
+def identity(config: Config, checkpoints: Checkpoints, step: int) -> dict[str, str]:
+    """What the wanted weights of a checkpoint are; raises UserError for those of another model."""
+    meta = checkpoints.meta(step)
+    refuse_other_config(meta.get("config"), config, MODEL, checkpoints.directory)
+    parts = [s for s in checkpoints.steps() if s <= step] if config.eval.ema_std else [step]
+    digests = [checkpoints.digest(s) for s in parts]
+    return {"weights": weights_of(meta, config), "checkpoint": ", ".join(digests)}
 
 
 def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step: int) -> Params:

@@ -16,11 +16,15 @@ WHERE = "config.sampling"  # the section whose samplers these are, as messages n
 
 
 class Samples(NamedTuple):
-    """A batch of samples, the batched network calls that it took, and which examples a solver finished."""
+    """A batch of samples, the batched network calls that it took, and which examples a solver finished.
+
+    calls: those that each example's own steps took, where examples step alone.
+    """
 
     x: Images
     n_evaluations: Int[Array, ""]
     ok: Bool[Array, "b"]
+    calls: Int[Array, "b"] | None = None
 
 
 # (keys (b,), denoiser, shape of one example) -> samples. Every key is folded from a global sample index, so neither the

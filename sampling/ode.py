@@ -71,6 +71,18 @@ class Solver:
         """Whether the steps are those of a grid."""
         return self.n_steps > 0 or self.grid not in GRIDS
 
+    def described(self) -> str:
+        """What was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
+        if not self.fixed:
+            return f"{self.method} rtol {self.rtol:g} atol {self.atol:g}"
+        if isinstance(self.grid, str):
+            return f"{self.method} {self.n_steps} {self.grid} steps"
+        return f"{self.method} {len(self.grid) - 1} steps at given times"
+
+    def refuse(self, path: Path, t_min: float, t_max: float) -> None:
+        """Raise UserError where it cannot integrate from one time to the other, before it has to."""
+        _steps(path, t_min, t_max, self)
+
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
         """The times of fixed steps, descending."""
         return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
@@ -80,11 +92,12 @@ Time = float | Float[Array, ""]  # traced ones only with adaptive steps
 
 
 class Stats(NamedTuple):
-    """Batched right-hand sides evaluated, steps of each example, and which examples arrived with finite values."""
+    """Batched right-hand sides evaluated, steps of each example, which arrived with finite values, their own calls."""
 
     n_evaluations: Int[Array, ""]
     n_steps: Int[Array, "b"]
     ok: Bool[Array, "b"]
+    calls: Int[Array, "b"]  # right-hand sides that each example's own steps took
 
 
 def solve_flow(
@@ -120,7 +133,7 @@ def solve_flow(
     for leaf in jax.tree.leaves(y):
         ok = ok & finite(leaf)
     # Under vmap the loop runs until the slowest example arrives: that is what the device pays for.
-    return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok)
+    return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok, n_steps * per_step + first)
 
 
 def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> tuple[diffrax.AbstractStepSizeController, int]:
@@ -153,6 +166,13 @@ def flow(denoiser: Denoiser, x: Any, t0: Time, t1: Time, solver: Solver) -> tupl
     return solve_flow(velocity_field(denoiser), denoiser.path, x, t0, t1, solver, denoiser.condition)
 
 
+def described(t_min: float, t_max: float, **settings: Any) -> str:
+    """What a sampler of these settings does, in words."""
+    solver = Solver(**settings)
+    given = solver.fixed and not isinstance(solver.grid, str)
+    return solver.described() + ("" if given else f" t_min={t_min:g} t_max={t_max:g}")
+
+
 @limited(WHERE)
 def build(
     t_min: UnitTime = 1e-5,
@@ -178,6 +198,6 @@ def build(
         if solver.fixed:
             start, *_, end = solver.times(denoiser.path, t_min, t_max).tolist()
         x, stats = flow(denoiser, denoiser.start(keys, shape, start), start, end, solver)
-        return Samples(x, stats.n_evaluations, stats.ok)
+        return Samples(x, stats.n_evaluations, stats.ok, stats.calls)
 
     return sample

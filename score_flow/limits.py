@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def available(package: str) -> list[str]:
-    """The plug-ins of a package: its files that export `build`, found without importing one."""
+    """The plug-ins of a package: its files that export `build`, or a `job`, found without importing one."""
     files = (ROOT / package.replace(".", "/")).glob("*.py")
-    return sorted(f.stem for f in files if re.search(r"^(build\s*=|def build\b)", f.read_text(), re.MULTILINE))
+    return sorted(f.stem for f in files if re.search(r"^((build|job)\s*=|def build\b)", f.read_text(), re.MULTILINE))
 
 
 def registered(where: str) -> list[str]:

@@ -6,6 +6,7 @@ with it and the older one about to go), or `before` or `after` a round of an eva
 before:vlb.3:SIGKILL.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -39,11 +40,11 @@ def arm(moment: str) -> None:
 
         examples, seen = Context.examples, []
 
-        def counted(self, round_number):
-            seen.append(round_number)
+        def counted(self, indices):
+            seen.append(indices)
             if len(seen) == number:
                 fire()
-            return examples(self, round_number)
+            return examples(self, indices)
 
         Context.examples = counted
 
@@ -88,17 +89,19 @@ def arm_job(before: bool, job: str, number: str, fire) -> None:
 
     run_fold = run.run_fold
 
-    def armed(fold, directory, what):
-        def step(state, round_number):
-            hit = what == job and round_number == int(number)
+    def armed(fold, directory, what, restart=False):
+        rounds = itertools.count()  # of this process
+
+        def step(state):
+            hit = what == job and next(rounds) == int(number)
             if hit and before:
                 fire()
-            state = fold.step(state, round_number)
+            state = fold.step(state)
             if hit and not before:
                 fire()
             return state
 
-        return run_fold(fold._replace(step=step), directory, what)
+        return run_fold(fold._replace(step=step), directory, what, restart)
 
     run.run_fold = encode.run_fold = armed
 

@@ -189,15 +189,11 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_accuracy_of_a_model_of_images_is_refused():
-    from evaluation import accuracy
-    from evaluation.context import Context
+    from evaluation.jobs import find, refuse_unfit
 
-    context = object.__new__(Context)
-    config = load("configs/digits.py", ["--config.network.name=mlp"])
-    object.__setattr__(context, "run", experiment(config))
-    object.__setattr__(context, "options", config.eval)
-    with pytest.raises(UserError, match="config.training.objective must be classifier"):
-        accuracy.build(context)
+    run = experiment(load("configs/digits.py", ["--config.network.name=mlp"]))
+    with pytest.raises(UserError, match="the job accuracy is a classifier's: config.training.objective must be cl"):
+        refuse_unfit(run, {"accuracy": find("accuracy")})
 
 
 @pytest.mark.slow

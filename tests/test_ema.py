@@ -205,3 +205,16 @@ def test_runs_from_before_go_on():
 def test_runs_of_older_versions_keep_their_number():
     assert n_averages({"ema_rate": [0.9, 0.99]}) == 2
     assert n_averages(ModelOptions(ema_rate=(0.9,), ema_std=STDS)) == 3
+
+
+def test_weights_are_named_by_the_checkpoint():
+    """The rates that they were trained with, whatever the config says now; raw ones are called so."""
+    meta = {"config": {"model": {"ema_rate": [0.5, 0.99], "ema_std": [0.1]}}, "weights": {"raw": "raw", "ema": "ema"}}
+    names = ["EMA 0.5", "EMA 0.99", "EMA power 0.1"]
+    for index, name in [*enumerate(names), (-1, "raw")]:
+        for rates in ("(0.995,)", "(0.9,0.9,0.9)"):
+            flags = [f"--config.model.ema_rate={rates}", f"--config.eval.ema={index}"]
+            assert weights_of(meta, load("configs/digits.py", flags)) == name
+    with pytest.raises(UserError, match=r"config.eval.ema is 3, but the checkpoint has 3 EMA\(s\)"):
+        weights_of(meta, load("configs/digits.py", ["--config.eval.ema=3"]))
+    assert weights_of(meta | {"weights": {"raw": "raw", "ema": "raw"}}, load("configs/digits.py", [])) == "raw"

@@ -94,7 +94,7 @@ def test_the_fid_of_decoded_samples(workdir, tmp_path, monkeypatch):
         x = arrays["image"].reshape(8, -1)[:, :4] / 255.0
     mean, covariance = x.mean(axis=0), np.cov(x, rowvar=False)
     root = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).sum()
-    assert result["fid"] == pytest.approx(mean @ mean + np.trace(covariance) + 4 - 2 * root, abs=1e-5)
+    assert result["frechet_distance"] == pytest.approx(mean @ mean + np.trace(covariance) + 4 - 2 * root, abs=1e-5)
 
 
 @pytest.mark.parametrize(

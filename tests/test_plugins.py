@@ -88,19 +88,17 @@ def build(t_max: float = 1.0):
     return sample
 ''',
     "evaluation/brightness.py": '''
-import numpy as np
-from evaluation.fold import Fold
+from evaluation.jobs import Job
+from evaluation.rounds import per_image
 
-def build(context):
+def build(context, opened):
     """Mean level of the split."""
-    n = len(context.source)
+    def levels(params, batch, seeds):
+        return {"level": batch["image"].astype(float).mean(axis=(1, 2, 3))}, None
 
-    def step(state, round_number):
-        batch, indices, mask = context.examples(round_number)
-        return {"sum": state["sum"] + np.asarray(batch["image"])[mask].sum()}
+    return per_image(context, levels, lambda state: {"mean_level": state["level"].mean()} | context.about())
 
-    return Fold(context.rounds_of(n), lambda: {"sum": np.zeros(())}, step,
-                lambda state: {"mean_level": float(state["sum"]) / (n * np.prod(context.run.image_shape))})
+job = Job(build, needs=frozenset({"split", "pixels"}))
 ''',
     "score_flow/data/stripes.py": '''
 import numpy as np
@@ -159,7 +157,7 @@ def test_each_is_one_file(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((copy / "run/eval/6/results.json").read_text())
     assert results["brightness"]["mean_level"] == 127.5
-    assert results["samples"]["network_calls_per_batch"] == 1
+    assert results["samples"]["network_calls_per_sample"] == 1
     assert np.isfinite(results["likelihood"]["bits_per_dim"])
     assert (copy / "run/report.html").stat().st_size > 10_000
     assert {p: p.read_bytes() for p in before} == before

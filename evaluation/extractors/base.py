@@ -1,7 +1,7 @@
 """What an extractor is: a function of images, with its parameters, that a compiled program takes as an argument."""
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.struct
 from jaxtyping import Array, Float32, UInt8
@@ -22,10 +22,12 @@ class Extractor(flax.struct.PyTreeNode, abc.ABC):
     Attributes:
         name: what the features are, to be put beside every number made of them.
         n_features: their dimension d.
+        inception: whether they are those that a FID is defined by.
     """
 
     name: str = static()
     n_features: int = static()
+    inception: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:

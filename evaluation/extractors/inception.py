@@ -1,6 +1,6 @@
 """InceptionV3's features, of which the FID is made: they need the published weights in a local file."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class Inception(Extractor):
     network: InceptionV3 = static()
     levels: int = static()
     biased_logits: bool = static()
+    inception: ClassVar[bool] = True
 
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
         if images.shape[-1] not in (1, 3):

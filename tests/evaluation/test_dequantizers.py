@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from main import EXIT_USER_ERROR, main
+from score_flow.checkpoint import Checkpoints
 from tests.launch import TINY, losses, run, run_together, weights
 
 FLOW = [f"--config.dequantizer.{field}" for field in ("width=4", "components=2", "couplings=2", "context_width=4")]
@@ -119,10 +120,10 @@ def test_three_figures_side_by_side(whole, cache):
 
 @pytest.mark.slow
 def test_a_broken_evaluation_goes_on_with_the_dequantiser_that_it_began_with(whole, cache):
-    """The step is pinned in the job's folder: another one is not taken in its place."""
-    job = whole / "pinned" / "40" / "likelihood_variational"
-    job.mkdir(parents=True)
-    (job / "dequantizer.json").write_text('{"dequantizer_step": 7}')
+    """Its state says which it was: another one is not taken in its place."""
+    job = Checkpoints(whole / "pinned" / "40" / "likelihood_variational" / "meta")
+    job.save(1, {"state": {"done": np.zeros(1)}}, {"key": {"dequantizer_step": 7}}, wait=True)
+    job.close()
     flags = [*EVAL, "--config.eval.enable_bpd=False", "--config.eval.jobs=('likelihood_variational',)"]
     message = run(whole, *flags, "--eval_folder=pinned", mode="eval", cache=cache, expected=2)
     assert "the dequantiser that this evaluation began with is none of [20]" in message

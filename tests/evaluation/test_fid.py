@@ -1,5 +1,6 @@
 """The job fid: the figures of its own samples, whatever the batches and wherever it was interrupted."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation import fid
+from evaluation import fid, rounds
 from evaluation.context import Context, build_guide
 from evaluation.drawing import drawer
 from evaluation.extractors import small
@@ -48,8 +49,7 @@ def context(prepared, tmp_path_factory):
     workdir, run, config, params, _ = prepared
 
     def make(folder, **options):
-        changed = config.eval.copy_and_resolve_references()
-        changed.update(options)
+        changed = dataclasses.replace(config.eval, **options)
         directory = tmp_path_factory.mktemp(folder)
         guide, sampler = build_guide(run, config), build_sampler(config)
         return Context(run, params, 1, sampler, guide, changed, directory, workdir=workdir)
@@ -57,9 +57,14 @@ def context(prepared, tmp_path_factory):
     return make
 
 
+def built(context):
+    """The job, with what it opens."""
+    return fid.build(context, fid.open_reference(context.run, context.options, context.workdir).value)
+
+
 def done(context):
     """(result, samples.npz) of the job."""
-    result = run_fold(fid.build(context), context.directory, "fid")
+    result = run_fold(built(context), context.directory, "fid")
     with np.load(context.directory / "samples.npz", allow_pickle=False) as archive:
         return result, dict(archive)
 
@@ -76,11 +81,11 @@ def test_figures_are_those_of_the_samples(whole, prepared):
     levels = np.rint(samples["arr_0"] * (16 / 255)).astype(np.uint8)
     pool, logits = (np.asarray(x) for x in extractor(jnp.asarray(levels)))
     reference = read(workdir / "stats" / "digits-train-small.npz")
-    expected = {"fid": frechet_distance(*moments(pool), reference.mu, reference.sigma)}
+    expected = {"frechet_distance": frechet_distance(*moments(pool), reference.mu, reference.sigma)}
     expected["kid"], expected["kid_standard_error"] = kernel_distance(pool, reference.features)
     expected["precision"], expected["recall"] = precision_recall(pool, reference.features)
-    expected["inception_score"], _ = inception_score(logits)
-    expected["inception_score_splits"], expected["inception_score_splits_deviation"] = inception_score(logits, 10)
+    expected["classifier_score"], _ = inception_score(logits)
+    expected["classifier_score_splits"], expected["classifier_score_splits_deviation"] = inception_score(logits, 10)
     for name, value in expected.items():
         assert result[name] == pytest.approx(value, rel=1e-5), name
 
@@ -93,7 +98,7 @@ def test_what_a_result_says(whole, prepared):
     assert (result["features"], result["n_features"]) == (extractor.name, 64)
     assert (result["reference"], result["split"], result["n_reference"]) == (str(file), "digits/train", 1500)
     assert result["reference_sha256"] == read(file).file_sha256
-    assert result["network_calls_per_batch"] == 2
+    assert result["network_calls_per_sample"] == 2
     assert json.loads(json.dumps(result)) == result
     assert all(np.isfinite(value) for value in result.values() if isinstance(value, float))
 
@@ -121,9 +126,9 @@ def test_batches_change_nothing(context, whole, size):
 def stopping(fold):
     """The fold, stopped by SIGTERM in every round."""
 
-    def step(state, round_number):
+    def step(state):
         os.kill(os.getpid(), signal.SIGTERM)
-        return fold.step(state, round_number)
+        return fold.step(state)
 
     return fold._replace(step=step)
 
@@ -131,9 +136,9 @@ def stopping(fold):
 def test_interrupted_and_gone_on(context, whole):
     """After each of its rounds but the last: bitwise the figures and the samples of an unbroken run."""
     broken = context("broken", batch_size=40)
-    fold = stopping(fid.build(broken))
-    for rounds in (1, 2):
-        with pytest.raises(Preempted, match=f"after {rounds} of 3 rounds"):
+    fold = stopping(built(broken))
+    for number in (1, 2):
+        with pytest.raises(Preempted, match=f"after {number} of 3 rounds"):
             run_fold(fold, broken.directory, "fid")
     result, samples = done(broken)
     assert result == whole[0]
@@ -154,20 +159,16 @@ def test_pixels_stay_on_the_device(context, monkeypatch):
 
         return drawn
 
-    monkeypatch.setattr(fid, "drawer", watched)
-    result = run_fold(fid.build(quiet), quiet.directory, "fid")
+    monkeypatch.setattr(rounds, "drawer", watched)
+    result = run_fold(built(quiet), quiet.directory, "fid")
     assert left == {"pool", "logits"}
     assert not list(quiet.directory.rglob("*.npz"))
-    assert result["n_samples"] == N and np.isfinite(result["fid"])
+    assert result["n_samples"] == N and np.isfinite(result["frechet_distance"])
 
 
 def test_labels_are_the_second_array(context):
     labelled = context("labelled", batch_size=8, num_samples=10)
-    (labelled.directory / "rounds").mkdir()
-    for part, indices in enumerate((np.arange(8), np.arange(8, 10))):
-        image = np.full((len(indices), 8, 8, 1), 16, np.uint8)
-        np.savez(labelled.directory / "rounds" / f"{part:06d}.npz", image=image, label=indices)
-    fid.save_samples(labelled, 10)
+    fid.save_samples(labelled, {"image": np.full((1, 10, 8, 8, 1), 16, np.uint8), "label": np.arange(10)[None]})
     with np.load(labelled.directory / "samples.npz", allow_pickle=False) as archive:
         np.testing.assert_array_equal(archive["arr_1"], np.arange(10))
         assert archive["arr_0"].shape == (10, 8, 8, 1) and (archive["arr_0"] == 255).all()
@@ -175,10 +176,9 @@ def test_labels_are_the_second_array(context):
 
 def test_one_sample_is_refused_early(prepared):
     workdir, run, config, _, _ = prepared
-    options = config.eval.copy_and_resolve_references()
-    options.num_samples = 1
+    options = dataclasses.replace(config.eval, num_samples=1)
     with pytest.raises(UserError, match="num_samples is 1; the job fid needs at least 2"):
-        fid.check(run, options, workdir)
+        fid.open_reference(run, options, workdir)
 
 
 def state_of(pool, logits=None):
@@ -191,13 +191,26 @@ def state_of(pool, logits=None):
 
 def test_a_set_with_itself():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool), features=pool))
-    assert figures["fid"] < 1e-3
+    figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool), features=pool), fid.OTHER)
+    assert figures["frechet_distance"] < 1e-3
     assert figures["precision"] == figures["recall"] == 1
     assert figures["kid"] < 0  # unbiased: pairs of a vector with itself count across the sets alone
-    assert "inception_score" not in figures and "kid_blocks" not in figures
+    assert "classifier_score" not in figures and "kid_blocks" not in figures
 
 
 def test_a_reference_of_mu_and_sigma_has_a_distance_alone():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    assert set(fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool)))) == {"fid"}
+    for extractor, name in ((fid.OTHER, "frechet_distance"), (fid.INCEPTION, "fid")):
+        figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), extractor)
+        assert set(figures) == {name}
+
+
+def test_only_inceptions_figures_have_its_names():
+    """FID and Inception score are of one network; those of others are called what they are."""
+    pool, logits = np.random.default_rng(0).normal(size=(2, 300, 8)).astype(np.float32)
+    reference, state = Statistics(*moments(pool), features=pool), state_of(pool, logits)
+    named = {
+        name for name in fid.figures(moments(pool), state, reference, fid.INCEPTION) if "score" in name or "fid" in name
+    }
+    assert named == {"fid", "inception_score", "inception_score_splits", "inception_score_splits_deviation"}
+    assert not [n for n in fid.figures(moments(pool), state, reference, fid.OTHER) if "inception" in n or "fid" in n]

@@ -1,26 +1,36 @@
 """The loop of every evaluation: it goes on from what was saved, and saving takes a small share of the time."""
 
+import json
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from evaluation import fold as module
-from evaluation.fold import SHARE, Fold, run
+from evaluation.fold import SHARE, Fold, held, next_round, rounds_left, run
 from score_flow.checkpoint import Checkpoints
-from score_flow.types import Preempted
+from score_flow.types import Preempted, UserError
+from tests.launch import ROOT
+
+KEY = {"job": "sum", "test images": {"checksum": "ab"}, "eval": {"solver": {"method": "tsit5"}, "times": (1.0, 2.0)}}
 
 
-def summed(n, after=lambda round_number: None):
-    """A fold whose state is the sum of the numbers of its rounds."""
+def summed(n, after=lambda round_number: None, key=KEY):
+    """A fold whose state is the sum of the numbers of its rounds, and how many there were."""
 
-    def step(state, round_number):
-        after(round_number)
-        return {"sum": state["sum"] + round_number}
+    def step(state):
+        after(int(state["done"]))
+        return {"sum": state["sum"] + state["done"], "done": state["done"] + 1}
 
-    return Fold(n, lambda: {"sum": np.zeros(2)}, step, lambda state: {"sum": state["sum"].tolist()})
+    def init():
+        return {"sum": np.zeros(2), "done": np.zeros(())}
+
+    return Fold(key, lambda state: n - int(state["done"]), init, step, lambda state: {"sum": state["sum"].tolist()})
 
 
 def test_goes_on_after_sigterm_and_is_done_once(tmp_path):
@@ -57,3 +67,83 @@ def test_saving_takes_its_share(tmp_path, monkeypatch, seconds):
     assert run(summed(n, tick), tmp_path, "sum")["sum"][0] == n * (n - 1) / 2
     every = max(1, math.ceil(seconds / SHARE))
     assert saves == list(range(1, n, every))
+
+
+# ---- what a result depends on
+
+
+def done(tmp_path):
+    return run(summed(3), tmp_path, "sum")
+
+
+def begun(tmp_path):
+    """A state, after the first of three rounds."""
+    with pytest.raises(Preempted):
+        run(summed(3, lambda number: os.kill(os.getpid(), signal.SIGTERM)), tmp_path, "sum")
+
+
+@pytest.mark.parametrize("before", [done, begun])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"test images": {"checksum": "cd"}}, "of other data (test images.checksum is 'ab' there and 'cd' here)"),
+        ({"eval": {"solver": {"method": "euler"}}}, "eval.solver.method is 'tsit5' there and 'euler' here; eval.times"),
+        ({"eval": {"solver": {"method": "tsit5"}, "times": (1.0,)}}, "eval.times is [1.0, 2.0] there and [1.0] here"),
+        ({"version": "3"}, "version is 'absent' there and '3' here"),
+    ],
+)  # fmt: skip
+def test_of_another_key_is_refused_and_nothing_is_touched(tmp_path, before, changed, said):
+    before(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as error:
+        run(summed(3, key=KEY | changed), tmp_path, "sum")
+    assert said in str(error.value) and "another --eval_folder" in str(error.value) and "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_states_may_be_made_anew(tmp_path, capsys):
+    begun(tmp_path)
+    assert run(summed(3, key=KEY | {"data": 1}), tmp_path, "sum", restart=True) == {"sum": [3.0, 3.0]}
+    assert "the state that was begun is of other settings: it starts again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", '{"sum": [3', "[]", '{"sum": [7.0, 7.0]}'], ids=["empty", "half", "list", "old"])
+def test_a_result_without_a_key_is_made_again_and_kept(tmp_path, capsys, text):
+    """Of a program that noted no data with it, or not written whole: said in one line, never overwritten."""
+    for number in (0, 1):
+        (tmp_path / "result.json").write_text(text)
+        assert done(tmp_path) == {"sum": [3.0, 3.0]}
+        assert (tmp_path / f"result.e{number}.json").read_text() == text
+        assert capsys.readouterr().out.count("\n") == 1
+        shutil.rmtree(tmp_path / "meta", ignore_errors=True)
+    assert done(tmp_path) == {"sum": [3.0, 3.0]} and json.loads((tmp_path / "result.json").read_text())["key"]
+
+
+def test_a_state_of_an_older_program_starts_again(tmp_path, capsys):
+    """Its rounds meant batches."""
+    old = Checkpoints(tmp_path / "meta", keep=2)
+    old.save(2, {"state": {"sum": np.full(2, 99.0)}}, {"n_rounds": 3}, wait=True)
+    old.close()
+    assert done(tmp_path) == {"sum": [3.0, 3.0]}
+    assert "of an older program: it starts again" in capsys.readouterr().out
+
+
+def test_rounds_take_what_is_missing():
+    missing = np.array([[False, True, True, False, True], [True] * 5])
+    assert rounds_left(missing, 2) == 2 + 3
+    row, numbers, mask = next_round(missing, 4)
+    assert (row, numbers.tolist(), mask.tolist()) == (0, [1, 2, 4, 4], [True, True, True, False])
+    missing[0] = False
+    assert next_round(missing, 2)[:2] == (1, pytest.approx([0, 1])) and rounds_left(missing & False, 3) == 0
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    """By another process too; it is free again when its holder is gone."""
+    code = f"from evaluation.fold import held\nwith held(__import__('pathlib').Path({str(tmp_path)!r}), 'x'): pass"
+    with held(tmp_path, "evaluation"):
+        other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        with pytest.raises(UserError, match=rf"in use by another evaluation \(process {os.getpid()} on"):
+            held(tmp_path, "evaluation").__enter__()
+    assert "UserError" in other.stderr and "is in use by another x" in other.stderr
+    with held(tmp_path, "evaluation"):
+        pass

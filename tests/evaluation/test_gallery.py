@@ -56,7 +56,7 @@ def test_gallery(model, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "SCALES", (0.0, 3.0))
     monkeypatch.setattr(gallery, "STRENGTHS", (0.5,))
     job = context(model, tmp_path / "eval" / "gallery")
-    result = run_fold(gallery.build(job), job.directory, "gallery")
+    result = run_fold(gallery.build(job, None), job.directory, "gallery")
     names = [picture["name"] for picture in result["pictures"]]
     assert names == ["classes", "guidance", "inpainting", "sdedit", "super_resolution"]
     arrays = {name: np.load(job.directory / f"{name}.npz", allow_pickle=False)["image"] for name in names}
@@ -80,7 +80,7 @@ def test_calls(model, tmp_path, monkeypatch):
     few = {"DDIM": ((2, 4), calls.SAMPLERS["DDIM"][1]), "EDM Heun": ((3,), calls.SAMPLERS["EDM Heun"][1])}
     monkeypatch.setattr(calls, "SAMPLERS", few)
     job = context(model, tmp_path / "eval" / "calls")
-    result = run_fold(calls.build(job), job.directory, "calls")
+    result = run_fold(calls.build(job, calls.budgets()), job.directory, "calls")
     # Heun's two steps are Euler's here: the first starts at alpha = 0, the last ends the run.
     assert [(row["sampler"], row["calls"]) for row in result["rows"]] == [("DDIM", 2), ("DDIM", 4), ("EDM Heun", 2)]
     assert all(row["frechet_distance"] > 0 and 0 <= row["classifier_accuracy"] <= 1 for row in result["rows"])

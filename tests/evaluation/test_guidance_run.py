@@ -40,11 +40,11 @@ def test_guided_samples_from_the_command_line(tmp_path, capsys, monkeypatch):
     with np.load(folder / "samples" / "samples.npz", allow_pickle=False) as arrays:
         assert arrays["image"].shape == (16, 8, 8, 1)
         np.testing.assert_array_equal(arrays["label"], np.arange(16) % 10)
-    settings = json.loads((folder / "settings.json").read_text())
-    assert settings["guidance"]["scale"] == 2.0 and settings["guidance"]["threshold"] == "dynamic"
+    guidance = json.loads((folder / "samples" / "result.json").read_text())["key"]["guidance"]
+    assert guidance["scale"] == 2.0 and guidance["threshold"] == "dynamic"
     capsys.readouterr()
     assert run(tmp_path, "sample", *LABELS) == EXIT_USER_ERROR
-    assert "guidance.scale: 2.0 -> 1.0" in capsys.readouterr().err
+    assert "guidance.scale is 2.0 there and 1.0 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])

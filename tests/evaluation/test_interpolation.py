@@ -9,6 +9,7 @@ from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.interpolation import N_BETWEEN, build
 from evaluation.report import write
+from sampling.ode import Solver
 from score_flow.build import build_sampler, experiment
 from score_flow.config import load
 from score_flow.sharding import replicated
@@ -32,7 +33,7 @@ def done(tmp_path_factory):
     directory = tmp_path_factory.mktemp("eval") / "interpolation"
     directory.mkdir()
     job = context(directory)
-    return job, run_fold(build(job), directory, "interpolation")
+    return job, run_fold(build(job, Solver(**job.options.solver.to_dict())), directory, "interpolation")
 
 
 def test_rows_go_from_image_to_image(done):

@@ -7,6 +7,7 @@ import pytest
 from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.latents import EDGES, build, cumulative, moments, normality, summary
+from sampling.ode import Solver
 from score_flow.build import build_sampler, experiment
 from score_flow.config import load, with_settings
 from score_flow.sharding import replicated
@@ -99,7 +100,7 @@ def done(tmp_path_factory):
     params = jax.tree.map(lambda p: rng.normal(0.0, 0.1, p.shape).astype(np.float32), shapes)
     params = jax.device_put(params, replicated(run.mesh))
     context = Context(run, params, 1, build_sampler(config), build_guide(run, config), config.eval, directory)
-    return context, run_fold(build(context), directory, "latents")
+    return context, run_fold(build(context, Solver(**config.eval.solver.to_dict())), directory, "latents")
 
 
 def test_every_image_there_and_back(done):
@@ -115,7 +116,7 @@ def test_every_image_there_and_back(done):
     assert result["latent_kurtosis"] == pytest.approx(
         kept["fourth"].mean() / kept["mean_square"].mean() ** 2, rel=1e-12
     )
-    assert result["network_calls_per_batch"] == 2 * 2 * N and result["split"] == "digits/test"
+    assert result["network_calls_per_image"] == 2 * 2 * N and result["split"] == "digits/test"
 
 
 def test_latents_of_an_untrained_model_are_not_normal(done):

@@ -24,7 +24,7 @@ FACTS = {"step": "5000", "device": "8 x cpu (cpu)", "sampler": "name=ode"}
 RESULTS = {
     "likelihood": {"bits_per_dim": 2.3124, "standard_error": 0.0172, "n_images": 297, "split": "digits/test"},
     "samples": {
-        "n_samples": 256, "network_calls_per_batch": 142.0, "features": "hidden layer (64)", "frechet_distance": 1.049,
+        "n_samples": 256, "network_calls_per_sample": 142.0, "features": "hidden layer (64)", "frechet_distance": 1.049,
         "frechet_distance_train": 1.221, "classifier_confidence": 0.9642, "classifier_confidence_test": 0.9731,
         "class_counts": [20, 236],
     },
@@ -116,7 +116,7 @@ def pixels(image):
 
 def test_all_sections_in_order(whole):
     got = whole
-    expected = ["Samples", "From noise to data", "Training", "Likelihood", "Figures", "Setup"]
+    expected = ["Samples", "From noise to data", "Loss", "Likelihood", "Training", "Figures", "Setup"]
     assert got.headings() == expected
     assert ("h1", "my-run") in got.text
     assert "linear path · sit network · step 5000" in got.texts()
@@ -128,7 +128,7 @@ def test_headline_figures(whole):
         "bits / dim": ["2.312", "± 0.017", "297 images of digits/test"],
         "Fréchet distance": ["1.05", "training images: 1.22"],
         "classifier confidence": ["96.4%", "test images: 97.3%"],
-        "network calls": ["142", "per batch of samples"],
+        "network calls": ["142", "a sample"],
         "training": ["8 min 20 s", "5,000 steps"],
         "parameters": ["328 k", "327,873"],
     }

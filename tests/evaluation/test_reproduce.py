@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation.jobs import asked
 from evaluation.reproduce import compared, expected_of, presets
-from evaluation.run import jobs
 from main import EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, main
 from score_flow.build import build_sampler, experiment
 from score_flow.checkpoint import Checkpoints
@@ -24,7 +24,7 @@ def test_a_preset_is_whole(file):
     """It loads, checks and builds; runs the jobs whose figures it expects, no other; its first line has each figure."""
     config, expected = load(file, []), expected_of(file)
     build_sampler(config)
-    assert {figure.split(".")[0] for figure in expected} == set(jobs(config)) <= set(available("evaluation"))
+    assert {figure.split(".")[0] for figure in expected} == set(asked(config.eval)) <= set(available("evaluation"))
     assert config.eval.begin_ckpt == config.eval.end_ckpt == 0
     text = ast.get_docstring(ast.parse((ROOT / file).read_text()))
     head, places = text.splitlines()[0], {"likelihood.bits_per_dim": 2, "vlb.bits_per_dim": 2, "fid.fid": 2}

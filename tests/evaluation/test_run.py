@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from evaluation import results as written
-from evaluation.context import Context
+from evaluation.fold import Fold
+from evaluation.jobs import asked
 from evaluation.results import figures, identity, lines
-from evaluation.run import jobs, run_jobs
+from evaluation.run import run_job
 from score_flow.config import load
 from score_flow.data.base import ArraySource, checksum
 from score_flow.training import Preemption
@@ -16,10 +17,19 @@ from score_flow.types import Preempted
 
 RESULT = {
     "bits_per_dim": 1.9231, "standard_error": 0.0142, "n_images": 297, "repeats": 1, "split": "digits/test",
-    "n_probes": 1, "network_calls_per_batch": 319.0, "solver": "tsit5 rtol 0.0001", "smallest_time": 1e-5,
+    "n_probes": 1, "network_calls_per_image": 319.0, "solver": "tsit5 rtol 0.0001", "smallest_time": 1e-5,
     "latent": {"power": 0.98}, "by_time": [1.0, 2.0],
 }  # fmt: skip
-FID = {"n_samples": 256, "fid": 15.2, "kid": 1.75, "kid_standard_error": 0.16, "features": "small", "split": "a/train"}
+FID = {
+    "n_samples": 256,
+    "sampler": "ddim n_steps=5",
+    "labels": "in turn",
+    "fid": 15.2,
+    "kid": 1.75,
+    "kid_standard_error": 0.16,
+    "features": "small",
+    "split": "a/train",
+}
 SETTING = {
     "weights": "EMA 0.999 at step 9", "sampler": "name=ddim", "checksums": {"digits/test": "sha256 ab"},
     "split": "digits/test", "options": frozenset({"smallest_time", "n_probes"}),
@@ -29,14 +39,15 @@ SETTING = {
 def test_a_line_a_figure():
     got = lines({"likelihood": RESULT, "fid": FID}, **SETTING)
     about = (
-        "297 images; 319 network calls a batch; data digits/test (sha256 ab); weights EMA 0.999 at step 9; "
+        "297 images; 319 network calls per image; data digits/test (sha256 ab); weights EMA 0.999 at step 9; "
         "solver tsit5 rtol 0.0001; evaluator likelihood"
     )
     assert got[:2] == [
         f"likelihood.bits_per_dim = 1.9231 +- 0.014; {about}",
         f"likelihood.latent.power = 0.98; {about}",
     ]
-    about = "256 samples; data a/train; weights EMA 0.999 at step 9; sampler name=ddim; evaluator small"
+    about = "256 samples; data a/train; weights EMA 0.999 at step 9; "
+    about += "sampler ddim n_steps=5; labels in turn; evaluator small"
     assert got[2:] == [f"fid.fid = 15.2; {about}", f"fid.kid = 1.75 +- 0.16; {about}"]
 
 
@@ -63,13 +74,13 @@ def test_identity_of_a_split(monkeypatch):
         assert (identity(ArraySource("a", other)) == huge) == same
 
 
-def test_stopped_between_jobs():
+def test_stopped_between_jobs(tmp_path):
     preemption = Preemption()
     preemption.signalled = True
     with pytest.raises(Preempted, match="before the job loss"):
-        run_jobs(object.__new__(Context), ["loss"], {}, preemption)
+        run_job(Fold({}, lambda state: 1, dict, lambda state: state, lambda state: {}), tmp_path, "loss", 1, preemption)
 
 
 def test_jobs_of_a_config():
     config = load("configs/digits.py", ["--config.eval.enable_sampling=False", "--config.eval.jobs=('latents',)"])
-    assert jobs(config) == ["loss", "likelihood", "latents"]
+    assert list(asked(config.eval)) == ["loss", "likelihood", "latents"]
