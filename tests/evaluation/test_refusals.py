@@ -54,7 +54,7 @@ def refused(folder, capsys, *flags):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("data.source.name=arrays", "data.source.path={}/noise.npz", "data.source.levels=17"), "other data (test imag"),
+        (("data.source.name=arrays", "data.source.path={}/noise.npz", "data.source.levels=17"), "of other data (test"),
         (("seed=1",), "seed is 0 there and 1 here"),
         (("training.weighting=data",), "training.weighting is 'velocity' there and 'data' here"),
         (("eval.ema=1",), "weights is 'EMA 0.9' there and 'EMA 0.99' here"),
