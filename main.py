@@ -17,16 +17,23 @@ several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCES
 """
 
 
+class Help(argparse.Action):
+    """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded."""
+
+    def __call__(self, parser, *arguments) -> None:
+        from score_flow.config import explain
+
+        parser.epilog = EPILOG + explain()
+        parser.print_help()
+        parser.exit()
+
+
 def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the --config.key=value overrides."""
-    from score_flow.config import explain
-
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG + explain(),
-        allow_abbrev=False,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False
     )
+    parser.add_argument("-h", "--help", action=Help, nargs=0, help="all flags, all fields, all plug-ins")
     parser.add_argument(
         "--config",
         help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",

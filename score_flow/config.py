@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from score_flow import components
 from score_flow.components import Component, kinds
 from score_flow.limits import ROOT, check_times, convert
 from score_flow.options import SCHEMA, Config, make
@@ -255,7 +256,7 @@ def checked(values: Values) -> Config:
 
 
 def explain() -> str:
-    """One line a field for --help."""
+    """For --help: one line a field, then one an argument of each plug-in."""
     lines = ["config fields (score_flow/options.py), each set by --config.KEY=VALUE:"]
     for key, field in SCHEMA.items():
         limits, default = field.metadata["limits"], field.default
@@ -263,6 +264,10 @@ def explain() -> str:
         shown = default.name if isinstance(default, Component) else default
         about = "; ".join(part for part in (field.metadata["doc"], allowed) if part)
         lines.append(f"  {key + ('.name' if isinstance(default, Component) else ''):42} {about}  [{shown!r}]")
+    for key, field in SCHEMA.items():
+        if isinstance(field.default, Component):
+            lines += ["", f"plug-ins of {key}.name, each argument set by --config.{key}.ARGUMENT=VALUE:"]
+            lines += [f"  {line}" for line in components.explain(field.metadata["limits"].among).splitlines()]
     return "\n".join(lines)
 
 

@@ -33,6 +33,7 @@ LAYERS = [
 SEAMS = {
     "diffrax": ("sampling/ode.py", "sampling/sde.py"),
     "orbax": ("score_flow/checkpoint.py",),
+    "tensorstore": ("score_flow/manifest.py",),
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/extractors/small.py"),

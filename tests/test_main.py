@@ -1,7 +1,9 @@
 """The command line: help, mistakes in one line and at once, nothing lost."""
 
 import errno
+import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ import pytest
 from PIL import Image
 
 from main import EXIT_USER_ERROR, main
+from score_flow.components import Component, find
+from score_flow.hints import arguments_of
+from score_flow.options import SCHEMA
 from score_flow.types import NonFinite, UserError
 from tests.launch import ROOT, TINY, environment
 
@@ -59,19 +64,29 @@ def test_a_mistake_is_answered_in_five_seconds(tmp_path):
 
 
 def test_help_explains_every_key():
+    """Every flag, every field of the schema with what it may be, every plug-in with every argument."""
     done = subprocess.run(
         [sys.executable, "main.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0
-    for word in (
-        "--workdir",
-        "--eval_folder",
-        "training.n_jitted_steps",
-        "optim.grad_clip",
-        "eval.num_samples",
-        "exit codes",
-    ):
-        assert word in done.stdout
+    text = done.stdout
+    for flag in ("--config", "--workdir", "--mode", "--checkpoint", "--reference_config", "--eval_folder", "--watch"):
+        assert f"  {flag}" in text
+    assert all(re.search(rf"\b{code} ", text[text.index("exit codes") :]) for code in (0, 1, 2, 3, 75, 76))
+    lines = text.splitlines()
+    for key, field in SCHEMA.items():
+        plug_in = isinstance(field.default, Component)
+        name = f"{key}.name" if plug_in else key
+        [line] = [line for line in lines if line.startswith(f"  {name} ")]
+        assert all(str(choice) in line for choice in field.metadata["limits"].choices())
+        if plug_in:
+            registry = field.metadata["limits"].among
+            start = lines.index(f"plug-ins of {key}.name, each argument set by --config.{key}.ARGUMENT=VALUE:")
+            shown = "\n".join(itertools.takewhile(bool, lines[start + 1 :]))
+            for choice in field.metadata["limits"].choices():
+                assert re.search(rf"^  {re.escape(choice)}: \S", shown, re.MULTILINE), choice
+                for argument in arguments_of(find(registry, Component(choice), key)):
+                    assert re.search(rf"^    {argument} +\S+.*\[.+\]$", shown, re.MULTILINE), (choice, argument)
 
 
 def test_bad_data(capsys, tmp_path):
