@@ -129,7 +129,7 @@ class TrainOptions(Section):
         False, "same as time_sampler = log_snr: unbiased, less noise with likelihood weighting"
     )
     smallest_time: float = option(1e-5, "t is drawn from [smallest_time, largest_time]", least=0, most=1)
-    largest_time: float = option(1.0, "", least=0, most=1)
+    largest_time: float = option(1.0, "the noisy end of it", least=0, most=1)
     reduce_mean: bool = option(True, "mean of the squared error over pixels instead of half its sum")
     coupling: str = option(
         "independent", "of images and noise; ot: optimal transport within a batch, for flows only",
@@ -145,12 +145,12 @@ class OptimOptions(Section):
 
     optimizer: str = option("Adam", "Adam or AdamW", among=("Adam", "AdamW"))
     lr: float = option(2e-4, "learning rate after warm-up", least=0, most=1e6)
-    beta1: float = option(0.9, "", least=0, below=1)
-    beta2: float = option(0.999, "", least=0, below=1)
-    eps: float = option(1e-8, "", above=0)
+    beta1: float = option(0.9, "decay of the mean gradient", least=0, below=1)
+    beta2: float = option(0.999, "decay of the mean square", least=0, below=1)
+    eps: float = option(1e-8, "added to the root of the mean square", above=0)
     warmup: int = option(5000, "steps over which lr grows linearly from 0", least=0)
     grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
-    weight_decay: float = option(0.0, "", least=0)
+    weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW)", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +196,12 @@ class SolverOptions(Section):
     """How likelihoods and encodings integrate the probability flow."""
 
     method: str = option("tsit5", "the method of diffrax", among="sampling/ode.py:METHODS")
-    rtol: float = option(1e-5, "", above=0)
-    atol: float = option(1e-5, "", above=0)
+    rtol: float = option(1e-5, "relative tolerance of adaptive steps", above=0)
+    atol: float = option(1e-5, "absolute tolerance of adaptive steps", above=0)
     n_steps: int = option(0, "0 = adaptive steps; else this many steps on `grid`", least=0)
     grid: str = option("uniform", "uniform, quadratic, karras, log_snr, or the times: (1.0, ..., 1e-5)")
     per_example: bool = option(True, "adapt the steps of each image alone: results do not depend on the batch")
-    max_steps: int = option(4096, "", least=1)
+    max_steps: int = option(4096, "an image that takes more has not arrived", least=1)
     control: str = option(
         "pi", "of adaptive steps: pi, or integral (fewer calls, less exact)", among="sampling/ode.py:CONTROLS"
     )
@@ -235,11 +235,11 @@ class EvalOptions(Section):
         least=0, most=WIDEST_EMA,
     )  # fmt: skip
     smallest_time: float = option(1e-5, "the likelihood integrates from here to largest_time", least=0, most=1)
-    largest_time: float = option(1.0, "", least=0, most=1)
+    largest_time: float = option(1.0, "the noisy end of it", least=0, most=1)
     probe: str = option(
         "rademacher", "of the divergence: rademacher, gaussian, exact", among=("rademacher", "gaussian", "exact")
     )
-    n_probes: int = option(1, "", least=1)
+    n_probes: int = option(1, "random probes of the divergence for each image", least=1)
     vlb_steps: int = option(
         0, "of the job vlb: this many even times up to largest_time; 0 = the chain of training", least=0
     )
