@@ -3,6 +3,7 @@
 A loss is a file of score_flow/losses/ that exports `build`; config.training.objective names it.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -157,6 +158,42 @@ class Noising:
         time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
         losses = importance * losses
         return jnp.mean(losses), Aux(losses, t, time_state)
+
+
+class OfNoisyImages(abc.ABC):
+    """What losses of noisy images share: `at` is one of each at given times and noise, the loss the mean of a batch."""
+
+    model: Model
+    noising: Noising
+
+    @property
+    def times(self) -> TimeSampler:
+        return self.noising.times
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        return initial(self.model, self.noising.prepare, key, batch)
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    @abc.abstractmethod
+    def at(
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """The loss of each example; one network call. A key turns dropout on."""
 
 
 def noising_of(options: TrainOptions, times: TimeSampler, prepare: Preprocess, num_classes: int) -> Noising:

@@ -2,14 +2,13 @@
 
 from typing import ClassVar
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Float, Integer
 
 from score_flow.model import Model
-from score_flow.objective import Aux, Noising, Product, unused
+from score_flow.objective import Noising, OfNoisyImages, Product, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
@@ -21,7 +20,7 @@ Labels = Integer[Array, "b"]
 
 
 @flax.struct.dataclass
-class Classification:
+class Classification(OfNoisyImages):
     """E_t [-log p(label | x_t)] in nats, t from a time sampler (Song et al. 2021, app. I.1, arXiv:2011.13456).
 
     condition["label"] is the target: the network is not told it. The model's network gives logits, (b, classes), and
@@ -33,22 +32,9 @@ class Classification:
 
     produces: ClassVar[Product] = PRODUCES
 
-    @property
-    def times(self) -> TimeSampler:
-        return self.noising.times
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model.network
-
     def init(self, key: Key, batch: Batch) -> Params:
         x0, _ = jax.eval_shape(self.noising.prepare, key, batch)
         return self.model.init(key, (1, *x0.shape[1:]))
-
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
 
     def at(
         self,

@@ -2,26 +2,25 @@
 
 from typing import ClassVar
 
-import flax.linen as nn
 import flax.struct
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from score_flow.data.scaling import Scaling
 from score_flow.losses.simple import Denoising, weighting_of
 from score_flow.losses.vlb import ChainBound, variational
 from score_flow.model import Model
-from score_flow.objective import Aux, Product, noising_of, unused
+from score_flow.objective import Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times, UserError
 from score_flow.variational import VariationalBound
 
 
 @flax.struct.dataclass
-class Hybrid:
+class Hybrid(OfNoisyImages):
     """simple + weight bound, of the same network and noisy images.
 
     The bound trains the variance only: no gradient flows from it to the mean (Nichol and Dhariwal 2021, sec. 3.1,
@@ -36,24 +35,16 @@ class Hybrid:
     produces: ClassVar[Product] = "denoiser"
 
     @property
-    def times(self) -> TimeSampler:
-        return self.simple.times
+    def model(self) -> Model:
+        return self.simple.model
 
     @property
-    def network(self) -> nn.Module:
-        return self.simple.network
+    def noising(self) -> Noising:
+        return self.simple.noising
 
     @property
     def variational(self) -> VariationalBound:
         return self.bound.variational
-
-    def init(self, key: Key, batch: Batch) -> Params:
-        return self.simple.init(key, batch)
-
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        return self.simple.noising.mean(self.at, params, time_state, key, batch, train=train)
 
     def at(
         self,
@@ -66,7 +57,7 @@ class Hybrid:
         key: Key | None = None,
     ) -> Float[Array, "b"]:
         """The sum of both for each example at given times of the chain and noise; one network call."""
-        model = self.simple.model
+        model = self.model
         x = model.path.perturb(x0, noise, t)
         output, variance = model.split(model.apply(params, x, t, condition, key=key), x)
         bound = self.bound.of(jax.lax.stop_gradient(output), variance, x0, x, t)

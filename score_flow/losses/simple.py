@@ -3,25 +3,24 @@
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from score_flow.model import Model
 from score_flow.numerics import expand, mean_flat, sum_flat
-from score_flow.objective import WEIGHTINGS, Aux, Noising, Product, initial, min_snr, noising_of, unused
+from score_flow.objective import WEIGHTINGS, Noising, OfNoisyImages, Product, min_snr, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.paths.base import Coefficients
 from score_flow.prediction import Estimate
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times, UserError
 
 
 @flax.struct.dataclass
-class Denoising:
+class Denoising(OfNoisyImages):
     """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler.
 
     reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
@@ -33,22 +32,6 @@ class Denoising:
     reduce: Literal["mean", "sum"] = static(default="mean")
 
     produces: ClassVar[Product] = "denoiser"
-
-    @property
-    def times(self) -> TimeSampler:
-        return self.noising.times
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model.network
-
-    def init(self, key: Key, batch: Batch) -> Params:
-        return initial(self.model, self.noising.prepare, key, batch)
-
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
 
     def at(
         self,

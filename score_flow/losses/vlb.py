@@ -3,23 +3,22 @@
 import math
 from typing import ClassVar, Literal
 
-import flax.linen as nn
 import flax.struct
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from score_flow.data.scaling import Scaling
 from score_flow.model import Model
-from score_flow.objective import Aux, Noising, Product, initial, noising_of, unused
+from score_flow.objective import Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.options import TrainOptions
 from score_flow.preprocessing import Preprocess
 from score_flow.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times, UserError
 from score_flow.variational import VariationalBound
 
 
 @flax.struct.dataclass
-class ChainBound:
+class ChainBound(OfNoisyImages):
     """n L_t in bits per dimension, whose mean over the n steps is the bound without its constant, the prior.
 
     reduce: "mean", that; "sum", half the sum over the axes of an example, beside a half sum of squares.
@@ -31,22 +30,6 @@ class ChainBound:
     reduce: Literal["mean", "sum"] = static(default="mean")
 
     produces: ClassVar[Product] = "denoiser"
-
-    @property
-    def times(self) -> TimeSampler:
-        return self.noising.times
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model.network
-
-    def init(self, key: Key, batch: Batch) -> Params:
-        return initial(self.model, self.noising.prepare, key, batch)
-
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
 
     def at(
         self,
