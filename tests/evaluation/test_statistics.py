@@ -103,7 +103,7 @@ def synthetic(tmp_path_factory):
     """Ten thousand coloured images of 4 x 4 random pixels."""
     file = tmp_path_factory.mktemp("data") / "synthetic.npz"
     np.savez(file, image=np.random.default_rng(0).integers(0, 256, (10_000, 4, 4, 3), np.uint8))
-    return "data.source.name=arrays", f"data.source.path={file}"
+    return "data.source.name=arrays", f"data.source.path={file}", "data.source.test_share=0.0"
 
 
 def test_ten_thousand_images_in_any_batches(synthetic, tmp_path):
