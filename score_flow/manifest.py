@@ -22,7 +22,7 @@ def path_of(directory: Path, step: int) -> Path:
 def steps(directory: Path) -> list[int]:
     """The steps that have a manifest, ascending."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"(\d+)\.manifest\.json", name)))
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"([0-9]+)\.manifest\.json", name)))
 
 
 def read(directory: Path, step: int) -> dict[str, str] | None:

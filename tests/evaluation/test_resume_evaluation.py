@@ -8,14 +8,15 @@ import pytest
 from score_flow.components import available
 from tests.launch import launch, run, run_together
 
+# Fixed steps: where they are adapted, rounding, which is another on other devices, may decide on one.
 FLAGS = (
     "--config.eval.batch_size=64",
     "--config.eval.num_samples=100",
     "--config.eval.num_repeats=2",
-    "--config.eval.solver.rtol=1e-5",
-    "--config.eval.solver.atol=1e-5",
-    "--config.sampling.rtol=1e-5",
-    "--config.sampling.atol=1e-5",
+    "--config.eval.solver.method=heun",
+    "--config.eval.solver.n_steps=20",
+    "--config.sampling.method=heun",
+    "--config.sampling.n_steps=20",
 )
 
 # Every job by itself, short
@@ -67,12 +68,10 @@ def test_killed_and_gone_on_in_other_batches_on_other_devices(trained, cache):
         np.testing.assert_allclose(other[job][name], one[job][name], rtol=1e-5, err_msg=job)
     assert other["loss"]["n_images"] == other["likelihood"]["n_images"] == 297
     bits = "likelihood/bits.npz:bits"
-    np.testing.assert_allclose(
-        arrays_other[bits], arrays_one[bits], rtol=0, atol=1e-4
-    )  # the solver's tolerance is 1e-5
+    np.testing.assert_allclose(arrays_other[bits], arrays_one[bits], rtol=0, atol=1e-5)
     a, b = (found["samples/samples.npz:image"].astype(int) for found in (arrays_one, arrays_other))
-    # Where rounding decides on a step a sample moves by some tolerances, 1e-5 of 2; a level is 1/8 wide.
-    assert a.shape == b.shape and np.abs(a - b).max() <= 1 and (a != b).mean() < 0.01
+    # Rounding of some 1e-6 moves a number over the edge of its level, 1/8 wide, once in some 1e4 numbers at most.
+    assert a.shape == b.shape and np.abs(a - b).max() <= 1 and (a != b).mean() < 1e-3
 
 
 @pytest.mark.slow
