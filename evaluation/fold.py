@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from score_flow.checkpoint import Checkpoints
+from score_flow.config import flatten
+from score_flow.files import write_whole
 from score_flow.record import progress
 from score_flow.sharding import agree, barrier, is_main
 from score_flow.training import Preemption
@@ -137,9 +139,9 @@ def refuse_other_state(key: Key, directory: Path) -> None:
 
 def refuse_other_neighbours(key: Key, folder: Path) -> None:
     """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
-    ours = flat(plain(key))
+    ours = flatten(plain(key))
     for file in sorted(folder.glob("*/result.json")):
-        theirs = flat((read_json(file) or {}).get("key", {}))
+        theirs = flatten((read_json(file) or {}).get("key", {}))
         both = (ours.keys() & theirs.keys()) - {"job"}
         common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
         refuse_other_key(*common, file.parent, "a result")
@@ -147,7 +149,7 @@ def refuse_other_neighbours(key: Key, folder: Path) -> None:
 
 def refuse_other_key(key: Key, saved: Key, directory: Path, what: str) -> None:
     """Raise UserError, with both values of every part that differs."""
-    old, new = flat(saved), flat(key)
+    old, new = flatten(saved), flatten(key)
     changed = [
         f"{name} is {old.get(name, 'absent')!r} there and {new.get(name, 'absent')!r} here"
         for name in new | old
@@ -176,14 +178,6 @@ def plain(tree: Any) -> Any:
     return json.loads(json.dumps(tree, default=_plain))
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON file's tree; None where it is not there, or was written only half."""
     try:
@@ -195,9 +189,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a JSON file so that it is there whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, default=_plain) + "\n")
-    os.replace(temporary, file)
+    write_whole(file, json.dumps(value, indent=1, default=_plain) + "\n")
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:

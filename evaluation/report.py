@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from evaluation import figures, page, results
 from evaluation.fold import read_json
 from evaluation.jobs import all_by_place
 from evaluation.page import Images, Record
+from score_flow.config import flatten
+from score_flow.files import write_whole
 from score_flow.record import read_lines
 
 
@@ -35,9 +36,7 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
     sections += [part(record) for part in (training, checkpoints, tables)]
     headline = [card for job in jobs.values() if job.cards for card in job.cards(record)] + cards(record)
     html = page.document(record.name, _subtitle(record), headline, "".join(sections))
-    file, temporary = workdir / "report.html", workdir / "report.html.tmp"
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, file)
+    write_whole(file := workdir / "report.html", html)
     return file
 
 
@@ -103,14 +102,6 @@ def plain(result: dict[str, Any]) -> dict[str, Any]:
         for name, value in flatten(result).items()
         if not (isinstance(value, list) and any(isinstance(row, dict) for row in value))
     }
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def training_seconds(rows: list[dict[str, Any]]) -> float:

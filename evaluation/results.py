@@ -1,7 +1,6 @@
 """What an evaluation found, written down: results.json for programs, results.txt with one line a figure for people."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from evaluation.fold import read_json, write_json
 from score_flow.config import flatten
 from score_flow.data.base import ArraySource, Source, checksum
+from score_flow.files import write_whole
 
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
@@ -28,9 +28,7 @@ def write(directory: Path, results: dict[str, dict[str, Any]], facts: dict[str, 
     setting: what `lines` says of every figure.
     """
     write_json(directory / "results.json", results | facts)
-    temporary = directory / "results.txt.tmp"
-    temporary.write_text("".join(f"{line}\n" for line in lines(results, **setting)))
-    os.replace(temporary, directory / "results.txt")
+    write_whole(directory / "results.txt", "".join(f"{line}\n" for line in lines(results, **setting)))
 
 
 def lines(

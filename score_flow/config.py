@@ -4,13 +4,12 @@ What fields there are, and what they may be, says the schema (options.py), for f
 """
 
 import ast
-import difflib
 import importlib.util
 import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from score_flow import components
 from score_flow.components import Component, kinds
 from score_flow.limits import ROOT, check_times, convert
 from score_flow.options import SCHEMA, Config, make
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError, check_choice, nearest
 
+LIKENESS = 0.5  # of keys, which are short
 Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component
 SECTIONS = {key.rpartition(".")[0] for key in SCHEMA} | {"eval"}
 
@@ -115,18 +115,13 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if found := re.search(r'Key "(.+?)" does not exist and cannot be added.*?Other fields present: "(.*)"', text):
         there = sorted(set(re.findall(r"[{ ](?:\\?')?(\w+)(?:\\?')?: ", found[2])))
-        return f"unknown key {found[1]!r}; keys: {', '.join(there)}.{_nearest(found[1], there)}"
+        return f"unknown key {found[1]!r}; keys: {', '.join(there)}.{nearest(found[1], there, LIKENESS)}"
     if found := re.search(r"override field '(\w+)'.*?\. (.*) is of original type .* type <class '(.*)'>", text):
         name, got, kind = found.groups()
         if "ConfigDict" in kind:
             return f"{name} is a section, got {got!r}: give {name}.name, or component(...) of configs/base.py."
         return f"{name} must be of type {kind}, got {got}."
     return f"{type(error).__name__}: {text[:300]}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -231,7 +226,7 @@ def _unknown(key: str) -> str:
         there = sorted({k[len(prefix) :].split(".")[0] for k in SCHEMA if k.startswith(prefix)})
         if word not in there:
             at = ".".join(part for part in ("config", above) if part)
-            return f"unknown key {word!r} in {at}; keys: {', '.join(there)}.{_nearest(word, there)}"
+            return f"unknown key {word!r} in {at}; keys: {', '.join(there)}.{nearest(word, there, LIKENESS)}"
     return f"config.{key} is a section: give one of its fields."
 
 

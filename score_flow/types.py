@@ -36,7 +36,7 @@ def check_choice(what: str, got: object, allowed: Iterable[str | int]) -> None:
         raise UserError(f"{what} is {got!r}; allowed: {', '.join(names)}.{nearest(str(got), names)}")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ " Did you mean 'x'?", of the nearest of some names; nothing where none is near."""
-    near = difflib.get_close_matches(name, list(names), 1)
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """ " Did you mean 'x'?", of the nearest of some names; nothing where none is near (likeness below the cutoff)."""
+    near = difflib.get_close_matches(name, list(names), 1, cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -10,11 +10,11 @@ import pytest
 import score_flow
 from evaluation import keys
 from evaluation.drawing import described
-from evaluation.fold import flat, plain
+from evaluation.fold import plain
 from evaluation.jobs import Job, asked, find, refuse_unfit
 from score_flow.build import experiment
 from score_flow.components import Component
-from score_flow.config import load
+from score_flow.config import flatten, load
 from score_flow.limits import ROOT, available
 from score_flow.options import EvalOptions
 from score_flow.types import UserError
@@ -34,7 +34,7 @@ def key(job, *flags, weights=WEIGHTS):
 
 def changed(job, *flags):
     """The names of what flags change in a key."""
-    one, other = flat(key(job)), flat(key(job, *flags))
+    one, other = flatten(key(job)), flatten(key(job, *flags))
     return {name for name in one | other if one.get(name) != other.get(name)}
 
 
@@ -88,7 +88,7 @@ def test_other_images_are_other_keys(tmp_path):
     flags = ("data.source.name=arrays", f"data.source.path={file}")
     for n, level in ((40, 1), (40, 2), (50, 1)):
         np.savez(file, image=np.full((n, 8, 8, 1), level, np.uint8))
-        found.append(flat(key("loss", *flags)))
+        found.append(flatten(key("loss", *flags)))
     names = [{name for name in found[0] if found[0][name] != other[name]} for other in found]
     assert names == [set(), {"test images.checksum"}, {"test images.checksum", "test images.n"}]
 

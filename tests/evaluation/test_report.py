@@ -12,7 +12,8 @@ from PIL import Image
 
 from evaluation import figures, page
 from evaluation.pictures import grid
-from evaluation.report import flatten, training_seconds, write
+from evaluation.report import training_seconds, write
+from score_flow.config import flatten
 
 VOID = {"meta", "img", "br", "hr"}
 RNG = np.random.default_rng(0)
