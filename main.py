@@ -21,7 +21,7 @@ class Help(argparse.Action):
     """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded."""
 
     def __call__(self, parser, *arguments) -> None:
-        from score_flow.config import explain
+        from score_flow.config.loading import explain
 
         parser.epilog = EPILOG + explain()
         parser.print_help()
@@ -66,9 +66,9 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
-    from score_flow.config import load
+    from score_flow.config.loading import load
+    from score_flow.runs.workdir import path_of
     from score_flow.types import UserError
-    from score_flow.workdir import path_of
 
     options.workdir = str(path_of(options.workdir))
     if options.watch and options.mode not in ("eval", "sample", "control"):
@@ -76,40 +76,40 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     if options.mode == "import":
         return import_checkpoint(options, overrides)
     config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
-    from score_flow import sharding
+    from score_flow.runs import sharding
 
     peers = sharding.initialise()
     if peers:
         peers.where = lambda: newest_saved(options.workdir)
     from score_flow.build import build_sampler, check_components, experiment
-    from score_flow.saver import remembered
-    from score_flow.workdir import workdir as opened
+    from score_flow.runs.workdir import workdir as opened
+    from score_flow.training.saver import remembered
 
     config = check_components(config)
     built = experiment(config, remembered(options.workdir))
     with opened(options.workdir, exclusive=options.mode == "train") as workdir:
         if options.mode == "train":
             from evaluation.context import build_guide
-            from evaluation.snapshot import cheap_sampler, sheet
-            from score_flow.train import train
+            from evaluation.modes.snapshot import cheap_sampler, sheet
+            from score_flow.training.run import train
 
             guide = build_guide(built, config)
             build_sampler(config)  # the evaluation's: a mistake is answered now
             train(built, config, workdir, sheet(built, cheap_sampler(config.sampling), guide, workdir / "samples"))
         elif options.mode == "train_deq":
-            from evaluation.dequantizers import train_for
+            from evaluation.dequantisers import train_for
 
             train_for(built, config, workdir)
         elif options.mode == "stats":
-            from evaluation.statistics import write_statistics
+            from evaluation.modes.statistics import write_statistics
 
             write_statistics(built, config, workdir)
         elif options.mode == "encode":
-            from evaluation.encode import encode
+            from evaluation.modes.encode import encode
 
             encode(built, config, workdir)
         elif options.mode == "reproduce":
-            from evaluation.reproduce import reproduce
+            from evaluation.modes.reproduce import reproduce
 
             passed = reproduce(built, config, workdir, options.config or "", options.eval_folder)
             return None if passed else EXIT_NOT_REPRODUCED
@@ -132,11 +132,11 @@ def config_of(workdir: str) -> str:
 
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
+    from evaluation.modes.importing import import_into, open_published
     from score_flow.build import check_components, experiment
-    from score_flow.config import load
-    from score_flow.pretrained.importing import import_into, open_published
+    from score_flow.config.loading import load
+    from score_flow.runs.workdir import workdir as opened
     from score_flow.types import UserError
-    from score_flow.workdir import workdir as opened
 
     if not options.checkpoint:
         raise UserError("--mode=import needs --checkpoint=FILE.")
@@ -150,7 +150,7 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
 
 def newest_saved(workdir: str) -> str:
     """What is said of a run's newest state when a process is lost."""
-    from score_flow.checkpoint import newest_step
+    from score_flow.runs.checkpoint import newest_step
 
     step = newest_step(workdir)
     return f"; the newest state is of step {step}" if step is not None else "; nothing was saved yet"
@@ -159,7 +159,7 @@ def newest_saved(workdir: str) -> str:
 def main(argv: list[str]) -> int:
     """The exit code of a run; mistakes are one line, not a traceback."""
     options, overrides = flags(argv)
-    from score_flow import files, memory, peers
+    from score_flow.runs import files, memory, peers
     from score_flow.types import NonFinite, Preempted, UserError
 
     sys.unraisablehook = files.quiet(sys.__unraisablehook__)

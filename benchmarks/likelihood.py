@@ -1,6 +1,6 @@
 """log p(x) by the probability-flow ODE, solved on the device, against scipy driving the same right-hand side.
 
-Ours is evaluation.likelihood.log_likelihood with the whole batch as one state, in one program; the other is score_sde's
+Ours is evaluation.jobs.likelihood.log_likelihood with the whole batch as one state, in one program; the other is score_sde's
 way: scipy's RK45 at rtol = atol = 1e-5, its state in float64 on the host; every call of the same jitted right-hand side
 crosses to the device and back. Network, images, dequantisation and probes are the same. Two rows: ours to the same
 error (Bosh3 at 1e-4: along a probe a network is too rough in time for higher orders to pay), and by the same formulas,
@@ -26,12 +26,12 @@ from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
 from benchmarks.measure import Contender, Options, Row, Timing, interleave, main, params_of, row, significant
-from evaluation.likelihood import log_likelihood, probes
+from evaluation.jobs.likelihood import log_likelihood, probes
 from sampling.base import example_keys
 from sampling.ode import Solver
 from score_flow.build import Experiment, experiment
+from score_flow.config.options import Config, EvalOptions
 from score_flow.numerics import value_and_divergence
-from score_flow.options import Config, EvalOptions
 from score_flow.types import Images, Params
 
 TOLERANCE = 1e-5
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 def measure(config: Config, options: Options) -> Iterable[Row]:
     """Two rows: ms for the likelihood of a batch, and its time over scipy's."""
     run = experiment(config)
-    with jax.default_matmul_precision("highest"):  # as evaluation.likelihood
+    with jax.default_matmul_precision("highest"):  # as evaluation.jobs.likelihood
         ours, other = contenders(run, params_of(run, config, options), config.eval, options.batch)
         truth = ours(FINER).log_prob
         for name, solver in SOLVERS.items():

@@ -18,8 +18,8 @@ from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, interleave, main, row
 from benchmarks.train_step import carry, loss, train_steps
 from score_flow.build import experiment
-from score_flow.config import load
-from score_flow.options import Config
+from score_flow.config.loading import load
+from score_flow.config.options import Config
 
 RECIPES = {"NCSN++": "configs/ve/cifar10_ncsnpp_continuous.py", "DDPM++": "configs/vp/cifar10_ddpmpp_continuous.py"}
 REDUCED = {"network.width": 16, "network.num_res_blocks": 1}  # on a CPU

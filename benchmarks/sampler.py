@@ -18,7 +18,7 @@ from benchmarks.measure import Options, Row, interleave, main, params_of, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment, experiment
-from score_flow.options import Config
+from score_flow.config.options import Config
 from score_flow.types import Params
 
 SAMPLERS = {

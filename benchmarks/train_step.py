@@ -22,10 +22,10 @@ import numpy as np
 from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
 from score_flow.build import Experiment, experiment
+from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
-from score_flow.options import Config
-from score_flow.sharding import batch_sharding, state_shardings
-from score_flow.training import TrainState, init_state, make_train_steps
+from score_flow.runs.sharding import batch_sharding, state_shardings
+from score_flow.training.steps import TrainState, init_state, make_train_steps
 from score_flow.types import Batch
 
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16 FLOP/s, by device_kind
@@ -59,7 +59,7 @@ def measure(config: Config, options: Options) -> Iterable[Row]:
 
 
 def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, Batch]:
-    """The program of score_flow.train, a fresh state, and a batch (k, b, ...) of the data set on the devices."""
+    """The program of score_flow.training.run, a fresh state, and a batch (k, b, ...) of the data set on the devices."""
     rates, options = config.model.ema_rate, config.training
 
     def init() -> TrainState:

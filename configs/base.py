@@ -1,4 +1,4 @@
-"""Every field of a run with its default, as a recipe changes it; score_flow/options.py says what each means and may be.
+"""Every field of a run with its default, as a recipe changes it; score_flow/config/options.py says what each means and may be.
 
 A section with a `name` is a component: the name is a file of its folder, the other entries are arguments of that file's
 `build`, and what stands here is not the limit: any argument that `build` takes may be given. Elsewhere a recipe may add
@@ -9,8 +9,8 @@ import functools
 
 from ml_collections import ConfigDict
 
-from score_flow.components import Component
-from score_flow.options import SCHEMA, Config
+from score_flow.config.components import Component
+from score_flow.config.options import SCHEMA, Config
 
 
 def component(name: str, **fields) -> ConfigDict:

@@ -18,16 +18,16 @@ from sampling.control.base import Control
 from sampling.control.inputs import existing_file
 from sampling.guidance import guide
 from score_flow.build import Experiment, experiment
-from score_flow.components import resolve
-from score_flow.conditioning import Conditioning
-from score_flow.config import load
+from score_flow.config.components import resolve
+from score_flow.config.loading import load
+from score_flow.config.options import Config, EvalOptions
 from score_flow.data import arrays
 from score_flow.data.base import Source
+from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
 from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
-from score_flow.options import Config, EvalOptions
-from score_flow.sharding import batch_sharding, multiple
+from score_flow.runs.sharding import batch_sharding, multiple
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from evaluation.collector import extract
+from evaluation.metrics.collector import extract
 from sampling.base import Sampler, example_keys
 from score_flow.build import Experiment
-from score_flow.components import Component
-from score_flow.sharding import batch_sharding, multiple, place, to_host
+from score_flow.config.components import Component
+from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
 
 STREAM = 3  # of example keys: one index is one sample, whichever job draws it

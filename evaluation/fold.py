@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
-from score_flow.checkpoint import Checkpoints
-from score_flow.config import flatten
-from score_flow.files import write_whole
-from score_flow.record import progress
-from score_flow.sharding import agree, barrier, is_main
-from score_flow.training import Preemption
+from score_flow.config.loading import flatten
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.files import write_whole
+from score_flow.runs.progress import progress
+from score_flow.runs.sharding import agree, barrier, is_main
+from score_flow.runs.workdir import hold
+from score_flow.training.steps import Preemption
 from score_flow.types import Preempted, UserError
-from score_flow.workdir import hold
 
 SHARE = 0.05  # of the time of an evaluation may go into saving its state
 MOST = 4  # differences that a message lists

@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from evaluation import keys
 from evaluation.context import Context, build_control, build_guide
 from evaluation.drawing import described, rehearse
 from evaluation.fold import Fold, finished, held, read_json, refuse_other_neighbours, refuse_other_state
 from evaluation.fold import run as run_fold
-from evaluation.jobs import MODES, Job, Opened, asked, refuse_unfit
-from evaluation.results import identity as identity_of_data
-from evaluation.results import write as write_results
+from evaluation.jobs import keys
+from evaluation.jobs.base import MODES, Job, Opened, asked, refuse_unfit
+from evaluation.report.results import identity as identity_of_data
+from evaluation.report.results import write as write_results
 from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, identity, load_params
 from score_flow.build import Experiment, build_sampler
-from score_flow.checkpoint import Checkpoints
-from score_flow.config import differences, flatten
-from score_flow.options import Config
-from score_flow.sharding import barrier, is_main
-from score_flow.training import Preemption
+from score_flow.config.loading import differences, flatten
+from score_flow.config.options import Config
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.sharding import barrier, is_main
+from score_flow.training.steps import Preemption
 from score_flow.types import Preempted, UserError
 
 Step = tuple[Checkpoints, int]
@@ -126,7 +126,7 @@ def one_checkpoint(
             hash_data(run, results, hashes)
         record(context, config, results, weights["weights"], hashes)
         if context.judged:
-            from evaluation import report  # matplotlib: mistakes are answered without waiting for it
+            from evaluation.report import one_run as report  # matplotlib: mistakes are answered without waiting for it
 
             shown = facts(run, config, step) | hashes
             page = report.write(context.workdir, directory, real_images(run), run.scaling.levels, shown)

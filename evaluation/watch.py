@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation.weights import checkpoints_of
-from score_flow.checkpoint import Checkpoints
-from score_flow.sharding import agree, is_main
-from score_flow.training import Preemption
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.sharding import agree, is_main
+from score_flow.training.steps import Preemption
 from score_flow.types import Preempted, UserError
 
 INTERVAL = 5.0  # seconds between two looks

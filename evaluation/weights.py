@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.build import Experiment
-from score_flow.checkpoint import FOLDERS, Checkpoints, good_states, target
-from score_flow.ema import combination, gamma_of, n_averages
-from score_flow.options import Config
-from score_flow.saver import refuse_other_config
-from score_flow.sharding import is_main, replicated, to_host
-from score_flow.training import all_finite
+from score_flow.config.options import Config
+from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
+from score_flow.runs.sharding import is_main, replicated, to_host
+from score_flow.training.ema import combination, gamma_of, n_averages
+from score_flow.training.saver import refuse_other_config
+from score_flow.training.steps import all_finite
 from score_flow.types import NonFinite, Params, UserError
 
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm

@@ -5,10 +5,10 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from sampling.base import WHERE, Kernel, Sampler, chain_sampler
-from score_flow.grid import GridChoice, choose_in_chain, intervals
-from score_flow.hints import Count, UnitTime, limited
-from score_flow.limits import Limits, check_times
-from score_flow.transition import Gaussian, forward_step, posterior
+from score_flow.config.hints import Count, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
+from score_flow.process.grid import GridChoice, choose_in_chain, intervals
+from score_flow.process.transition import Gaussian, forward_step, posterior
 from score_flow.types import UserError
 
 VARIANCES = ("small", "large", "range", "log")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer
 
-from score_flow.grid import Intervals
 from score_flow.model import Denoiser
-from score_flow.transition import Gaussian
+from score_flow.process.grid import Intervals
+from score_flow.process.transition import Gaussian
 from score_flow.types import Images, Key, Keys, Times
 
 WHERE = "config.sampling"  # the section whose samplers these are, as messages name it

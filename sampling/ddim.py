@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 
 from sampling.base import WHERE, Kernel, Sampler, chain_sampler
-from score_flow.grid import GridChoice, choose_in_chain, intervals
-from score_flow.hints import Count, NotNegative, UnitTime, limited
-from score_flow.limits import check_times
-from score_flow.transition import Gaussian, posterior_coefficients
+from score_flow.config.hints import Count, NotNegative, UnitTime, limited
+from score_flow.config.limits import check_times
+from score_flow.process.grid import GridChoice, choose_in_chain, intervals
+from score_flow.process.transition import Gaussian, posterior_coefficients
 
 
 def ddim(eta: float = 0.0) -> Kernel:

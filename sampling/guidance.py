@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
-from score_flow.prediction import Estimate, data
+from score_flow.process.prediction import Estimate, data
 from score_flow.types import Condition, Images, Keys, Times, UserError
 
 # (x, t, label), each of a batch -> log p(label | x_t) in nats

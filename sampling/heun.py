@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from sampling.base import WHERE, Sampler
 from sampling.multistep import Recursion, levels, recursion_sampler
-from score_flow.grid import Grid, GridChoice, choose
-from score_flow.hints import Count, NotNegative, UnitTime, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, NotNegative, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.paths.base import Path
+from score_flow.process.grid import Grid, GridChoice, choose
 from score_flow.types import UserError
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from sampling.base import WHERE, Sampler, Samples, finite, normal, split
-from score_flow.grid import Grid, GridChoice, choose
-from score_flow.hints import Count, UnitTime, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
+from score_flow.process.grid import Grid, GridChoice, choose
 from score_flow.types import Images, Keys
 
 VARIANTS = {"ode": 1, "sde": 2}  # how fast old estimates are forgotten, in units of the flow's rate

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sampling.base import WHERE, Sampler, Samples, finite
-from score_flow.grid import GRIDS, Grid, GridChoice, choose
-from score_flow.hints import Count, Positive, UnitTime, Whole, check_fields, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, Positive, UnitTime, Whole, check_fields, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
+from score_flow.process.grid import GRIDS, Grid, GridChoice, choose
 from score_flow.types import Keys, UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry

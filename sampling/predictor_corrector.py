@@ -12,13 +12,13 @@ from jaxtyping import Float
 from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import WHERE, Kernel, Sampler, chain_sampler
 from sampling.sde import stable
-from score_flow.grid import GridChoice, Intervals, choose, intervals
-from score_flow.hints import Count, Positive, UnitTime, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, Positive, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.model import score_of, velocity_of
 from score_flow.numerics import expand, sum_flat
 from score_flow.paths.base import Path
-from score_flow.transition import Gaussian, forward_step
+from score_flow.process.grid import GridChoice, Intervals, choose, intervals
+from score_flow.process.transition import Gaussian, forward_step
 from score_flow.types import Images, Times, UserError
 
 NORMS = ("example", "batch")

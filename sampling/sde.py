@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sampling.base import WHERE, Kernel, Sampler, Samples, chain, finite, split
-from score_flow.grid import GridChoice, choose, intervals
-from score_flow.hints import Count, NotNegative, UnitTime, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, NotNegative, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.model import Denoiser, score_of, velocity_of
 from score_flow.paths.base import Coefficients
-from score_flow.transition import Gaussian
+from score_flow.process.grid import GridChoice, choose, intervals
+from score_flow.process.transition import Gaussian
 from score_flow.types import Images, Keys, Times
 
 LAST_STEPS = ("none", "mean", "tweedie", "euler")

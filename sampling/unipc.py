@@ -15,10 +15,10 @@ from sampling.multistep import (
     recursion_sampler,
     step_orders,
 )
-from score_flow.grid import Grid, GridChoice, choose
-from score_flow.hints import Count, UnitTime, limited
-from score_flow.limits import Limits, check_times
+from score_flow.config.hints import Count, UnitTime, limited
+from score_flow.config.limits import Limits, check_times
 from score_flow.paths.base import Path
+from score_flow.process.grid import Grid, GridChoice, choose
 
 
 def unipc(path: Path, times: Grid, order: int, b: str = "bh2") -> Recursion:

@@ -14,25 +14,25 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from score_flow.components import Component, call, check, find, resolve
-from score_flow.conditioning import Conditioning
-from score_flow.config import values_of
+from score_flow.config.components import Component, call, check, find, resolve
+from score_flow.config.hints import parameters_of
+from score_flow.config.limits import available
+from score_flow.config.loading import values_of
+from score_flow.config.options import SCHEMA, Config, make
 from score_flow.data.base import Source, facts
 from score_flow.data.compare import refuse_unfit
+from score_flow.data.conditioning import Conditioning
+from score_flow.data.levels import Pixels, by_key, pixels_of, to_model
+from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
-from score_flow.grid import choose
-from score_flow.hints import parameters_of
-from score_flow.limits import available
+from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
-from score_flow.objective import Loss, Product
-from score_flow.options import SCHEMA, Config, make
-from score_flow.pixels import Pixels, by_key, pixels_of, to_model
-from score_flow.prediction import PREDICTIONS, edm
-from score_flow.preprocessing import Preprocessing
-from score_flow.sharding import make_mesh
-from score_flow.times import TIME_SAMPLERS, TimeSampler
-from score_flow.training import make_optimiser
+from score_flow.process.grid import choose
+from score_flow.process.prediction import PREDICTIONS, edm
+from score_flow.process.times import TIME_SAMPLERS, TimeSampler
+from score_flow.runs.sharding import make_mesh
+from score_flow.training.steps import make_optimiser
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
-from score_flow.prediction import Estimate, Prediction
+from score_flow.process.prediction import Estimate, Prediction
 from score_flow.types import Condition, Images, Key, Keys, Params, Times, check_choice
 
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels

@@ -12,9 +12,9 @@ import pytest
 from score_flow.model import Denoiser, Model, Preconditioning
 from score_flow.numerics import expand, mean_flat
 from score_flow.paths.ddpm import DDPM
-from score_flow.prediction import PREDICTIONS, Estimate
-from score_flow.times import uniform
-from score_flow.variational import VariationalBound
+from score_flow.process.bound import VariationalBound
+from score_flow.process.prediction import PREDICTIONS, Estimate
+from score_flow.process.times import uniform
 from tests.golden_compare import Ours, compare
 from tests.toy_losses import of_chain
 

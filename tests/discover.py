@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from score_flow.components import available
+from score_flow.config.components import available
 
 
 def builds(package: str) -> dict:

@@ -51,7 +51,7 @@ def arm(moment: str) -> None:
 
 def arm_save(kind: str, step: int, fire) -> None:
     """Fire inside the save of a step: with some of its files written, while they are hashed, or after the manifest."""
-    from score_flow import checkpoint, manifest
+    from score_flow.runs import checkpoint, manifest
 
     if kind == "saving":
         commit = checkpoint.Checkpoints._commit
@@ -85,7 +85,8 @@ def arm_save(kind: str, step: int, fire) -> None:
 
 def arm_job(before: bool, job: str, number: str, fire) -> None:
     """Fire before or after a round of a job; after it, before anything of it is saved."""
-    from evaluation import encode, run
+    from evaluation import run
+    from evaluation.modes import encode
 
     run_fold = run.run_fold
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Path
-from score_flow.prediction import Estimate
+from score_flow.process.prediction import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from score_flow.checkpoint import Checkpoints
-from score_flow.sharding import make_mesh, state_shardings
-from score_flow.training import TrainState, make_optimiser
-from tests.test_training import ADAM
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.sharding import make_mesh, state_shardings
+from score_flow.training.steps import TrainState, make_optimiser
+from tests.training.test_training import ADAM
 
 
 def make_state(mesh, seed):

@@ -13,14 +13,14 @@ FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for
 # The first prefix that matches decides; a file may import its own layer and those below.
 LAYERS = [
     ("score_flow.types", 0),
-    ("score_flow.limits", 0),
-    ("score_flow.hints", 0),
+    ("score_flow.config.limits", 0),
+    ("score_flow.config.hints", 0),
     ("score_flow.numerics", 0),
     ("score_flow.paths", 0),
-    ("score_flow.prediction", 1),
-    ("score_flow.transition", 1),
-    ("score_flow.grid", 1),
-    ("score_flow.times", 1),
+    ("score_flow.process.prediction", 1),
+    ("score_flow.process.transition", 1),
+    ("score_flow.process.grid", 1),
+    ("score_flow.process.times", 1),
     ("score_flow.networks", 2),
     ("score_flow.model", 3),
     ("score_flow", 4),
@@ -32,12 +32,12 @@ LAYERS = [
 # library -> the files that may import it
 SEAMS = {
     "diffrax": ("sampling/ode.py", "sampling/sde.py"),
-    "orbax": ("score_flow/checkpoint.py",),
-    "tensorstore": ("score_flow/manifest.py",),
+    "orbax": ("score_flow/runs/checkpoint.py",),
+    "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
-    "sklearn": ("score_flow/data/digits.py", "evaluation/extractors/small.py"),
-    "optax": ("score_flow/training.py", "score_flow/build.py", "score_flow/coupling.py"),
+    "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
+    "optax": ("score_flow/training/steps.py", "score_flow/build.py", "score_flow/losses/coupling.py"),
     "tensorflow": (),
     "torch": (),
     "pickle": (),
@@ -75,9 +75,9 @@ def test_networks_and_paths_meet_only_in_the_model():
     for path in FILES:
         if module(path).startswith("score_flow.networks"):
             assert not [
-                name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.prediction"))
+                name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.process.prediction"))
             ]
-        if module(path).startswith(("score_flow.paths", "score_flow.prediction", "score_flow.transition")):
+        if module(path).startswith(("score_flow.paths", "score_flow.process.prediction", "score_flow.process.transition")):
             assert not [name for name in imports(path) if name.startswith(("flax", "ml_collections"))]
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from main import EXIT_USER_ERROR, main
-from score_flow.components import Component, find
-from score_flow.hints import arguments_of
-from score_flow.options import SCHEMA
+from score_flow.config.components import Component, find
+from score_flow.config.hints import arguments_of
+from score_flow.config.options import SCHEMA
 from score_flow.types import NonFinite, UserError
 from tests.launch import ROOT, TINY, environment
 

@@ -12,7 +12,7 @@ from tests.launch import ROOT, TINY, environment
 FILES = {
     "score_flow/paths/cubic.py": '''
 import dataclasses
-from score_flow.hints import Positive
+from score_flow.config.hints import Positive
 from score_flow.paths.base import Path
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ import flax.struct
 import jax.numpy as jnp
 from score_flow.model import Model
 from score_flow.numerics import mean_flat
-from score_flow.objective import Noising, initial, noising_of
-from score_flow.prediction import Estimate
+from score_flow.losses.base import Noising, initial, noising_of
+from score_flow.process.prediction import Estimate
 from score_flow.tree import static
 
 @flax.struct.dataclass
@@ -88,8 +88,8 @@ def build(t_max: float = 1.0):
     return sample
 ''',
     "evaluation/brightness.py": '''
-from evaluation.jobs import Job
-from evaluation.rounds import per_image
+from evaluation.jobs.base import Job
+from evaluation.jobs.rounds import per_image
 
 def build(context, opened):
     """Mean level of the split."""

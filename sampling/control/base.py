@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Integer
 
 from sampling.control.measurement import Measured, Measurement
 from sampling.guidance import Around, with_x0
+from score_flow.config.hints import Given
+from score_flow.config.limits import Limits
 from score_flow.data.scaling import Scaling
-from score_flow.hints import Given
-from score_flow.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
-from score_flow.prediction import Estimate
+from score_flow.process.prediction import Estimate
 from score_flow.types import Condition, Images, Keys, Times, UserError
 
 METHODS = ("replacement", "pseudo_inverse")

@@ -5,8 +5,8 @@ from typing import Annotated
 from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Grey
-from score_flow.hints import NotNegative, Positive, limited
-from score_flow.limits import Limits
+from score_flow.config.hints import NotNegative, Positive, limited
+from score_flow.config.limits import Limits
 from score_flow.types import UserError
 
 WEIGHTS = {"mean": (1 / 3, 1 / 3, 1 / 3), "luminance": (0.299, 0.587, 0.114)}  # of R, G, B (ITU-R BT.601)

@@ -5,7 +5,7 @@ import numpy as np
 from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Mask
-from score_flow.hints import NotNegative, Positive, limited
+from score_flow.config.hints import NotNegative, Positive, limited
 from score_flow.types import UserError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from score_flow import pixels
 from score_flow.data import arrays
+from score_flow.data import levels as pixels
 from score_flow.data.base import one_line, regular_file
 from score_flow.data.folder import FORMATS, Decoder
 from score_flow.data.scaling import Scaling

@@ -8,7 +8,7 @@ import numpy as np
 from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import holds, read_array, read_images, require_size, to_model
 from sampling.control.measurement import Matrix
-from score_flow.hints import NotNegative, Positive, limited
+from score_flow.config.hints import NotNegative, Positive, limited
 from score_flow.types import UserError
 
 

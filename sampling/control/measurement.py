@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from score_flow.conditioning import block_mean
+from score_flow.data.conditioning import block_mean
 from score_flow.types import Images
 
 Measured = Float[Array, "b *m"]

@@ -2,7 +2,7 @@
 
 from sampling.control.base import WHERE, Control, DequantisedGiven, ScalingGiven, ShapeGiven, StartedFrom
 from sampling.control.inputs import read_images, require_size, to_model
-from score_flow.hints import limited
+from score_flow.config.hints import limited
 
 
 @limited(WHERE)

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from score_flow.config.limits import Limits
 from score_flow.data import splits
 from score_flow.data.base import (
     MAX_CLASSES,
@@ -20,7 +21,6 @@ from score_flow.data.base import (
     printable,
     regular_file,
 )
-from score_flow.limits import Limits
 from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")

@@ -17,10 +17,10 @@ from jaxtyping import Int, Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from score_flow.config.limits import Limits
 from score_flow.data import splits
 from score_flow.data.base import PATH, Examples, Source, existing_path, one_line, regular_file
 from score_flow.data.listing import Listing, list_images, split_folders
-from score_flow.limits import Limits
 from score_flow.types import UserError, check_choice
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # a closed list: PIL also knows formats that start other programs (EPS)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from score_flow.config.options import TrainOptions
+from score_flow.data.preprocessing import Preprocess
+from score_flow.losses.base import Noising, OfNoisyImages, Product, unused
 from score_flow.model import Model
-from score_flow.objective import Noising, OfNoisyImages, Product, unused
-from score_flow.options import TrainOptions
-from score_flow.preprocessing import Preprocess
-from score_flow.times import TimeSampler
+from score_flow.process.times import TimeSampler
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
 

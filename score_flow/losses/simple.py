@@ -7,14 +7,14 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.config.options import TrainOptions
+from score_flow.data.preprocessing import Preprocess
+from score_flow.losses.base import WEIGHTINGS, Noising, OfNoisyImages, Product, min_snr, noising_of, unused
 from score_flow.model import Model
 from score_flow.numerics import expand, mean_flat, sum_flat
-from score_flow.objective import WEIGHTINGS, Noising, OfNoisyImages, Product, min_snr, noising_of, unused
-from score_flow.options import TrainOptions
 from score_flow.paths.base import Coefficients
-from score_flow.prediction import Estimate
-from score_flow.preprocessing import Preprocess
-from score_flow.times import TimeSampler
+from score_flow.process.prediction import Estimate
+from score_flow.process.times import TimeSampler
 from score_flow.tree import static
 from score_flow.types import Condition, Images, Key, Params, Times, UserError
 

@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 import flax.struct
 from jaxtyping import Array, Float
 
+from score_flow.config.options import TrainOptions
+from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
+from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model
-from score_flow.objective import Noising, OfNoisyImages, Product, noising_of, unused
-from score_flow.options import TrainOptions
-from score_flow.preprocessing import Preprocess
-from score_flow.times import TimeSampler
+from score_flow.process.bound import VariationalBound
+from score_flow.process.times import TimeSampler
 from score_flow.tree import static
 from score_flow.types import Condition, Images, Key, Params, Times, UserError
-from score_flow.variational import VariationalBound
 
 
 @flax.struct.dataclass

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.hints import Count, Dtype, Given, Whole, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import layers, resample
+from score_flow.config.hints import Count, Dtype, Given, Whole, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import layers, resample
 from score_flow.types import Condition, UserError
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))

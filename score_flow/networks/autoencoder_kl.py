@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.networks import layers, resample
+from score_flow.networks.blocks import layers, resample
 from score_flow.numerics import sum_flat
 from score_flow.types import Images, UserError
 

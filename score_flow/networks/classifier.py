@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.hints import Count, Dtype, Given, Positive, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import layers
-from score_flow.networks.resample import downsample
+from score_flow.config.hints import Count, Dtype, Given, Positive, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import layers
+from score_flow.networks.blocks.resample import downsample
 from score_flow.types import Condition, UserError
 
 STEM = 16  # channels before the first group

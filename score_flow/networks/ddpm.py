@@ -1,6 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239) as score_sde trains it."""
 
-from score_flow.hints import Count
+from score_flow.config.hints import Count
 from score_flow.networks.ncsnpp import NCSNpp, Resblock
 
 

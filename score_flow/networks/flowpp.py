@@ -26,10 +26,11 @@ from jax.nn import log_sigmoid
 from jaxtyping import Array, Float
 
 from score_flow import numerics
-from score_flow.hints import Count, Dtype, Whole, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import flowpp_layers, layers
-from score_flow.networks.flowpp_layers import Conv, LogisticMixture, concat_elu, inverse_deviation
+from score_flow.config.hints import Count, Dtype, Whole, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import flowpp as flowpp_layers
+from score_flow.networks.blocks import layers
+from score_flow.networks.blocks.flowpp import Conv, LogisticMixture, concat_elu, inverse_deviation
 from score_flow.types import UserError
 
 MIN_LOG_SCALE = -7.0  # of the logistics in a mixture

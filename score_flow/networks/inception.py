@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from score_flow.networks.layers import at_least_float32
+from score_flow.networks.blocks.layers import at_least_float32
 
 SIZE = 299
 N_FEATURES, N_LOGITS = 2048, 1008

@@ -7,10 +7,10 @@ from typing import Annotated
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from score_flow.hints import Count, Dtype, Positive, Whole, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import layers
-from score_flow.networks.layers import scaled_uniform
+from score_flow.config.hints import Count, Dtype, Positive, Whole, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import layers
+from score_flow.networks.blocks.layers import scaled_uniform
 from score_flow.types import Condition
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from score_flow.hints import Count
+from score_flow.config.hints import Count
 from score_flow.networks.ncsnv2 import NCSNv2
 
 

@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.hints import Count, Dtype, NotNegative, Positive, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import layers, resample
-from score_flow.networks import ncsnpp_blocks as blocks
-from score_flow.networks.layers import scaled_uniform
+from score_flow.config.hints import Count, Dtype, NotNegative, Positive, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import layers, resample
+from score_flow.networks.blocks import ncsnpp as blocks
+from score_flow.networks.blocks.layers import scaled_uniform
 from score_flow.types import Condition, UserError
 
 Resblock = Annotated[str, Limits(among=("biggan", "ddpm"))]

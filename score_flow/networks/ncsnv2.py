@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from score_flow.hints import Count, Dtype, Positive, check_fields
-from score_flow.limits import Limits
-from score_flow.networks import layers
-from score_flow.networks.refinenet import (
+from score_flow.config.hints import Count, Dtype, Positive, check_fields
+from score_flow.config.limits import Limits
+from score_flow.networks.blocks import layers
+from score_flow.networks.blocks.refinenet import (
     COEFFICIENTS,
     INTERPOLATIONS,
     Norm,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from score_flow.hints import Count, Dtype, Positive, check_fields
-from score_flow.networks import layers
+from score_flow.config.hints import Count, Dtype, Positive, check_fields
+from score_flow.networks.blocks import layers
 from score_flow.types import Condition, UserError
 
 TIME_FEATURES = 256

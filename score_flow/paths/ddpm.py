@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from score_flow.hints import Positive, check_fields
-from score_flow.limits import Limits
+from score_flow.config.hints import Positive, check_fields
+from score_flow.config.limits import Limits
 from score_flow.paths.base import Path
 from score_flow.types import Times, UserError
 

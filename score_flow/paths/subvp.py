@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from score_flow.hints import NotNegative, Positive, check_fields
+from score_flow.config.hints import NotNegative, Positive, check_fields
 from score_flow.paths.base import Path
 from score_flow.types import Times, UserError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from main import EXIT_USER_ERROR, main
 from score_flow.build import experiment
-from score_flow.config import load
+from score_flow.config.loading import load
 from score_flow.data import latents
 from score_flow.data.base import Source
 from score_flow.pretrained import autoencoder_kl

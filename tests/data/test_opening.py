@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from score_flow.build import experiment
-from score_flow.config import load
+from score_flow.config.loading import load
 from score_flow.data.base import facts
-from score_flow.saver import FIXED, refuse_other_run, remembered
+from score_flow.training.saver import FIXED, refuse_other_run, remembered
 from score_flow.types import UserError
 
 N = 20

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import score_flow.data
-from score_flow.components import Component, resolve
+from score_flow.config.components import Component, resolve
 from score_flow.data import digits, latents
 from score_flow.data.base import ArraySource, Source, checksum
 from score_flow.types import UserError

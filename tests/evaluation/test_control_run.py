@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from evaluation.context import build_guide, load_base
-from evaluation.pictures import beside
+from evaluation.report.pictures import beside
 from main import EXIT_USER_ERROR, main
 from sampling.base import example_keys
 from sampling.heun import build as heun
 from score_flow.build import experiment
-from score_flow.conditioning import Conditioning
-from score_flow.config import load
+from score_flow.config.loading import load
+from score_flow.data.conditioning import Conditioning
 from score_flow.data.digits import build as digits
 from score_flow.model import Model
 from score_flow.paths.linear import Linear
-from score_flow.prediction import velocity
+from score_flow.process.prediction import velocity
 from score_flow.types import UserError
 from tests.launch import TINY
 

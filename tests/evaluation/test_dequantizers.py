@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from main import EXIT_USER_ERROR, main
-from score_flow.checkpoint import Checkpoints
+from score_flow.runs.checkpoint import Checkpoints
 from tests.launch import TINY, losses, run, run_together, weights
 
 FLOW = [f"--config.dequantizer.{field}" for field in ("width=4", "components=2", "couplings=2", "context_width=4")]

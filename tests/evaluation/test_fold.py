@@ -13,7 +13,7 @@ import pytest
 
 from evaluation import fold as module
 from evaluation.fold import SHARE, Fold, held, next_round, rounds_left, run
-from score_flow.checkpoint import Checkpoints
+from score_flow.runs.checkpoint import Checkpoints
 from score_flow.types import Preempted, UserError
 from tests.launch import ROOT
 

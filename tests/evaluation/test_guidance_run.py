@@ -31,7 +31,7 @@ def test_guided_samples_from_the_command_line(tmp_path, capsys, monkeypatch):
     )
     trajectory = ("--config.eval.enable_sampling=False", "--config.eval.enable_loss=False",
                   "--config.eval.enable_bpd=False", "--config.eval.jobs=('trajectory',)")  # fmt: skip
-    monkeypatch.setattr("evaluation.trajectory.flow", lambda denoiser, x, *_: (x, None))  # seconds of compilation
+    monkeypatch.setattr("evaluation.jobs.trajectory.flow", lambda denoiser, x, *_: (x, None))  # seconds of compilation
     for mode, flags in (("train", ()), ("sample", ()), ("eval", trajectory)):
         scales.clear()
         assert run(tmp_path, mode, *guided, *flags) == 0

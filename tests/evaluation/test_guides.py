@@ -12,8 +12,8 @@ from evaluation.context import build_guide
 from main import EXIT_USER_ERROR, main
 from sampling.guidance import Autoguided, ClassifierGuided, Extrapolation
 from score_flow.build import experiment
-from score_flow.checkpoint import Checkpoints
-from score_flow.config import load, with_settings
+from score_flow.config.loading import load, with_settings
+from score_flow.runs.checkpoint import Checkpoints
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.launch import TINY

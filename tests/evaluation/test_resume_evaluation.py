@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from score_flow.components import available
+from score_flow.config.components import available
 from tests.launch import launch, run, run_together
 
 # Fixed steps: where they are adapted, rounding, which is another on other devices, may decide on one.

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from evaluation import results as written
 from evaluation.fold import Fold
-from evaluation.jobs import asked
-from evaluation.results import figures, identity, lines
+from evaluation.jobs.base import asked
+from evaluation.report import results as written
+from evaluation.report.results import figures, identity, lines
 from evaluation.run import run_job
-from score_flow.config import load
+from score_flow.config.loading import load
 from score_flow.data.base import ArraySource, checksum
-from score_flow.training import Preemption
+from score_flow.training.steps import Preemption
 from score_flow.types import Preempted
 
 RESULT = {

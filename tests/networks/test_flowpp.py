@@ -12,9 +12,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from score_flow.networks import flowpp
-from score_flow.networks.flowpp_layers import Conv, LogisticMixture
+from score_flow.networks.blocks.flowpp import Conv, LogisticMixture
 from score_flow.pretrained import base
-from score_flow.pretrained.flowpp_layout import flax_layout
+from score_flow.pretrained.layouts.flowpp import flax_layout
 from score_flow.types import UserError
 from tests.discover import thinned
 

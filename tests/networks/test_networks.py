@@ -13,7 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from score_flow import networks
-from score_flow.networks import layers, ncsnpp, sit
+from score_flow.networks import ncsnpp, sit
+from score_flow.networks.blocks import layers
 from score_flow.types import UserError
 
 NAMES = [module.name for module in pkgutil.iter_modules(networks.__path__)]

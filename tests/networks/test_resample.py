@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.networks import resample
+from score_flow.networks.blocks import resample
 from tests.golden_data import golden_dir
 
 EPS = float(jnp.finfo("float32").eps)

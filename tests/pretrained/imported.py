@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluation.modes.importing import open_published
 from score_flow.build import build_conditioning, build_model
-from score_flow.config import load, with_settings
+from score_flow.config.loading import load, with_settings
 from score_flow.pretrained.base import as_dtype
-from score_flow.pretrained.importing import open_published
 
 
 class Compiled(nn.Module):

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from score_flow.pretrained.files import read
+from score_flow.pretrained.readers.files import read
 from score_flow.types import UserError
 
 

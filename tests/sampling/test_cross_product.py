@@ -19,10 +19,10 @@ import scipy.stats
 
 from sampling import sde
 from sampling.base import example_keys
-from score_flow.grid import STEEP, intervals, uniform
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.prediction import PREDICTIONS, Estimate
+from score_flow.process.grid import STEEP, intervals, uniform
+from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.types import Condition
 from tests.discover import builds
 from tests.exact import GaussianDenoiser

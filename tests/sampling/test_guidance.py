@@ -16,7 +16,7 @@ from score_flow.networks.mlp import MLP
 from score_flow.paths.base import Path
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
-from score_flow.prediction import PREDICTIONS, Estimate
+from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import GaussianDenoiser, MixtureDenoiser

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from sampling.base import example_keys
+from sampling.encoding import ddim_flow, decode, encode, invert, slerp
 from sampling.guidance import Tempered, guide
 from sampling.heun import build as heun
-from sampling.latents import ddim_flow, decode, encode, invert, slerp
 from sampling.ode import Solver
-from score_flow.grid import log_snr, uniform
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
+from score_flow.process.grid import log_snr, uniform
 from tests.discover import builds
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 

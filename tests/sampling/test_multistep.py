@@ -11,11 +11,11 @@ from sampling.ddim import ddim
 from sampling.multistep import build, dpm_solver, exponential_weights, recur, step_orders
 from sampling.unipc import build as build_unipc
 from sampling.unipc import unipc
-from score_flow.grid import intervals, log_snr, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
+from score_flow.process.grid import intervals, log_snr, uniform
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 

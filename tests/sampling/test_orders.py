@@ -15,9 +15,9 @@ from sampling.multistep import dpm_solver, recur
 from sampling.ode import METHODS, Solver, flow
 from sampling.predictor_corrector import ancestral, euler, reverse_diffusion
 from sampling.unipc import unipc
-from score_flow.grid import intervals, karras, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
+from score_flow.process.grid import intervals, karras, uniform
 from tests.discover import builds, thinned
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.paths.variants import DEFAULTS

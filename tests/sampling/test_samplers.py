@@ -11,9 +11,9 @@ import pytest
 from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import chain, example_keys
 from sampling.predictor_corrector import ancestral, annealed_langevin, langevin
-from score_flow.grid import intervals, uniform
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
+from score_flow.process.grid import intervals, uniform
 from score_flow.types import UserError
 from tests.discover import builds
 from tests.exact import GaussianDenoiser

@@ -1,0 +1,89 @@
+"""What an evaluation job is, and which jobs there are: the files of evaluation/ that export `job`."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from evaluation.context import Context
+from evaluation.fold import Fold, Key
+from evaluation.report.page import Record
+from score_flow.build import Experiment
+from score_flow.config.limits import available
+from score_flow.config.options import EvalOptions
+from score_flow.types import UserError, check_choice
+
+# What a job works with; a run without it is refused, and what it is of is among what the result depends on.
+#   denoiser: a model of images;  classifier: one of labels;  pixels: data that are no latents
+#   objective: what the network was trained by;  sampler: the config's;  guidance: the denoiser that samplers see
+#   split: the data set's, by eval.bpd_dataset;  training images, test images: those
+Need = Literal[
+    "denoiser", "classifier", "pixels", "objective", "sampler", "guidance", "split", "training images", "test images"
+]
+
+
+class Opened(NamedTuple):
+    """What a job opened before any job worked, and what that is, where the result depends on it."""
+
+    value: Any = None
+    of: Key = {}  # noqa: RUF012 - never changed
+
+
+class Job(NamedTuple):
+    """A job as a value. open refuses all that can be refused and does no work yet; build says what the work is."""
+
+    build: Callable[[Context, Any], Fold]  # of the value that was opened
+    needs: frozenset[Need] = frozenset()
+    reads: tuple[str, ...] = ()  # the fields of config.eval that it looks at; it cannot see any other
+    open: Callable[[Experiment, EvalOptions, Path], Opened] = lambda run, options, workdir: Opened()
+    section: Callable[[Record], str] | None = None  # its part of the report
+    cards: Callable[[Record], list[str]] | None = None  # its headline figures
+    place: int = 100  # of these, from the top
+
+    def needing(self, *needs: Need) -> bool:
+        """Whether it works with all of these."""
+        return self.needs.issuperset(needs)
+
+
+# The jobs that a field of config.eval asks for
+ASKED = {"enable_loss": ("loss",), "enable_sampling": ("samples", "trajectory"), "enable_bpd": ("likelihood",)}
+# mode -> (folder of its results in the workdir, its jobs; none: those that config.eval asks for)
+MODES = {"eval": ("eval", ()), "sample": ("samples", ("samples",)), "control": ("control", ("samples",))}
+
+
+def find(name: str) -> Job:
+    """The job of a name."""
+    check_choice("config.eval.jobs", name, available("evaluation"))
+    return importlib.import_module(f"evaluation.{name}").job
+
+
+def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
+    """The jobs that a mode does, in order."""
+    enabled = [name for field, names in ASKED.items() if getattr(options, field) for name in names]
+    return {name: find(name) for name in MODES[mode][1] or [*enabled, *options.jobs]}
+
+
+def all_by_place() -> dict[str, Job]:
+    """Every job, as they stand in the report."""
+    return dict(
+        sorted(((name, find(name)) for name in available("evaluation")), key=lambda item: (item[1].place, item[0]))
+    )
+
+
+def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:
+    """Raise UserError where jobs need what the run's model has not, naming those that it could do."""
+    classifies = run.loss.produces == "classifier"
+    if more := [name for name, job in jobs.items() if classifies and job.needing("denoiser")]:
+        raise UserError(
+            f"a classifier (training.objective = classifier) has no {', '.join(more)}: evaluate it with "
+            "config.eval.enable_sampling=False and config.eval.enable_bpd=False; its jobs: "
+            f"{', '.join(n for n in available('evaluation') if not find(n).needing('denoiser'))}."
+        )
+    if more := [name for name, job in jobs.items() if not classifies and job.needing("classifier")]:
+        raise UserError(f"the job {more[0]} is a classifier's: config.training.objective must be classifier.")
+    if run.latent and run.pixel_shape:  # which refuses a missing autoencoder
+        for name in [name for name, job in jobs.items() if job.needing("pixels")]:
+            allowed = (
+                n for n in available("evaluation") if not (find(n).needing("pixels") or find(n).needing("classifier"))
+            )
+            raise UserError(f"the job {name} needs pixels, the data are latents; allowed: {', '.join(allowed)}.")

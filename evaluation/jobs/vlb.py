@@ -1,0 +1,116 @@
+"""The variational bound of a chain on every image of a split, term by term (improved-diffusion's calc_bpd_loop)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from evaluation.context import Context
+from evaluation.fold import Fold, write_arrays
+from evaluation.jobs.base import Job, Opened
+from evaluation.jobs.rounds import per_image
+from sampling.base import example_keys, normal
+from sampling.guidance import Thresholded
+from score_flow.build import Experiment
+from score_flow.config.options import EvalOptions
+from score_flow.model import Denoiser
+from score_flow.numerics import mean_flat
+from score_flow.process.bound import VariationalBound
+from score_flow.runs.progress import mean_and_error
+from score_flow.types import Images, Keys, UserError
+
+STREAM = 5  # of example keys
+
+
+class Terms(NamedTuple):
+    """Of each step of a chain, in ascending time, and each example: bits per dimension, mean squares of two errors."""
+
+    bits: Float[Array, "n b"]
+    x0_error: Float[Array, "n b"]
+    noise_error: Float[Array, "n b"]
+
+
+def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Images) -> Terms:
+    """L_i of every step i at one draw of x_{t_i}, and how far its estimates of x0 and of the noise are off.
+
+    The sum of the bits over the steps, and bound.prior(x0), bound -log2 p(x0) per dimension (arXiv:2006.11239, eq. 5).
+    """
+    times = jnp.asarray(bound.times, x0.dtype)
+
+    def at(step):
+        t, noise = jnp.broadcast_to(times[step], x0.shape[:1]), normal(keys, x0.shape[1:], step)
+        x = denoiser.path.perturb(x0, noise, t)
+        estimate = denoiser.estimate(x, t)
+        bits = bound.term(x0, x, estimate, jnp.broadcast_to(step, x0.shape[:1]))
+        return Terms(bits, mean_flat((estimate.x0 - x0) ** 2), mean_flat((estimate.noise - noise) ** 2))
+
+    return jax.lax.map(at, jnp.arange(len(bound.times)))
+
+
+def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
+    """The bound on eval.vlb_steps even times, or on those that training drew from; its variance is what was trained.
+
+    Raises UserError where there is no chain.
+    """
+    times, n, trained = run.loss.times.times, options.vlb_steps, getattr(run.loss, "variational", None)
+    if n:
+        times = tuple((options.largest_time * np.arange(1, n + 1) / n).tolist())
+    elif not times:
+        raise UserError(
+            "eval.vlb_steps = 0 asks for the chain that training drew its times from, but this model was trained on "
+            "an interval: give --config.eval.vlb_steps=1000."
+        )
+    if trained:
+        return dataclasses.replace(trained, times=times)
+    scaling = run.scaling
+    return VariationalBound(
+        run.model.path, times, options.vlb_variance, "exact", scaling.low, scaling.high, scaling.levels
+    )
+
+
+def build(context: Context, bound: VariationalBound) -> Fold:
+    """bits/dim of the levels, with the share of the prior and of the first step; all terms in vlb.npz."""
+    run, options, n = context.run, context.options, len(context.source)
+
+    def terms(params, batch, indices):
+        denoiser, x0 = context.denoiser(params, batch), run.scaling.normalise(batch["image"])
+        if options.vlb_clip:
+            denoiser = Thresholded(denoiser, run.scaling.low, run.scaling.high)
+        with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
+            prior, rows = bound.prior(x0), bound_terms(example_keys(run.seed, indices, STREAM), denoiser, bound, x0)
+        return {"prior": prior} | {name: row.T for name, row in rows._asdict().items()}, None
+
+    def summarise(arrays):
+        """Of each image its total; of each step, of which there may be thousands, the mean over images."""
+        prior, *rows = (arrays[name].astype(np.float64) for name in ("prior", *Terms._fields))
+        names = ("terms", *Terms._fields[1:])
+        of_steps = {name: row.sum(axis=0) / n for name, row in zip(names, rows, strict=True)}
+        return {"bits": prior + rows[0].sum(axis=1), "prior": prior}, of_steps
+
+    def finish(state):
+        state |= {name: state[name][0] for name in ("bits", "prior")}
+        write_arrays(context.directory / "vlb.npz", t=np.asarray(bound.times), **state)
+        mean, error = mean_and_error(state["bits"])
+        return {
+            "bits_per_dim": mean,
+            "standard_error": error,
+            "prior_bits": float(state["prior"].mean()),
+            "first_step_bits": float(state["terms"][0]),
+            "x0_error": float(state["x0_error"].mean()),
+            "noise_error": float(state["noise_error"].mean()),
+            **context.about(),
+            "n_steps": len(bound.times),
+            "variance": bound.variance,
+            "decoder": bound.decoder,
+            "clipped": options.vlb_clip,
+        }
+
+    return per_image(context, terms, finish, summarise=summarise)
+
+
+NEEDS = frozenset({"denoiser", "pixels", "objective", "split"})
+READS = ("largest_time", "vlb_steps", "vlb_variance", "vlb_clip")
+job = Job(build, NEEDS, READS, lambda run, options, workdir: Opened(chain(run, options)))

@@ -1,8 +1,0 @@
-"""The likelihood of levels that are read off x at eval.decoder_time, beside that of eval.dequantizer."""
-
-import functools
-
-from evaluation.jobs import Job
-from evaluation.likelihood import NEEDS, READS, build, open_for
-
-job = Job(build, NEEDS, READS, functools.partial(open_for, "decoder"))

@@ -1,8 +1,0 @@
-"""The likelihood with the variational dequantiser (`--mode=train_deq`), beside that of eval.dequantizer."""
-
-import functools
-
-from evaluation.jobs import Job
-from evaluation.likelihood import NEEDS, READS, build, open_for
-
-job = Job(build, NEEDS, READS, functools.partial(open_for, "variational"))

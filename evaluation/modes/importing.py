@@ -1,0 +1,112 @@
+"""`--mode=import`: a published checkpoint becomes the first milestone of an ordinary workdir."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from score_flow.build import Experiment
+from score_flow.config.components import available
+from score_flow.config.loading import read_json
+from score_flow.config.options import Config
+from score_flow.data.base import sha256_of
+from score_flow.model import Model, count_parameters
+from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
+from score_flow.pretrained.readers.files import read
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.sharding import replicated
+from score_flow.runs.workdir import write_config
+from score_flow.training.ema import n_averages
+from score_flow.types import UserError, check_choice
+
+# An imported run has one milestone, and its settings are those of another program.
+ONE_MILESTONE = {"eval.begin_ckpt": 0, "eval.end_ckpt": 0}
+
+
+class Published(NamedTuple):
+    """A published file: which project's it is, and what it holds."""
+
+    file: Path
+    project: str
+    source: Source
+    checkpoint: Checkpoint
+
+    def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
+        """Overrides of our config: the settings of a .json file, else, without a recipe, those that this file holds."""
+        if reference:
+            return self.source.translate(read_json(Path(reference))) | ONE_MILESTONE
+        if recipe:
+            return ONE_MILESTONE
+        if self.checkpoint.reference is None:
+            raise UserError(f"{self.file} does not say how its network was built: give --config or --reference_config.")
+        return self.source.translate(self.checkpoint.reference) | ONE_MILESTONE
+
+    def params(self, model: Model, image_shape: tuple[int, int, int], shapes: PyTree, kind: str) -> PyTree:
+        """One set of weights, "ema" or "raw", as float32 parameters of our network."""
+        check_choice(f"weights of {self.file.name}", kind, self.checkpoint.weights)
+        layout = self.source.layout(model, image_shape)
+        return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
+
+
+def sources() -> dict[str, Source]:
+    """The projects whose checkpoints can be read: the files beside this one that export `build`."""
+    package = "score_flow.pretrained"
+    return {name: importlib.import_module(f"{package}.{name}").build() for name in available(package)}
+
+
+def open_published(file: str) -> Published:
+    """Read a file, whichever project it is of; raises UserError when it is of none."""
+    path, tree = Path(file), read(Path(file))
+    for project, source in sources().items():
+        if (checkpoint := source.read(tree)) is not None:
+            return Published(path, project, source, _named(path, checkpoint))
+    held = ", ".join(map(str, list(tree)[:6])) if isinstance(tree, dict) else type(tree).__name__
+    raise UserError(f"{path} is no checkpoint of {', '.join(sources())}: it holds {held}.")
+
+
+def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """What only the name of a bare state_dict says: ema_0.9999_500000.pt, model500000.pt, ..._500K.pt."""
+    if checkpoint.step is not None or len(checkpoint.weights) > 1:
+        return checkpoint
+    raw, thousands = re.fullmatch(r"model(\d+)", path.stem), re.search(r"_(\d+)K", path.stem)
+    ema = re.fullmatch(r"ema_[\d.]+_(\d+)", path.stem)
+    step = int(thousands[1]) * 1000 if thousands else int(found[1]) if (found := raw or ema) else None
+    tensors = next(iter(checkpoint.weights.values()))
+    return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
+
+
+def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> None:
+    """Write the weights as the one milestone of a workdir, and say what they are in its metadata.
+
+    Where a file holds only one kind of weights, it stands for both; the metadata says so.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    if checkpoints.steps():
+        raise UserError(f"{workdir} holds checkpoints already: import into another --workdir.")
+    shapes = jax.eval_shape(run.init, jax.random.key(0))
+    kinds = list(published.checkpoint.weights)
+    params = {kind: published.params(run.model, run.image_shape, shapes, kind) for kind in kinds}
+    chosen = {kind: kind if kind in params else kinds[0] for kind in ("raw", "ema")}
+    on_device = {kind: jax.device_put(tree, replicated(run.mesh)) for kind, tree in params.items()}
+    step = published.checkpoint.step or 0
+    digest = sha256_of(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")))
+    meta = {
+        "config": json.loads(config.to_json()),
+        "step": step,
+        "weights": chosen,
+        "imported": {"project": published.project, "file": published.file.name, "sha256": digest, "holds": kinds},
+    }
+    items = {"params": on_device[chosen["raw"]], "ema": [on_device[chosen["ema"]]] * n_averages(config.model)}
+    write_config(workdir, config)
+    checkpoints.save(step, items, meta, wait=True)
+    checkpoints.close()
+    print(
+        f"{published.file.name}: {' and '.join(kinds)} weights of {published.project}, "
+        f"{count_parameters(shapes):,} parameters of {type(run.model.network).__name__}, step {step}; "
+        f"every tensor used once. sha256 {digest}\nnext: python main.py --workdir={workdir} --mode=sample",
+        flush=True,
+    )

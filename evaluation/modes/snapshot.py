@@ -1,0 +1,53 @@
+"""A sheet of samples while a run trains: few, by a cheap sampler, and interruptible."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.context import Guidance
+from evaluation.drawing import drawer
+from evaluation.report.pictures import save_grid
+from sampling import multistep
+from sampling.base import Sampler
+from score_flow.build import Experiment
+from score_flow.config.components import Component
+from score_flow.runs.progress import progress
+from score_flow.runs.sharding import is_main, multiple
+from score_flow.training.steps import Preemption
+from score_flow.types import Params
+
+STREAM = 4  # of example keys
+N, CHUNK = 16, 4  # samples of a sheet; how many are drawn between two looks for a signal
+N_STEPS = 20  # network calls of a sample
+
+
+def cheap_sampler(sampling: Component) -> Sampler:
+    """DPM-Solver++(2M) in 20 steps from where the configured sampler begins: what is seen costs little, on every path.
+
+    The figures of --mode=eval are the configured sampler's.
+    """
+    times = {name: value for name, value in sampling.arguments.items() if name == "t_max"}
+    return multistep.build(n_steps=N_STEPS, order=2, **times)
+
+
+def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -> Callable[[int, Params], None]:
+    """(step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows.
+
+    After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
+    """
+    draw, chunk = drawer(run, sampler, STREAM), multiple(run.mesh, CHUNK)
+
+    def save(step: int, params: Params) -> None:
+        parts = []
+        with Preemption() as preemption, progress(N, 0, "sample", f"sheet of step {step}") as bar:
+            for first in range(0, N, chunk):
+                if preemption.agreed():
+                    return
+                parts.append(draw(params, guide, None, first + np.arange(chunk))[0]["image"])
+                bar.update(min(chunk, N - first))
+        if is_main():
+            directory.mkdir(parents=True, exist_ok=True)
+            save_grid(directory / f"{step:08d}.png", np.concatenate(parts)[:N], run.scaling.levels)
+
+    return save

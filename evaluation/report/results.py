@@ -1,0 +1,99 @@
+"""What an evaluation found, written down: results.json for programs, results.txt with one line a figure for people."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.fold import read_json, write_json
+from score_flow.config.loading import flatten
+from score_flow.data.base import ArraySource, Source, checksum
+from score_flow.runs.files import write_whole
+
+WHOLE = 2**28  # pixels of a split up to which all are hashed
+ENDS = 1000  # else the first so many images and the last
+ERROR = "standard_error"
+OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}  # of checkpoints
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The figures of a result.json; none of one that was not written whole."""
+    return {name: value for name, value in (read_json(file) or {}).items() if name != "key"}
+
+
+def write(directory: Path, results: dict[str, dict[str, Any]], facts: dict[str, Any], setting: dict[str, Any]) -> None:
+    """directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
+
+    setting: what `lines` says of every figure.
+    """
+    write_json(directory / "results.json", results | facts)
+    write_whole(directory / "results.txt", "".join(f"{line}\n" for line in lines(results, **setting)))
+
+
+def lines(
+    results: dict[str, dict[str, Any]],
+    weights: str,
+    sampler: str = "",
+    checksums: dict[str, str] | None = None,
+    split: str = "",
+    options: frozenset[str] = frozenset(),
+) -> list[str]:
+    """A line a figure: job.figure = value +- standard error; n; calls; data; weights; sampler or solver; evaluator.
+
+    checksums: of splits by their name; split: the one that results without a `split` were compared with; options: the
+    names of config.eval, whose values among a result are no figures.
+    """
+    found = []
+    for job, result in results.items():
+        data = result.get("split", split)
+        n = next((key for key in result if key.startswith("n_") and key not in options), None)
+        calls = next(
+            (f"{v:g} {k.replace('_per_', ' per ').replace('_', ' ')}" for k, v in result.items() if "calls" in k), ""
+        )
+        about = [
+            f"{result[n]} {n[2:]}" if n else "",
+            calls,
+            f"data {data}" + (f" ({checksums[data]})" if checksums and data in checksums else ""),
+            f"weights {weights}",
+            with_what(result, sampler if n == "n_samples" else ""),
+            f"evaluator {result.get('evaluator') or result.get('features') or job}",
+        ]
+        for name, value, error in figures(result, options):
+            spread = f" +- {error:.2g}" if math.isfinite(error) else ""
+            said = [part for part in about if part and part != "data "]
+            found.append("; ".join([f"{job}.{name} = {value:.6g}{spread}", *said]))
+    return found
+
+
+def with_what(result: dict[str, Any], sampler: str) -> str:
+    """The solver or sampler of a result, and whose labels its samples have."""
+    said = [f"{kind} {result[kind]}" for kind in ("solver", "sampler") if kind in result]
+    said = said or ([f"sampler {sampler}"] if sampler else [])
+    return "; ".join([*said, *([f"labels {result['labels']}"] if "labels" in result else [])])
+
+
+def figures(result: dict[str, Any], options: frozenset[str] = frozenset()) -> list[tuple[str, float, float]]:
+    """(name, value, standard error or nan) of every number of a result that is neither a count nor an option.
+
+    The error of `x` is `x_standard_error`; a plain `standard_error` is that of the figure before it.
+    """
+    flat, found, before = flatten(result), [], None
+    for name, value in flat.items():
+        if name == ERROR and before is not None:
+            found[-1] = (*found[-1][:2], float(value))
+        figure = type(value) is float and not name.endswith(ERROR) and "calls" not in name and name not in options
+        before = name if figure else None
+        if figure:
+            found.append((name, value, float(flat.get(f"{name}_{ERROR}", math.nan))))
+    return found
+
+
+def identity(source: Source) -> str:
+    """The SHA-256 of a split, shortened; of a huge one, that of its ends, which it then says."""
+    n = len(source)
+    if n * math.prod(source.image_shape) <= WHOLE:
+        return f"sha256 {checksum(source)}"
+    part = source.read(np.r_[:ENDS, n - ENDS : n])
+    ends = ArraySource(source.name, part["image"], part.get("label"), source.levels, source.num_classes)
+    return f"sha256 {checksum(ends)} of the first and last {ENDS} of {n:,} images"

@@ -1,0 +1,135 @@
+"""Plug-ins: the directory is the registry. A component's name is a file of its package that exports `build`.
+
+What a config may give to a `build` says its signature: names, types, defaults, and the limits annotated on them.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from score_flow.config.hints import (
+    Given,
+    accept,
+    arguments_of,
+    described,
+    hint_of,
+    kind_of,
+    members,
+    note_of,
+    parameters_of,
+)
+from score_flow.config.limits import available, registered
+from score_flow.types import UserError, check_choice, nearest
+
+# Where the builds of a section are: a package, "folder/" or "file.py:TABLE" (`limits.registered`), or several of them.
+Registry = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A plug-in's name and the arguments of its `build` that a config gives."""
+
+    name: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(sorted(self.arguments))))
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> "Component":
+        """The component of {"name": ..., argument: value, ...}."""
+        return cls(section["name"], {k: v for k, v in section.items() if k != "name"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"name": ..., argument: value, ...}, as a config writes it."""
+        return {"name": self.name, **self.arguments}
+
+    def with_arguments(self, **arguments: Any) -> "Component":
+        """The same plug-in with more or other arguments."""
+        return Component(self.name, {**self.arguments, **arguments})
+
+
+def resolve(registry: Registry, section: Component, where: str, **context: Any) -> Any:
+    """The `build` that the section names, called with its arguments.
+
+    `context` offers values that the program knows; a build takes those that it has a parameter for. Raises UserError
+    for an unknown name or argument, a wrong type, a value outside its limits, and an argument that the context gives.
+    """
+    return call(find(registry, section, where), section, where, **context)
+
+
+def check(registry: Registry, section: Component, where: str) -> Component:
+    """The section, its arguments as the types of its `build`; nothing is built. Raises UserError as `resolve` does."""
+    return Component(section.name, dict(checked(find(registry, section, where), section, where)))
+
+
+def find(registry: Registry, section: Component, where: str) -> Callable:
+    """The `build` that a section names; raises UserError for an unknown name."""
+    entries = _entries(registry)
+    entry = next((entry for entry in entries if section.name in _names(entry)), None)
+    if entry is None:
+        check_choice(f"{where}.name", section.name, [name for entry in entries for name in _names(entry)])
+    file, _, table = entry.partition(":")
+    module = file.removesuffix(".py").strip("/").replace("/", ".")
+    if table:
+        return getattr(importlib.import_module(module), table)[section.name]
+    return importlib.import_module(f"{module}.{section.name}").build
+
+
+def _entries(registry: Registry) -> tuple[str, ...]:
+    return (registry,) if isinstance(registry, str) else registry
+
+
+def _names(entry: str) -> list[str]:
+    return registered(entry) if "/" in entry else available(entry)
+
+
+def call(build: Callable, section: Component, where: str, **context: Any) -> Any:
+    """build(**arguments of the section, what it takes of the context), the former checked."""
+    parameters = parameters_of(build)
+    offered, arguments = {k: v for k, v in context.items() if k in parameters}, dict(checked(build, section, where))
+    for name in sorted(offered.keys() & arguments.keys()):
+        Given("what the rest of the config says").refuse(f"{where}.{name}")
+    arguments |= offered
+    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    if needed:
+        raise UserError(f"{where} (name = {section.name}) needs {', '.join(needed)}: give --{where}.{needed[0]}=...")
+    try:
+        return build(**arguments)
+    except UserError as error:  # of what a plug-in checks itself, the section may not be named
+        known = str(error).startswith("config.")
+        raise error if known else UserError(f"{where} (name = {section.name}): {error}") from error
+
+
+def checked(build: Callable, section: Component, where: str) -> Iterator[tuple[str, Any]]:
+    """(argument, value) of a section as `build` takes them."""
+    parameters, known = parameters_of(build), arguments_of(build)
+    for field, value in section.arguments.items():
+        if field not in parameters:
+            keys = sorted(["name", *known])
+            here = f"{where} (name = {section.name}); keys: {', '.join(keys)}"
+            raise UserError(f"unknown key {field!r} in {here}.{nearest(field, keys)}")
+        if field not in known:
+            note_of(parameters[field].annotation, Given).refuse(f"{where}.{field}")
+        yield field, accept(f"{where}.{field}", value, hint_of(parameters[field]))
+
+
+def kinds(registry: Registry, section: Component, argument: str, where: str) -> set[type]:
+    """The types that an argument may have, none where it does not exist; raises UserError for an unknown plug-in."""
+    parameter = arguments_of(find(registry, section, where)).get(argument)
+    return {kind_of(member) for member in members(hint_of(parameter))} if parameter else set()
+
+
+def explain(registry: Registry) -> str:
+    """For each plug-in of a registry what it is, and a line for each argument: type, limits, default."""
+    lines = []
+    for name in [name for entry in _entries(registry) for name in _names(entry)]:
+        build = find(registry, Component(name), str(registry))
+        about = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
+        lines.append(f"{name}: {about}")
+        for argument, parameter in arguments_of(build).items():
+            default = "needed" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+            lines.append(f"  {argument:22} {described(hint_of(parameter))}  [{default}]")
+    return "\n".join(lines)

@@ -1,0 +1,283 @@
+"""Reading a run's configuration: a recipe file, `--config.any.key=value` overrides, and checks before time is spent.
+
+What fields there are, and what they may be, says the schema (options.py), for files and for flags alike.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from score_flow.config import components
+from score_flow.config.components import Component, kinds
+from score_flow.config.limits import ROOT, check_times, convert
+from score_flow.config.options import SCHEMA, Config, make
+from score_flow.types import UserError, check_choice, nearest
+
+LIKENESS = 0.5  # of keys, which are short
+Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component
+SECTIONS = {key.rpartition(".")[0] for key in SCHEMA} | {"eval"}
+
+
+def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None) -> Config:
+    """The config of a recipe, or of a run (its config.json), checked; raises UserError in one line.
+
+    `settings`, {"network.width": 128, ...}, are set first, then the `--config.a.b=value` overrides.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        if path.exists():
+            raise UserError(
+                f"--config is {file!r}, which is no regular file; give a recipe or the config.json of a run."
+            )
+        check_choice("--config", file, recipes())
+        path = ROOT / file
+    values = {key: field.default for key, field in SCHEMA.items()}
+    found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
+    assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
+    assign_all(values, settings or {})
+    assign_all(values, dict(map(read_override, overrides)))
+    return checked(values)
+
+
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """The config with other values, {"network.width": 128, ...}, checked."""
+    values = values_of(config)
+    assign_all(values, settings)
+    return checked(values)
+
+
+def values_of(config: Config) -> Values:
+    """The values of all fields by their dotted names."""
+    found = {}
+    for key in SCHEMA:
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        found[key] = value
+    return found
+
+
+def recipes() -> list[str]:
+    """The files of configs/ that have a get_config()."""
+    files = sorted((ROOT / "configs").rglob("*.py"))
+    return [str(f.relative_to(ROOT)) for f in files if f.stem != "base" and "def get_config(" in f.read_text()]
+
+
+def from_recipe(path: Path) -> dict[str, Any]:
+    """get_config() of a Python file, as plain dicts; what goes wrong in it is one line that names file and line."""
+    sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+    try:
+        spec = importlib.util.spec_from_file_location("recipe", path)
+        module = spec and importlib.util.module_from_spec(spec)
+        if spec:
+            spec.loader.exec_module(module)
+        found = module.get_config() if hasattr(module, "get_config") else None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config {path}, line {_line_of(error, path)}: {_reason(error)}") from error
+    if found is None or (not isinstance(found, Mapping) and not hasattr(found, "to_dict")):
+        got = f", which returns {type(found).__name__}" if module and hasattr(module, "get_config") else ""
+        raise UserError(
+            f"--config is '{path}'{got}; give a Python file with get_config(), or the config.json of a run."
+        )
+    return dict(found) if isinstance(found, Mapping) else found.to_dict()
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """The line of a recipe at which an error arose, and the file where that is another than `path`."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        same = error.filename == str(path)
+        return str(error.lineno) if same else f"{error.lineno} of {error.filename}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return str(frames[-1].lineno) if frames else "1"
+
+
+def _line_that_sets(key: str, path: Path) -> str:
+    """", line n" of the last line of a file that sets a field, where one does."""
+    section, _, last = key.rpartition(".")
+    lines = path.read_text(errors="replace").splitlines()
+    for word in (last, section.rpartition(".")[2]):
+        setting = re.compile(rf"\b{re.escape(word)}\b['\"]?\s*[=:\]]")
+        if word and (found := [n for n, line in enumerate(lines, 1) if setting.search(line)]):
+            return f", line {found[-1]}"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line, in our words where ml_collections found it; of an unknown field, the nearest one."""
+    text = " ".join(str(error).split())
+    if found := re.search(r'Key "(.+?)" does not exist and cannot be added.*?Other fields present: "(.*)"', text):
+        there = sorted(set(re.findall(r"[{ ](?:\\?')?(\w+)(?:\\?')?: ", found[2])))
+        return f"unknown key {found[1]!r}; keys: {', '.join(there)}.{nearest(found[1], there, LIKENESS)}"
+    if found := re.search(r"override field '(\w+)'.*?\. (.*) is of original type .* type <class '(.*)'>", text):
+        name, got, kind = found.groups()
+        if "ConfigDict" in kind:
+            return f"{name} is a section, got {got!r}: give {name}.name, or component(...) of configs/base.py."
+        return f"{name} must be of type {kind}, got {got}."
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises UserError when there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object of settings.")
+    return content
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def as_it_ran(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, in which an older program overlooked some beside others: as it understood them."""
+    settings = dict(settings)
+    if settings.get("training.likelihood_weighting"):
+        settings["training.weighting"] = "likelihood"
+    if settings.get("training.importance_weighting"):
+        drawn = {key for key in settings if key.startswith("training.time_sampler.")}
+        settings = {key: value for key, value in settings.items() if key not in drawn}
+        settings["training.time_sampler.name"] = "log_snr"
+    without_use = {
+        "training.min_snr_gamma": settings.get("training.weighting") != "min_snr",
+        "training.vlb_weight": settings.get("training.objective") != "hybrid",
+        "training.label_dropout": not settings.get("model.class_conditional"),
+    }
+    settings |= {key: SCHEMA[key].default for key, unused in without_use.items() if unused and key in settings}
+    return settings
+
+
+class Text(str):
+    """The value of an override as it was typed: what it means depends on the type of the field."""
+
+
+def read_override(override: str) -> tuple[str, Text]:
+    """("a.b", value) of one `--config.a.b=value`."""
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
+    if not match:
+        raise UserError(f"cannot read {override!r}; write --config.section.key=value.")
+    return match[1], Text(match[2])
+
+
+def assign_all(values: Values, settings: dict[str, Any], where: Callable[[str], str] = lambda key: "") -> None:
+    """Set every key; names of components first, as naming another one drops the arguments of the old.
+
+    where: of a key, how a message about it begins.
+    """
+    for key in sorted(settings, key=lambda key: key.rpartition(".")[2] != "name"):
+        try:
+            assign(values, key, settings[key])
+        except UserError as error:
+            raise UserError(f"{where(key)}{error}") from error
+
+
+def assign(values: Values, key: str, value: Any) -> None:
+    """Set one key, "a.b", as the type of its field."""
+    section, _, last = key.rpartition(".")
+    if isinstance(old := values.get(section), Component):
+        values[section] = _with(old, last, value, section)
+        return
+    if key not in SCHEMA:
+        raise UserError(_unknown(key))
+    if isinstance(values[key], Component):
+        raise UserError(f"config.{key} is a section, got {str(value)!r}: give config.{key}.name.")
+    field = SCHEMA[key]
+    kind = type(field.default)
+    if isinstance(value, Text):  # a path named 1e3 is not the number
+        value = str(value) if kind is str else parse(value)
+    values[key] = convert(f"config.{key}", value, kind, field.metadata["limits"])
+
+
+def _with(old: Component, last: str, value: Any, section: str) -> Component:
+    """A section's component with another name, or another argument, which `build.check_components` checks."""
+    if isinstance(value, Text):
+        among = SCHEMA[section].metadata["limits"].among
+        kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")
+        parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
+        value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
+    if last == "name":
+        check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
+        return old if value == old.name else Component(value)
+    return old.with_arguments(**{last: tuple(value) if isinstance(value, list) else value})
+
+
+def _unknown(key: str) -> str:
+    """What to say of a key that is none: the first word that is wrong, what there is in its place, and the nearest."""
+    words = key.split(".")
+    for depth, word in enumerate(words):
+        above = ".".join(words[:depth])
+        if f"{above}.{word}".lstrip(".") in SCHEMA and depth < len(words) - 1:
+            return f"config.{'.'.join(words[: depth + 1])} is a value, not a section."
+        prefix = f"{above}." if above else ""
+        there = sorted({k[len(prefix) :].split(".")[0] for k in SCHEMA if k.startswith(prefix)})
+        if word not in there:
+            at = ".".join(part for part in ("config", above) if part)
+            return f"unknown key {word!r} in {at}; keys: {', '.join(there)}.{nearest(word, there, LIKENESS)}"
+    return f"config.{key} is a section: give one of its fields."
+
+
+def parse(text: str) -> Any:
+    """A Python literal, true/false, or else the text itself."""
+    try:
+        return {"true": True, "false": False}.get(text) if text in ("true", "false") else ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return str(text)
+
+
+def checked(values: Values) -> Config:
+    """The config of the values; raises UserError where two fields contradict each other."""
+    config = make(values)
+    for name, section in (("training", config.training), ("eval", config.eval)):
+        times = section.smallest_time, section.largest_time
+        check_times(f"config.{name}", *times, ("smallest_time", "largest_time"))
+    first, last = config.guidance.interval
+    if first > last:
+        raise UserError(f"config.guidance.interval is {config.guidance.interval}; give (first, last) time, in order.")
+    return config
+
+
+def explain() -> str:
+    """For --help: one line a field, then one an argument of each plug-in."""
+    lines = ["config fields (score_flow/config/options.py), each set by --config.KEY=VALUE:"]
+    for key, field in SCHEMA.items():
+        limits, default = field.metadata["limits"], field.default
+        allowed = ", ".join(limits.choices()) or limits.said()
+        shown = default.name if isinstance(default, Component) else default
+        about = "; ".join(part for part in (field.metadata["doc"], allowed) if part)
+        lines.append(f"  {key + ('.name' if isinstance(default, Component) else ''):42} {about}  [{shown!r}]")
+    for key, field in SCHEMA.items():
+        if isinstance(field.default, Component):
+            lines += ["", f"plug-ins of {key}.name, each argument set by --config.{key}.ARGUMENT=VALUE:"]
+            lines += [f"  {line}" for line in components.explain(field.metadata["limits"].among).splitlines()]
+    return "\n".join(lines)
+
+
+def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
+    """'key: saved value -> current value' for every difference within the named sections (dotted names allowed).
+
+    A field that is younger than what was saved had what is now its default (of a component that was there, its `build`
+    knows).
+    """
+
+    def plain(tree: dict) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in as_it_ran(flatten(tree)).items()}
+
+    old, new, base = plain(saved), plain(current), plain(Config().to_dict())
+    names = {k: f"{k.rpartition('.')[0]}.name" for k in base}
+    old = {k: v for k, v in base.items() if k in new and (names[k] not in base or names[k] not in old)} | old
+    keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
+    return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]

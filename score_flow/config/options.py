@@ -1,0 +1,321 @@
+"""Every field of a config: its default, what it means, what it may be. The one schema of files, flags and --help."""
+
+# ruff: noqa: RUF009 - every default is immutable
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from score_flow.config.components import Component
+from score_flow.config.limits import Limits
+
+WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
+SPLITS = ("train", "test")
+
+
+def option(default: Any, doc: str, **limits: Any) -> Any:
+    """A field of a section; `limits` as of `Limits`."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(**limits)})
+
+
+def plug_in(registries: str | tuple[str, ...], name: str, doc: str, **arguments: Any) -> Any:
+    """A field that names a file of a package, or an entry of a table, and gives the arguments of its `build`."""
+    default = Component(name, arguments)
+    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(among=registries)})
+
+
+class Section:
+    """What sections share."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, as JSON holds them but for tuples."""
+        return {
+            f.name: value.to_dict() if isinstance(value := getattr(self, f.name), Section | Component) else value
+            for f in dataclasses.fields(self)
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The same, as text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Section):
+    """What a network's output means, what it is told, and the averages of its weights."""
+
+    prediction: str = option("velocity", "the network's output", among="score_flow/process/prediction.py:PREDICTIONS")
+    time: str = option(
+        "t", "what the network is told of the time", among=("t", "1-t", "log_t", "log_sigma", "sigma", "log_snr")
+    )
+    time_scale: float = option(999.0, "... times this")
+    time_shift: float = option(0.0, "... plus this")
+    input: str = option("none", "scaling of the network's input", among=("none", "2x-1", "unit_variance"))
+    data_std: float = option(0.5, "standard deviation of the data, for unit_variance and edm", above=0)
+    class_conditional: bool = option(False, "give the labels of the data to the network")
+    low_res: int = option(
+        0, "super-resolution: give the image at this many pixels a side to the network; 0 = no", least=0
+    )
+    learn_sigma: bool = option(
+        False, "twice the output channels: the second half is a variance (unused by interpolants)"
+    )
+    ema_rate: tuple = option(
+        (0.9999,), "one average of the weights for each rate; evaluation uses the first",
+        each=float, least=0, below=1, fewest=1,
+    )  # fmt: skip
+    ema_std: tuple = option(
+        (), "after them, one by powers of the step for each width, a share of the run: 0.05, 0.1 (EDM2)",
+        each=float, above=0, most=WIDEST_EMA,
+    )  # fmt: skip
+    ema_warmup: bool = option(True, "min(rate, (1 + n)/(10 + n)): short runs are not averaged with their start")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Section):
+    """Where images come from, and how they become what a model sees."""
+
+    source: Component = plug_in("score_flow/data/", "digits", "the data set, a file of score_flow/data")
+    image_shape: tuple = option(
+        (), "(h, w, c) of its images; given, what reads none (sampling, importing) needs no data set",
+        each=int, least=1, lengths=(0, 3),
+    )  # fmt: skip
+    num_classes: int = option(0, "... and how many classes and", least=0)
+    levels: int = option(256, "... pixel levels it has; without image_shape the data set says so", least=2, most=256)
+    centered: bool = option(True, "pixels in [-1, 1] instead of [0, 1]")
+    random_flip: bool = option(False, "mirror images left to right at random")
+    uniform_dequantization: bool = option(True, "train on pixels with uniform noise added inside their level")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Section):
+    """The loss, the batches and how often what is logged, saved and drawn."""
+
+    batch_size: int = option(
+        128, "global: it is divided among all devices of all processes", least=1, most=2**24
+    )
+    n_iters: int = option(100_000, "optimiser steps in all", least=1, most=2**31 - 1)
+    n_jitted_steps: int = option(1, "steps in one compiled program; changes speed, not results", least=1, most=10_000)
+    log_freq: int = option(50, "steps between logged losses", least=1)
+    eval_freq: int = option(1000, "steps between losses on a test batch; 0 = never", least=0)
+    snapshot_freq: int = option(
+        50_000, "steps between milestone checkpoints (checkpoints/), all kept; 0 = only at the end", least=0
+    )
+    snapshot_freq_for_preemption: int = option(
+        5000, "steps between resumable checkpoints (checkpoints-meta/), newest two kept", least=0
+    )
+    snapshot_sampling: bool = option(True, "draw a sheet of samples at each milestone")
+    objective: str = option(
+        "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",
+        among="score_flow/losses/",
+    )  # fmt: skip
+    vlb_weight: float = option(
+        1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0
+    )
+    variance: str = option(
+        "range", "of a step, for the bound: small, large, or learned (model.learn_sigma): range, log",
+        among=("small", "large", "range", "log"),
+    )  # fmt: skip
+    decoder: str = option(
+        "tanh", "normal distribution function of the bound's first step: tanh (as published) or exact",
+        among=("tanh", "exact"),
+    )  # fmt: skip
+    weighting: str = option("simple", "of the squared error", among="score_flow/losses/base.py:WEIGHTINGS")
+    min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
+    likelihood_weighting: bool = option(False, "same as weighting = likelihood")
+    time_sampler: Component = plug_in(
+        "score_flow/process/times.py:TIME_SAMPLERS", "uniform", "law of the times that training looks at (score_flow/process/times.py)"
+    )
+    importance_weighting: bool = option(
+        False, "same as time_sampler = log_snr: unbiased, less noise with likelihood weighting"
+    )
+    smallest_time: float = option(1e-5, "t is drawn from [smallest_time, largest_time]", least=0, most=1)
+    largest_time: float = option(1.0, "the noisy end of it", least=0, most=1)
+    reduce_mean: bool = option(True, "mean of the squared error over pixels instead of half its sum")
+    coupling: str = option(
+        "independent", "of images and noise; ot: optimal transport within a batch, for flows only",
+        among=("independent", "ot"),
+    )  # fmt: skip
+    label_dropout: float = option(0.0, "probability of hiding a label, for classifier-free guidance", least=0, most=1)
+    fsdp: bool = option(False, "shard parameters, EMA and optimiser state over the devices too")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimOptions(Section):
+    """The optimiser."""
+
+    optimizer: str = option("Adam", "Adam or AdamW", among=("Adam", "AdamW"))
+    lr: float = option(2e-4, "learning rate after warm-up", least=0, most=1e6)
+    beta1: float = option(0.9, "decay of the mean gradient", least=0, below=1)
+    beta2: float = option(0.999, "decay of the mean square", least=0, below=1)
+    eps: float = option(1e-8, "added to the root of the mean square", above=0)
+    warmup: int = option(5000, "steps over which lr grows linearly from 0", least=0)
+    grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
+    weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW)", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeqOptions(Section):
+    """The training of a dequantiser."""
+
+    n_iters: int = option(0, "steps of --mode=train_deq; 0 = as many as training.n_iters", least=0)
+    ema_rate: float = option(0.99, "of the dequantiser's weights", least=0, below=1)
+    score_step: int = option(0, "step of the milestone whose model it is trained for; 0 = the newest", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceOptions(Section):
+    """What samplers see of a model."""
+
+    scale: float = option(1.0, "of classifier-free guidance, given + (scale - 1)(given - null); 1 = off", least=0)
+    interval: tuple = option(
+        (0.0, 1.0), "first and last time at which it acts", each=float, least=0, most=1, lengths=(2,)
+    )
+    rescale: float = option(
+        0.0, "share of the guided x0 that gets the standard deviation of the unguided one", least=0, most=1
+    )
+    channels: int = option(0, "guide only the first so many channels; 0 = all", least=0)
+    threshold: str = option(
+        "none", "x0 stays in the data's range: none, static (clipped), dynamic (by its percentile)",
+        among=("none", "static", "dynamic"),
+    )  # fmt: skip
+    percentile: float = option(0.995, "of |x0| over an image, for dynamic", least=0, most=1)
+    temperature: float = option(
+        1.0, "standard deviation of the noise that samples start from, relative to the prior's", least=0
+    )
+    classifier: str = option(
+        "", "workdir of a classifier (training.objective) on the same path: guides to a label each"
+    )
+    classifier_scale: float = option(1.0, "... by score + classifier_scale grad log p(label | x_t); 0 = off", least=0)
+    bad: str = option(
+        "", "workdir of a worse model of the same data: `scale` extrapolates from it (autoguidance) instead"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverOptions(Section):
+    """How likelihoods and encodings integrate the probability flow."""
+
+    method: str = option("tsit5", "the method of diffrax", among="sampling/ode.py:METHODS")
+    rtol: float = option(1e-5, "relative tolerance of adaptive steps", above=0)
+    atol: float = option(1e-5, "absolute tolerance of adaptive steps", above=0)
+    n_steps: int = option(0, "0 = adaptive steps; else this many steps on `grid`", least=0)
+    grid: str = option("uniform", "uniform, quadratic, karras, log_snr, or the times: (1.0, ..., 1e-5)")
+    per_example: bool = option(True, "adapt the steps of each image alone: results do not depend on the batch")
+    max_steps: int = option(4096, "an image that takes more has not arrived", least=1)
+    control: str = option(
+        "pi", "of adaptive steps: pi, or integral (fewer calls, less exact)", among="sampling/ode.py:CONTROLS"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions(Section):
+    """What is evaluated, on what, and how."""
+
+    enable_loss: bool = option(True, "the loss on the data set, by time")
+    enable_sampling: bool = option(True, "draw num_samples samples and compare them with the data")
+    enable_bpd: bool = option(True, "bits per dimension by the probability-flow ODE")
+    dequantizer: str = option(
+        "uniform", "of bits/dim: uniform, variational (of --mode=train_deq), decoder (of levels)",
+        among=("uniform", "variational", "decoder"),
+    )  # fmt: skip
+    decoder_time: float = option(0.0, "t at which the decoder reads levels off x; 0 = smallest_time", least=0, most=1)
+    jobs: tuple = option((), "further jobs, by the name of their file in evaluation/", each=str, among="evaluation/")
+    batch_size: int = option(128, "global; changes speed, not results", least=1)
+    num_samples: int = option(256, "how many samples are drawn", least=1, most=2**31 - 1)
+    low_res: str = option("", "what a super-resolution model refines: an .npz of images, as a base model's samples.npz")
+    num_repeats: int = option(
+        1, "passes over the data with new dequantisation noise and probes, for the loss and bpd", least=1
+    )
+    bpd_dataset: str = option("test", "split that the loss and bpd are computed on: train or test", among=SPLITS)
+    begin_ckpt: int = option(0, "first and last milestone to evaluate, counted from 1;", least=0)
+    end_ckpt: int = option(0, "0 = the newest", least=0)
+    ema: int = option(0, "which average to evaluate, of model.ema_rate, then ema_std; -1 = the raw weights", least=-1)
+    ema_std: float = option(
+        0.0, "evaluate one of this width, made of all milestones' model.ema_std, instead; 0 = off",
+        least=0, most=WIDEST_EMA,
+    )  # fmt: skip
+    smallest_time: float = option(1e-5, "the likelihood integrates from here to largest_time", least=0, most=1)
+    largest_time: float = option(1.0, "the noisy end of it", least=0, most=1)
+    probe: str = option(
+        "rademacher", "of the divergence: rademacher, gaussian, exact", among=("rademacher", "gaussian", "exact")
+    )
+    n_probes: int = option(1, "random probes of the divergence for each image", least=1)
+    vlb_steps: int = option(
+        0, "of the job vlb: this many even times up to largest_time; 0 = the chain of training", least=0
+    )
+    vlb_variance: str = option(
+        "small", "of a step, where training learned none for its bound: small or large", among=("small", "large")
+    )
+    vlb_clip: bool = option(True, "keep the estimate of x0 in the range of the data, as published")
+    bound_form: str = option(
+        "dsm", "of the job bound: dsm (denoising), or ssm (sliced, with the probes above)", among=("dsm", "ssm")
+    )
+    bound_importance: bool = option(True, "its times by the integrand's weight (even in log SNR) instead of even in t")
+    bound_times: int = option(100, "draws of a time and noise for each image", least=1)
+    extractor: Component = plug_in(
+        "evaluation/metrics/extractors/", "small", "of the features that samples are compared by: small, inception with weights"
+    )
+    fid_dataset: str = option("train", "split that samples are compared with: train or test", among=SPLITS)
+    stats: str = option("", "its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them")
+    kept_features: int = option(10_000, "of each set at most, for KID, precision and recall", least=4)
+    save_npz: bool = option(False, "the job fid writes its samples to samples.npz as ADM's evaluator reads them")
+    autoencoder: str = option("", "folder of an AutoencoderKL whose latents the model makes: samples are decoded by it")
+    solver: SolverOptions = dataclasses.field(default_factory=SolverOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """All of a run's settings, checked; `build` turns them into objects."""
+
+    seed: int = option(0, "every random number of the run is folded from it", least=0, below=2**32)
+    path: Component = plug_in("score_flow/paths/", "linear", "the process, a file of score_flow/paths")
+    network: Component = plug_in(
+        ("score_flow/networks/", "score_flow/networks/classifier.py:NETWORKS"),
+        "ncsnpp",
+        "the network, a file of score_flow/networks",
+    )
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+    optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
+    dequantizer: Component = plug_in(
+        "score_flow/networks/flowpp.py:DEQUANTIZERS", "auto",
+        "what --mode=train_deq trains: a Flow++ network by its name (auto: by the size of images), with its fields",
+    )  # fmt: skip
+    deq: DeqOptions = dataclasses.field(default_factory=DeqOptions)
+    sampling: Component = plug_in(
+        "sampling/", "ode", "the sampler, a file of sampling/",
+        t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+    control: Component = plug_in(
+        "sampling/control/", "inpaint",
+        "of --mode=control, what is known of the samples: a file of sampling/control/ with its fields (input, ...)",
+    )  # fmt: skip
+    eval: EvalOptions = dataclasses.field(default_factory=EvalOptions)
+
+
+def fields(section: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """("training.batch_size", its field) of every field and plug-in of the schema, in order."""
+    types = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        kind = types[field.name]
+        if issubclass(kind, Section):
+            yield from fields(kind, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def make(values: dict[str, Any], section: type = Config, prefix: str = "") -> Any:
+    """The section of the values of its fields by their dotted names; those that are missing have their defaults."""
+    types, given = get_type_hints(section), {}
+    for field in dataclasses.fields(section):
+        name = f"{prefix}{field.name}"
+        if issubclass(types[field.name], Section):
+            given[field.name] = make(values, types[field.name], f"{name}.")
+        elif name in values:
+            given[field.name] = values[name]
+    return section(**given)
+
+
+SCHEMA = dict(fields())

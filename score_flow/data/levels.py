@@ -1,0 +1,87 @@
+"""Between a data set and what a model sees: pixel levels in its range, or the latents of an autoencoder."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from score_flow.data.scaling import Scaling
+from score_flow.pretrained import autoencoder_kl
+from score_flow.runs.sharding import replicated
+from score_flow.tree import static
+from score_flow.types import Images, Keys, UserError
+
+LEVELS = 256  # of decoded images
+Draw = Callable[[Callable[..., Array], tuple[int, ...]], Array]
+
+
+@flax.struct.dataclass
+class Pixels:
+    """Samples -> pixel levels.
+
+    A tree whose leaves are the parameters of the autoencoder, if there is one: hand it to a compiled function as an
+    argument, and they are none of its constants.
+    """
+
+    scaling: Scaling = static()
+    dequantised: bool = static()  # whether the data have noise inside their level
+    autoencoder: nn.Module | None = static(default=None)
+    params: PyTree = None
+    scale: float = static(default=1.0)
+    shift: float = static(default=0.0)
+
+    def __call__(self, x: Float[Array, "*n h w c"]) -> UInt8[Array, "*n h2 w2 c2"]:
+        """The levels of x; of latents x = (latent - shift) scale, the nearest ones to the decoded image in [-1, 1]."""
+        if x.ndim > 4:
+            return jax.lax.map(self, x)
+        if self.autoencoder is None:
+            return self.scaling.quantise(x, self.dequantised)
+        images = self.autoencoder.apply({"params": self.params}, x / self.scale + self.shift, method="decode")
+        return jnp.clip(jnp.round((images + 1) * ((LEVELS - 1) / 2)), 0, LEVELS - 1).astype(jnp.uint8)
+
+    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(h, w, c) of the pixels of what has `image_shape`; raises UserError for latents that cannot be decoded."""
+        channels = image_shape[-1] if self.autoencoder is None else self.autoencoder.latent_channels
+        if image_shape[-1] != channels:
+            raise UserError(
+                f"config.eval.autoencoder decodes latents of {channels} channels; the model's have {image_shape[-1]}."
+            )
+        return jax.eval_shape(self, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)).shape[1:]
+
+
+def to_model(scaling: Scaling, dequantised: bool, data: Array, draw: Draw) -> Images:
+    """x0 of levels (b, h, w, c), or of the moments (b, h, w, 2 c) of latents: a draw of N(mean, std^2).
+
+    Levels are scaled; dequantised, they have noise in their cells. draw(law, shape): the random numbers, law as
+    jax.random.uniform.
+    """
+    if jnp.issubdtype(data.dtype, jnp.floating):
+        mean, std = jnp.split(data, 2, axis=-1)
+        return mean + std * draw(jax.random.normal, mean.shape)
+    if dequantised:
+        return scaling.dequantise(data, draw(jax.random.uniform, data.shape))
+    return scaling.normalise(data)
+
+
+def by_key(keys: Keys) -> Draw:
+    """The numbers of each example by its own key."""
+    return lambda law, shape: jax.vmap(lambda key: law(key, shape[1:]))(keys)
+
+
+def middles(law: Callable[..., Array], shape: tuple[int, ...]) -> Array:
+    """No noise but the middle of each cell."""
+    return jnp.full(shape, 0.5)
+
+
+def pixels_of(scaling: Scaling, dequantised: bool, folder: str, mesh: Mesh) -> Pixels:
+    """The map of a model of pixels, or of one of the latents of the autoencoder in a folder, on every device."""
+    if not folder:
+        return Pixels(scaling, dequantised)
+    if scaling.levels != LEVELS:
+        raise UserError(f"config.eval.autoencoder makes {LEVELS} levels: config.data.levels is {scaling.levels}.")
+    network, params, scale, shift = autoencoder_kl.load(folder)
+    return Pixels(scaling, dequantised, network, jax.device_put(params, replicated(mesh)), scale, shift)

@@ -1,0 +1,206 @@
+"""What training minimises: the protocol of a loss, and the pieces that losses are made of.
+
+A loss is a file of score_flow/losses/ that exports `build`; config.training.objective names it.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from score_flow.config.options import TrainOptions
+from score_flow.data.preprocessing import Preprocess
+from score_flow.losses.coupling import optimal
+from score_flow.model import Model
+from score_flow.paths.base import Coefficients
+from score_flow.process.times import TimeSampler
+from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+
+Coupling = Literal["independent", "ot"]
+Product = Literal["denoiser", "classifier", "dequantiser"]
+
+
+class Aux(NamedTuple):
+    """What a loss says besides its value: per-example losses (importance weights included) at their times."""
+
+    losses: Float[Array, "b"]
+    t: Float[Array, "b"]
+    time_state: PyTree
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What training minimises, a tree: weights that it holds fixed are its leaves, the rest is static.
+
+    Compiled functions take it as an argument, so that its weights are none of their constants. network: whose
+    parameters are trained. produces: what the trained network is good for.
+    """
+
+    produces: Product
+
+    @property
+    def times(self) -> TimeSampler: ...
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        """Parameters to begin with; batch: the first one of training, of which most losses look at the shapes only."""
+        ...
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The mean loss of a batch of pixel levels; the key decides all that is random. train=False: no dropout."""
+        ...
+
+
+@functools.cache
+def min_snr(gamma: float = 5.0) -> Callable[[Coefficients], Times]:
+    """min(SNR, gamma) |x0 error|^2 = min(1, gamma/SNR) |noise error|^2 (Hang et al. 2023, arXiv:2303.09556)."""
+    return lambda c: jnp.minimum(1.0, gamma * (c.sigma / c.alpha) ** 2)
+
+
+# Weights of |noise_hat - noise|^2. Each is written as the space in which the error is a plain mean square.
+WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
+    "simple": lambda c: jnp.ones_like(c.alpha),  # |noise error|^2 (Ho et al. 2020, eq. 14)
+    "velocity": lambda c: (c.det / c.alpha) ** 2,  # |velocity error|^2 (Lipman et al. 2023)
+    "data": lambda c: (c.sigma / c.alpha) ** 2,  # |x0 error|^2
+    "likelihood": lambda c: c.g2 / c.sigma**2,  # g^2 |score error|^2 (Song et al. 2021, thm. 1, arXiv:2101.09258)
+    "min_snr": min_snr(),
+}
+
+
+def unused(options: TrainOptions, *names: str, by: str = "") -> None:
+    """Raise UserError unless options that would not be heeded have their defaults; by: what has no use for them."""
+    for name in names:
+        value, default = getattr(options, name), getattr(TrainOptions, name)
+        if value != default:
+            by = by or f"training.objective = {options.objective}"
+            raise UserError(f"config.training.{name} is {value!r}, which {by} has no use for: leave it at {default!r}.")
+
+
+def keys_of(key: Key, train: bool) -> tuple[Key, Key]:
+    """(the key of the data, the key of the loss). Without training both are the key, as in every logged test loss."""
+    return tuple(jax.random.split(key)) if train else (key, key)
+
+
+def initial(model: Model, prepare: Preprocess, key: Key, batch: Batch) -> Params:
+    """Parameters of a model's network for one example of a batch, whose shapes alone are looked at."""
+    x0, condition = jax.eval_shape(prepare, key, batch)
+    one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), condition)
+    return model.init(key, (1, *x0.shape[1:]), one)
+
+
+class Noised(NamedTuple):
+    """What x_t is made of, with the importance weight of t; key: of dropout, None without training."""
+
+    x0: Images
+    noise: Images
+    t: Float[Array, "b"]
+    importance: Float[Array, "b"]
+    condition: Condition
+    key: Key | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Noising:
+    """Which noisy images a loss looks at: those of a batch, at times from a time sampler.
+
+    label_dropout: probability of replacing a label by the null class `null_label` (arXiv:2207.12598), in training.
+    coupling: "independent" noise, or "ot": the batch's noise goes to its images by optimal transport. The velocity then
+        still is that of a flow from noise to data, but -E[noise | x_t]/sigma no longer the score: samplers of the flow
+        and its likelihood are right, those with noise are not. Labels are not looked at.
+    """
+
+    prepare: Preprocess
+    times: TimeSampler
+    label_dropout: float = 0.0
+    null_label: int = 0
+    coupling: Coupling = "independent"
+
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> Noised:
+        """The key decides times, noise, dropout, dropped labels, and what preprocessing draws."""
+        data_key, loss_key = keys_of(key, train)
+        x0, condition = self.prepare(data_key, batch)
+        time_key, noise_key, dropout_key, label_key = jax.random.split(loss_key, 4)
+        t, importance = self.times.sample(time_state, time_key, x0.shape[0])
+        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        if self.coupling == "ot":
+            noise = optimal(x0, noise)
+        if train and self.label_dropout and condition:
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
+            condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}
+        return Noised(x0, noise, t, importance, condition, dropout_key if train else None)
+
+    def mean(
+        self,
+        at: Callable[..., Float[Array, "b"]],
+        params: Params,
+        time_state: PyTree,
+        key: Key,
+        batch: Batch,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The importance-weighted mean of at(params, x0, noise, t, condition, key=), the losses at given times.
+
+        The time sampler learns from the losses without their weights.
+        """
+        x0, noise, t, importance, condition, dropout_key = self.draw(time_state, key, batch, train)
+        losses = at(params, x0, noise, t, condition, key=dropout_key)
+        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
+        losses = importance * losses
+        return jnp.mean(losses), Aux(losses, t, time_state)
+
+
+class OfNoisyImages(abc.ABC):
+    """What losses of noisy images share: `at` is one of each at given times and noise, the loss the mean of a batch."""
+
+    model: Model
+    noising: Noising
+
+    @property
+    def times(self) -> TimeSampler:
+        return self.noising.times
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        return initial(self.model, self.noising.prepare, key, batch)
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+
+    @abc.abstractmethod
+    def at(
+        self,
+        params: Params,
+        x0: Images,
+        noise: Images,
+        t: Times,
+        condition: Condition = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """The loss of each example; one network call. A key turns dropout on."""
+
+
+def noising_of(options: TrainOptions, times: TimeSampler, prepare: Preprocess, num_classes: int) -> Noising:
+    """What config.training says of noisy images, whose network is told so many classes."""
+    if options.label_dropout and not num_classes:
+        raise UserError(
+            f"config.training.label_dropout is {options.label_dropout}, but config.model.class_conditional is False: "
+            "there are no labels to hide."
+        )
+    return Noising(prepare, times, options.label_dropout, num_classes, options.coupling)

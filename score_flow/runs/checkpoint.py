@@ -1,0 +1,265 @@
+"""Pre-emption-safe checkpoints by orbax: the only file that imports it.
+
+A checkpoint is `directory/<step>/` (orbax) together with `directory/<step>.manifest.json`, the sha256 of each of its
+files: orbax restores a flipped bit or a zeroed page without a word. The manifest is written last, once all else is
+whole and on the disk, and is what makes a checkpoint exist: after a kill or a full disk at any moment a directory
+without one is removed and the one before it is used.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from score_flow.runs import manifest
+from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
+from score_flow.runs.sharding import barrier, is_main
+from score_flow.types import UserError
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
+
+FOLDERS = ("checkpoints-meta", "checkpoints")  # of a workdir: resumable states, milestones
+
+
+class Checkpoints:
+    """The checkpoints of one directory, oldest to newest; keep = 0 keeps all, else the newest `keep`.
+
+    Items are trees of arrays saved and restored by name, so that an evaluation reads the EMA alone. `meta` is JSON.
+    Nothing is written before `prepare` or the first save: a training run may be writing here, or this be refused.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 0):
+        self.directory = Path(directory).resolve()
+        self._keep, self._prepared = keep, False
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is a file, where checkpoints belong: move it away.")
+        options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
+        self._pending: Future | None = None
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what a kill left behind; raises UserError where that cannot be."""
+        if self._prepared:
+            return
+        if is_main():
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.directory, error) from error
+            self._remove_uncommitted()
+        barrier(f"open {self.directory}")
+        self._prepared = True
+
+    def steps(self) -> list[int]:
+        """The committed steps, ascending."""
+        return manifest.steps(self.directory)
+
+    def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], *, wait: bool = False) -> None:
+        """Save in the background, or wait until it is committed. A step that is already there is left alone.
+
+        Raises UserError, here or in the next call, when the files cannot be written: none of the step is left then.
+        """
+        self.wait()
+        self.prepare()
+        if step in self.steps():
+            return
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args["meta"] = ocp.args.JsonSave(meta | {"step": step})
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        with self._told(step, size):
+            self._orbax.save(self.directory / str(step), args=ocp.args.Composite(**args), force=True)
+        self._pending = self._worker.submit(self._commit, step, list(items), size)
+        if wait:
+            self.wait()
+
+    def poll(self) -> None:
+        """Raise what a save in the background met, without waiting for it; call it once a loop."""
+        if self._pending is not None and self._pending.done() and (error := self._pending.exception()):
+            self._pending = None
+            raise error
+
+    def wait(self) -> None:
+        """Wait until the save in progress, if any, is committed; raises what it met."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        pending.result()
+        barrier(f"saved {self.directory}")
+
+    def close(self) -> None:
+        """Wait, then let the directory go."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(Exception):  # of a save that failed, which was said
+                self._orbax.close()
+
+    def restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
+
+        Raises UserError that names the item or the array in which the checkpoint and the targets differ.
+        """
+        where = self.directory / str(step)
+        for name, wanted in items.items():
+            if problem := _mismatch(where / name, wanted):
+                raise UserError(f"checkpoint {where} does not hold what this config needs: {problem}.")
+        args = {name: ocp.args.StandardRestore(target) for name, target in items.items()}
+        try:
+            restored = self._orbax.restore(where, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"checkpoint {where} cannot be restored: {first_line(error)}") from error
+        return {name: restored[name] for name in items}
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved as `meta`, and the `step`."""
+        return json.loads((self.directory / str(step) / manifest.META).read_text())
+
+    def digest(self, step: int) -> str:
+        """The name of what a step holds; raises UserError where its manifest cannot be read."""
+        if (files := manifest.read(self.directory, step)) is None:
+            raise UserError(f"{manifest.path_of(self.directory, step)} cannot be read.")
+        return manifest.digest(files)
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a step, or None: every byte is read and hashed."""
+        return manifest.damage(self.directory, step)
+
+    def newest_good(self) -> int | None:
+        """The newest undamaged step; damaged ones are reported on the way. Raises UserError when all are damaged."""
+        return next((step for _, step in good_states(self)), None)
+
+    def delete_after(self, step: int) -> None:
+        """Remove the steps beyond `step`: a run that fell back writes them again."""
+        self.delete([s for s in self.steps() if s > step])
+
+    def delete(self, steps: Iterable[int]) -> None:
+        """Remove these steps."""
+        barrier(f"cut {self.directory}")  # the other processes have looked at them
+        for step in steps:
+            if is_main():
+                self._remove(step)
+        barrier(f"was cut {self.directory}")
+
+    def _commit(self, step: int, items: list[str], size: int) -> None:
+        """Write the manifest of a save once all of it is whole and on the disk; then remove what it replaces."""
+        with self._told(step, size):
+            self._orbax.wait_until_finished()  # raises what went wrong
+            if not is_main():
+                return
+            directory = self.directory / str(step)
+            for path in [*directory.rglob("*"), directory, self.directory]:
+                sync(path)
+            files = manifest.hashes(directory)
+            if missing := manifest.lacking(files, items):
+                raise OSError(f"{missing} is missing")
+            write_whole(manifest.path_of(self.directory, step), json.dumps(files))
+            steps = self.steps()
+            if manifest.read(self.directory, step) != files:
+                raise OSError("its manifest does not read back")
+        for old in steps[: -self._keep] if self._keep else []:
+            if old != step:
+                self._remove(old)
+
+    @contextlib.contextmanager
+    def _told(self, step: int, size: int) -> Iterator[None]:
+        """Turn what the file system answers into one line, and leave none of the step behind."""
+        try:
+            yield
+        except Exception as error:
+            _join_writers()
+            if is_main():
+                manifest.path_of(self.directory, step).unlink(missing_ok=True)
+                self._remove_uncommitted()
+            if isinstance(error, OSError | ValueError | RuntimeError) or reason(error):  # orbax wraps as it likes
+                raise cannot_write(self.directory / str(step), error, size) from error
+            raise
+
+    def _remove(self, step: int) -> None:
+        manifest.path_of(self.directory, step).unlink(missing_ok=True)  # first: without it the rest is only litter
+        shutil.rmtree(self.directory / str(step), ignore_errors=True)
+
+    def _remove_uncommitted(self) -> None:
+        committed = {str(step) for step in self.steps()}
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
+            if path.is_dir() and path.name.split(".")[0].isdigit() and path.name not in committed:
+                shutil.rmtree(path, ignore_errors=True)
+            elif re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
+def _join_writers() -> None:
+    """Wait for the threads in which orbax still writes what else belonged to a save that failed."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") or thread.name == "async_save":
+            with contextlib.suppress(Exception):  # it raises what it met, which is the same again
+                thread.join(60)
+
+
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """The newest step that was saved in a workdir, looking at names alone."""
+    folders = (Checkpoints(Path(workdir) / name) for name in FOLDERS)
+    return max((step for folder in folders for step in folder.steps()), default=None)
+
+
+def good_states(
+    *folders: Checkpoints, first: tuple[Checkpoints, int] | None = None
+) -> Iterator[tuple[Checkpoints, int]]:
+    """The undamaged states of all folders, newest first; each damaged one is said in a line on the way.
+
+    first: the one to look at before the others. Raises UserError when there are states and all are damaged.
+    """
+    states, good = [(folder, step) for folder in folders for step in folder.steps()], False
+    for folder, step in sorted(states, key=lambda state: (state != first, -state[1])):
+        if problem := folder.damage(step):
+            refused(folder, step, f"is damaged ({problem})")
+        else:
+            good = True
+            yield folder, step
+    if states and not good:
+        raise UserError(
+            f"every checkpoint in {' and '.join(str(folder.directory) for folder in folders)} is damaged; "
+            "remove the folder to start again."
+        )
+
+
+def refused(folder: Checkpoints, step: int, why: str) -> None:
+    """Say in one line that a state is not used."""
+    if is_main():
+        print(f"checkpoint {folder.directory / str(step)} {why}: falling back to the one before.", flush=True)
+
+
+def target(tree: PyTree, shardings: PyTree) -> PyTree:
+    """The shapes, dtypes and layouts that `restore` should produce."""
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+def _mismatch(directory: Path, wanted: PyTree) -> str | None:
+    """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
+    if not directory.is_dir():
+        return f"it has no {directory.name}"
+    with ocp.StandardCheckpointer() as reader:
+        saved, needed = _shapes(reader.metadata(directory).item_metadata.tree), _shapes(wanted)
+    for leaf in sorted(saved | needed):
+        there, here = saved.get(leaf, "absent"), needed.get(leaf, "absent")
+        if there != here:
+            return f"{directory.name}.{leaf} is {there} there and {here} here"
+    return None
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,99 @@
+"""What a committed step consists of: a manifest, the sha256 of each of its files, and what is wrong with them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tensorstore
+
+from score_flow.data.base import sha256_of
+from score_flow.runs.files import first_line, reason
+
+META, STEP, ITEM = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the manifest of a step is."""
+    return directory / f"{step}.manifest.json"
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that have a manifest, ascending."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"([0-9]+)\.manifest\.json", name)))
+
+
+def read(directory: Path, step: int) -> dict[str, str] | None:
+    """The hash of each file of a step by its name, or None if that is not what the manifest holds."""
+    try:
+        manifest = json.loads(path_of(directory, step).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(manifest, dict) and all(isinstance(value, str) for value in manifest.values())
+    return manifest if whole else None
+
+
+def digest(manifest: dict[str, str]) -> str:
+    """The name of what a step holds: a short sha256 of the names and hashes of its files."""
+    return hashlib.sha256(json.dumps(sorted(manifest.items())).encode()).hexdigest()[:16]
+
+
+def damage(directory: Path, step: int) -> str | None:
+    """What is wrong with the files of a step, or None: every byte is read and hashed."""
+    if (manifest := read(directory, step)) is None:
+        return f"{path_of(directory, step).name} cannot be read"
+    try:
+        return _changed(manifest, hashes(directory / str(step))) or _unlike_itself(directory / str(step), step)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        return f"it cannot be read: {reason(error) or first_line(error)}"
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each file below a directory, by its name."""
+    return {
+        str(path.relative_to(directory)): sha256_of(path) for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+def lacking(names: Iterable[str], items: Iterable[str]) -> str | None:
+    """The first file that a whole step with these items has, and these names have not."""
+    needed = [META, STEP, *(f"{item}/{ITEM}" for item in items)]
+    return next((name for name in needed if name not in names), None if items else "any item")
+
+
+def _changed(manifest: dict[str, str], found: dict[str, str]) -> str | None:
+    for name in sorted(manifest | found):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in manifest:
+            return f"{name} is not in its manifest"
+        if manifest[name] != found[name]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _unlike_itself(directory: Path, step: int) -> str | None:
+    """Whether a step is not what its name, its meta and orbax's list of its items say."""
+    items = json.loads((directory / STEP).read_text()).get("item_handlers")
+    names = {str(path.relative_to(directory)) for path in directory.rglob("*")}
+    if isinstance(items, dict) and (missing := lacking(names, set(items) - {"meta"})):
+        return f"{missing} is missing"
+    for held in (json.loads((directory / META).read_text()).get("step", step), _held(directory / "train", step)):
+        if held != step:
+            return f"it claims step {step}, and holds step {held}"
+    return None
+
+
+def _held(directory: Path, step: int) -> int:
+    """The number of steps that a saved training state counts; `step` if it is no such state."""
+    if not (directory / ITEM).is_file():
+        return step
+    written = json.loads((directory / ITEM).read_text())
+    if "('step',)" not in written["tree_metadata"]:
+        return step
+    # Not by orbax, which waits for the other processes and wants the devices that the state was saved on.
+    files = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}, "path": "step/"}
+    spec = {"driver": "zarr3" if written.get("use_zarr3") else "zarr", "kvstore": files}
+    return int(tensorstore.open(spec, read=True).result().read().result())

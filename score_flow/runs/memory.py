@@ -1,0 +1,57 @@
+"""What is said when memory does not suffice: how much is needed, and what to change."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from score_flow.runs.files import first_line, is_full, said
+from score_flow.types import UserError
+
+WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
+TRAINING = "lower training.batch_size, or set network.remat=True (where the network has it) or training.fsdp=True"
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error means that memory was asked for and not there."""
+    if isinstance(error, UserError) or is_full(error):  # of a disk
+        return False
+    return isinstance(error, MemoryError) or any(word in str(error) for word in WORDS)
+
+
+def advice(error: BaseException, mode: str) -> str:
+    """What is said where the program is not known: the batch of a mode to lower."""
+    knob = TRAINING if mode in ("train", "train_deq") else "lower eval.batch_size"
+    return f"out of memory ({first_line(error)}): {knob}."
+
+
+@contextlib.contextmanager
+def explained(batch_size: int, needed: Callable[[], int]) -> Iterator[None]:
+    """Turn exhausted memory in training into a UserError with the batch, the need of a step and the knobs.
+
+    needed: the bytes of each device, asked only then: compiling a program takes long.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        estimate = ""
+        with contextlib.suppress(Exception):  # that may be too much as well
+            estimate = f" takes about {said(needed())}"
+        raise UserError(
+            f"out of memory: a step of the global batch {batch_size}{estimate} on each of {jax.device_count()} "
+            f"device(s): {TRAINING}."
+        ) from error
+
+
+def needed_by(program: Callable[..., Any], *shapes: Any) -> int:
+    """The bytes that a compiled function takes on each device: arguments, results and what is between."""
+    while isinstance(program, functools.partial):
+        program, shapes = program.func, (*program.args, *shapes)
+    use = program.lower(*shapes).compile().memory_analysis()
+    return (
+        use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes - use.alias_size_in_bytes
+    )

@@ -1,0 +1,180 @@
+"""What a run says while it goes: a progress bar, metrics.jsonl, TensorBoard files."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs.sharding import is_main
+from score_flow.training.steps import Metrics, TrainState, check_finite, crossed
+
+
+def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
+    """A bar with rate and ETA on stderr; in a file or a pipe, a line every few seconds."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total, initial=initial, unit=unit, desc=what, disable=not is_main(), dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 5.0, maxinterval=0.5 if terminal else 10.0, ncols=None if terminal else 100,
+    )  # fmt: skip
+
+
+class MetricLog:
+    """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first.
+
+    What is no row (a line cut short by a kill, a damaged one) is kept aside in metrics.bad.jsonl, and said. Raises
+    UserError where a file cannot be written.
+    """
+
+    def __init__(self, directory: Path, start: int):
+        self._file = None
+        if not is_main():
+            return
+        self._path = path = directory / "metrics.jsonl"
+        try:
+            rows, bad = _sorted_out(path)
+            if bad:
+                set_aside(path, bad)
+            write_whole(path, b"".join(line + b"\n" for row, line in rows if row["step"] <= start))
+            self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+            self._board = _board(directory / "tensorboard", start)
+        except OSError as error:
+            raise cannot_write(Path(error.filename or path), error) from error
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One row; floats are written so that they read back bitwise."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._board.write_scalars(step, values)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # what could not be written was said by write()
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl, in the order of the file; what is no row with a step is passed over."""
+    return [row for row, _ in _sorted_out(path)[0]]
+
+
+def _sorted_out(path: Path) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
+    """(the rows of a JSONL file, each with its line; the lines that are none)."""
+    rows, bad = [], []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            row = json.loads(line)
+            whole = isinstance(row, dict) and type(row.get("step")) is int
+        except (ValueError, RecursionError):
+            whole = False
+        if whole:
+            rows.append((row, line))
+        elif line.strip():
+            bad.append(line)
+    return rows, bad
+
+
+def set_aside(path: Path, bad: list[bytes]) -> None:
+    """Append lines that are no rows to metrics.bad.jsonl, and say so."""
+    aside = path.with_suffix(".bad.jsonl")
+    with open(aside, "ab") as file:
+        file.write(b"".join(line + b"\n" for line in bad))
+        file.flush()
+        os.fsync(file.fileno())
+    print(f"{path}: {len(bad)} line(s) are no rows with a step; they are kept in {aside.name}.", flush=True)
+
+
+def _board(directory: Path, start: int):
+    """A writer of TensorBoard files: clu's where TensorFlow is installed, else one of tensorboardX's format."""
+    if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
+        from clu import metric_writers  # needs TensorFlow, which is never needed otherwise
+
+        return metric_writers.SummaryWriter(str(directory))
+    return _Board(directory, start)
+
+
+class _Board:
+    """TensorBoard files, written here: tensorboardX's own writer is a thread that dies of a full disk unheard."""
+
+    FLUSH = 10.0  # seconds
+
+    def __init__(self, directory: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        directory.mkdir(exist_ok=True)
+        self._event, self._scalar = Event, scalar
+        self._writer, self._flushed = EventsWriter(str(directory / "events")), time.monotonic()
+        if start:  # TensorBoard forgets what a lost segment wrote
+            self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+        if time.monotonic() - self._flushed > self.FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Recorder:
+    """The hook that logs losses, moves the bar and finds non-finite steps, without ever waiting for the newest program.
+
+    At a log step it fetches the metrics of all programs but the last, so the host stays at most log_freq steps ahead.
+    `flush` fetches the rest: call it before anything is saved.
+    """
+
+    def __init__(self, log: MetricLog, log_freq: int, start: int, n_steps: int):
+        self._log, self._log_freq = log, log_freq
+        self._pending: deque[tuple[int, Metrics]] = deque()
+        self._started, self._bar = time.time(), progress(n_steps, start, "step", "train")
+
+    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
+        self._pending.append((previous, metrics))
+        self._bar.update(step - previous)
+        if crossed(self._log_freq, previous, step):
+            self._drain(leave=1)
+
+    def flush(self) -> None:
+        """Check and log every step so far; raises NonFinite."""
+        self._drain(leave=0)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _drain(self, leave: int) -> None:
+        while len(self._pending) > leave:
+            previous, metrics = self._pending.popleft()
+            metrics = check_finite(previous, metrics)
+            for i in self._logged(previous, len(metrics.loss)):
+                row = {"loss": float(metrics.loss[i]), "grad_norm": float(metrics.grad_norm[i])}
+                self._log.write(previous + i + 1, row | {"seconds": round(time.time() - self._started, 3)})
+                self._bar.set_postfix_str(f"loss {metrics.loss[i]:.4f}", refresh=False)
+
+    def _logged(self, previous: int, k: int) -> Iterable[int]:
+        return [i for i in range(k) if (previous + i + 1) % self._log_freq == 0]
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error of independent values."""
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)

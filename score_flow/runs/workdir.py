@@ -1,0 +1,94 @@
+"""The folder of a run: made, announced, and held by one training process at a time."""
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from score_flow.config.options import Config
+from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs.sharding import is_main
+from score_flow.types import UserError
+
+LOCK = ".lock"
+
+
+def path_of(folder: str) -> Path:
+    """The folder that a person names, ~ expanded; raises UserError for none, and for a place that is none here."""
+    if not folder.strip():
+        raise UserError("--workdir is empty; give the folder of the run.")
+    if re.match(r"[A-Za-z][\w+.-]*:/", folder):
+        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, or one that is mounted here.")
+    path = Path(folder).expanduser().resolve()
+    if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
+        raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
+    return path
+
+
+@contextlib.contextmanager
+def workdir(folder: str | Path, exclusive: bool) -> Iterator[Path]:
+    """Make the folder of a run, print it, and, if exclusive, refuse it to a second run.
+
+    What is refused inside leaves nothing behind: neither the folder, if it was not there before, nor the lock.
+    """
+    path = Path(folder).resolve()
+    if not is_main():
+        yield path
+        return
+    with contextlib.ExitStack() as held:
+        if exclusive:
+            held.enter_context(hold(path, "run"))
+        print(f"run directory: {path}", flush=True)
+        yield path
+
+
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder against another `what`, making it; raises UserError that names the holder.
+
+    The lock is the kernel's: it goes with its holder however that ends, so none is ever stale.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / LOCK
+    fresh = not lock.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a+")  # noqa: SIM115 - held until the end
+    except OSError as error:
+        raise cannot_write(Path(error.filename or folder), error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(f"{folder} is in use by another {what} ({file.read().strip()}).") from error
+        _sign(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        try:
+            yield
+        except UserError:
+            if fresh:
+                lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                for path in made:
+                    path.rmdir()
+            raise
+        finally:
+            _sign(file, "")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write the config that later commands of a run go by, once it was accepted."""
+    if is_main():
+        write_whole(folder / "config.json", config.to_json(indent=1) + "\n")
+
+
+def _sign(file, holder: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        file.seek(0)
+        file.truncate(0)
+        file.write(holder)
+        file.flush()

@@ -1,0 +1,65 @@
+"""Training of a variational dequantiser for a run (`--mode=train_deq`): the training of models, of another loss."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from score_flow.build import Experiment
+from score_flow.config.components import Component, call
+from score_flow.config.options import Config
+from score_flow.data.preprocessing import Preprocessing
+from score_flow.losses.base import WEIGHTINGS, Noising
+from score_flow.losses.dequantisation import Dequantisation
+from score_flow.losses.simple import Denoising
+from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
+from score_flow.process.grid import finite_log_snr, noisy_end
+from score_flow.process.times import log_snr
+from score_flow.training.run import FIXED, train
+from score_flow.types import Params, check_choice
+
+FOLDER = "dequantizer"  # of its checkpoints, in the run's
+NETWORKS = PRESETS | {
+    "small": FlowppDequantizer(
+        width=32, components=8, blocks=1, block=("conv", "norm"), context_width=16, context_blocks=1
+    )
+}
+
+
+def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
+    """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
+    check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
+    side = max(image_shape[:2])
+    by_size = "small" if side < 32 else "cifar10" if side < 64 else "imagenet64"
+    network = NETWORKS[by_size if section.name == "auto" else section.name]
+    preset = {f.name: getattr(network, f.name) for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
+    return call(partial(FlowppDequantizer, **preset), section, "config.dequantizer")
+
+
+def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
+    """The dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
+    path, t_min = run.model.path, config.training.smallest_time
+    t_max = noisy_end(path, config.training.largest_time)
+    finite_log_snr(path, t_min)
+    prepare = Preprocessing(run.scaling, run.conditioning, run.dequantised, config.data.random_flip)
+    noising = Noising(prepare, log_snr(path, t_min, t_max))
+    matching = Denoising(run.model, noising, WEIGHTINGS["likelihood"], "sum")
+    network = build_network(config.dequantizer, run.image_shape)
+    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
+
+
+def settings(config: Config, score_step: int) -> Config:
+    """The config as its dequantiser's training reads it."""
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            config.training, n_iters=config.deq.n_iters or config.training.n_iters, snapshot_sampling=False
+        ),
+        model=dataclasses.replace(config.model, ema_rate=(config.deq.ema_rate,), ema_std=()),
+        deq=dataclasses.replace(config.deq, score_step=score_step),
+    )
+
+
+def train_dequantizer(run: Experiment, config: Config, folder: Path, score: Params) -> None:
+    """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
+    run = dataclasses.replace(run, loss=dequantisation(run, config, score))
+    train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))

@@ -1,0 +1,156 @@
+"""Training of one run: restore or begin, fit, save, and leave a workdir from which anything can go on."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jaxtyping import Array, Bool, Float, Int
+
+from score_flow.build import Experiment
+from score_flow.config.options import Config, TrainOptions
+from score_flow.data.base import Source
+from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
+from score_flow.data.pipeline import Batches, check, gather, indices, rounds
+from score_flow.losses.base import Loss
+from score_flow.model import count_parameters
+from score_flow.runs import memory
+from score_flow.runs.progress import MetricLog, Recorder
+from score_flow.runs.sharding import batch_sharding, is_main, multiple, replicated, state_shardings
+from score_flow.runs.workdir import write_config
+from score_flow.training.ema import n_averages
+from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
+from score_flow.training.steps import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
+from score_flow.types import Batch, Key, Params, Preempted
+
+
+def train(
+    run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED
+) -> None:
+    """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
+
+    fixed: the sections of the config that must be those of that checkpoint.
+    """
+    options = config.training
+    check_data(run, options, begins=remembered(workdir) is None)
+    saver = Saver(workdir, config, snapshot, run.data_facts)
+    source, averages = run.train_source, config.model
+    first = indices(len(source), options.batch_size, run.seed, 0)
+    init = functools.partial(_init, run, n_averages(averages))
+    shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
+    shardings = state_shardings(run.mesh, shapes)
+    begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
+    fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
+    start, state = saver.resume(config, fresh, shapes, shardings, fixed)
+    write_config(workdir, config)
+    _introduce(run, shapes, workdir, start, options)
+    steps = make_train_steps(
+        run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
+    )
+    batches = Batches(source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
+    log = MetricLog(workdir, start)
+    recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
+    hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
+    with contextlib.ExitStack() as closing, Preemption() as preemption:
+        for each in (saver, batches, log, recorder):
+            closing.callback(each.close)
+        needed = functools.partial(_needed, steps, shapes, run.train_source, options)
+        closing.enter_context(memory.explained(options.batch_size, needed))
+        step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
+        saver.finish(step, state, milestone=step == options.n_iters)
+    if step < options.n_iters:
+        raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
+
+
+def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
+    return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema)
+
+
+def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
+    """The bytes that a program of steps takes on each device."""
+    leading = options.n_jitted_steps, options.batch_size
+    one = source.read(np.arange(1))
+    batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
+    return memory.needed_by(steps, state, batch)
+
+
+def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: TrainOptions) -> None:
+    if not is_main():
+        return
+    parameters = count_parameters(shapes.params)
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
+    for line in about_data(run, options.eval_freq > 0):
+        print(f"data: {line}", flush=True)
+    print(
+        f"{type(run.loss.network).__name__} with {parameters:,} parameters on {type(run.model.path).__name__}; "
+        f"{len(run.train_source)} images {run.train_source.name} {run.image_shape}; "
+        f"global batch {options.batch_size}; {devices}; "
+        f"{'from step ' + str(start) if start else 'from the start'} to step {options.n_iters}",
+        flush=True,
+    )
+    overview = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
+    (workdir / "parameters.txt").write_text(overview + "\n")
+
+
+def check_data(run: Experiment, options: TrainOptions, begins: bool) -> None:
+    """Raises UserError for data that a run cannot be trained on, or one that begins should not be.
+
+    The test split is opened, and so compared with what the run is of, only where training looks at it.
+    """
+    check(run.train_source, options.batch_size, run.mesh.size)
+    labelled = begins and run.conditioning.num_classes > 0
+    if labelled:
+        refuse_untrained_start(run.train_source)
+    if options.eval_freq:
+        test = run.test_source
+        if labelled:
+            refuse_untrained_classes(run.train_source, test)
+
+
+def about_data(run: Experiment, tested: bool) -> list[str]:
+    """What a person should know of the data before hours are spent: classes, what is held out or left out."""
+    train, used = run.train_source, run.conditioning.num_classes > 0
+    labelled = train.num_classes or getattr(train, "unlabelled", "")
+    lines = [f"classes{'' if used else ', which this run does not use'}: {describe_classes(train)}"] if labelled else []
+    lines += getattr(train, "notes", ())
+    return lines + ([f"test split: {len(run.test_source)} images {run.test_source.name}"] if tested else [])
+
+
+class TestLoss:
+    """The hook that logs the EMA's loss on test images: the same images, times and noise every time."""
+
+    __test__ = False  # not a pytest class
+    MAX_ROUNDS = 8
+
+    def __init__(self, run: Experiment, log: MetricLog, every: int):
+        self._run, self._log, self._every = run, log, every
+        # A batch of whole multiples of the devices, no larger than the test set needs.
+        n = len(run.test_source)
+        self._batch = multiple(run.mesh, min(n, 256))
+        self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
+        self._losses = functools.partial(_sum_of_losses, run.loss)
+
+    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
+        if not crossed(self._every, previous, step):
+            return
+        total, count = 0.0, 0
+        for i in range(self._rounds):
+            ids, mask = rounds(len(self._run.test_source), self._batch, i)
+            batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))
+            key = jax.random.fold_in(jax.random.key(self._run.seed), i)
+            loss, n = self._losses(state.ema[0], key, batch, np.asarray(mask))
+            total, count = total + float(loss), count + int(n)
+        self._log.write(step, {"test_loss": total / count})
+
+
+@jax.jit
+def _sum_of_losses(
+    loss: Loss, params: Params, key: Key, batch: Batch, mask: Bool[Array, "b"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """(the sum, the number) of the losses of a batch that count."""
+    losses = loss(params, loss.times.init(), key, batch, train=False)[1].losses
+    return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(mask)

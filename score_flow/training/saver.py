@@ -1,0 +1,162 @@
+"""What a run saves and goes on from: resumable states and milestones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from score_flow.config.loading import differences
+from score_flow.config.options import Config
+from score_flow.data.compare import refuse_other_data, same_place
+from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
+from score_flow.runs.progress import Recorder
+from score_flow.runs.sharding import to_host
+from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
+from score_flow.types import Params, UserError
+
+# What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
+FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
+
+Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a sheet of samples
+
+
+class Saver:
+    """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
+
+    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, facts: dict[str, Any] | None = None):
+        """facts: of the data set, kept in every checkpoint as meta["data"]."""
+        self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
+        self.milestones = Checkpoints(workdir / "checkpoints")
+        self.recorder: Recorder | None = None
+        self._snapshot, self._options = snapshot, config.training
+        self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
+        self._saved |= {"data": facts} if facts else {}
+
+    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
+        self.meta.poll()
+        self.milestones.poll()
+        if step == self._options.n_iters:
+            return  # finish() saves
+        if crossed(self._options.snapshot_freq, previous, step):
+            self._save(self.milestones, step, state)
+            self._draw(step, state)
+        elif crossed(self._options.snapshot_freq_for_preemption, previous, step):
+            self._save(self.meta, step, state)
+
+    def finish(self, step: int, state: TrainState, milestone: bool) -> None:
+        """Save the state that training ends with, and wait for it."""
+        self._save(self.milestones if milestone else self.meta, step, state, wait=True)
+        if milestone:
+            self._draw(step, state)
+
+    def resume(
+        self,
+        config: Config,
+        begin: Callable[[], TrainState],
+        shapes: TrainState,
+        shardings: TrainState,
+        fixed: tuple[str, ...] = FIXED,
+    ) -> tuple[int, TrainState]:
+        """The step to go on from and its state: the newest good one of both folders, or (0, begin()).
+
+        A damaged or non-finite state is said and passed over. Raises UserError for a checkpoint of another config,
+        naming both values, and when there are states and none is good.
+        """
+        step = None
+        for checkpoints, step in good_states(self.meta, self.milestones):
+            refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
+            state = _restore(checkpoints, step, begin, shapes, shardings)
+            if to_host(all_finite(state)):
+                self._cut(checkpoints, step)
+                return step, state
+            refused(checkpoints, step, "holds numbers that are not finite")
+        if step is not None:
+            raise UserError(f"no checkpoint in {self.meta.directory.parent} is finite: use another --workdir.")
+        state = begin()
+        for folder in (self.meta, self.milestones):
+            folder.prepare()
+        return 0, state
+
+    def close(self) -> None:
+        self.meta.close()
+        self.milestones.close()
+
+    def _cut(self, checkpoints: Checkpoints, step: int) -> None:
+        """Remove what is newer than the state that training goes on from, and what was refused at its step."""
+        for folder in (self.meta, self.milestones):
+            same = folder is not checkpoints and step in folder.steps() and folder.damage(step)
+            folder.delete([s for s in folder.steps() if s > step or (s == step and same)])
+            folder.prepare()
+
+    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
+        self.recorder.flush()  # a state is saved only when every step up to it was finite,
+        check_state(step, state)  # and what they left
+        checkpoints.save(step, _items(state), self._saved, wait=wait)
+
+    def _draw(self, step: int, state: TrainState) -> None:
+        if self._options.snapshot_sampling:
+            self._snapshot(step, state.ema[0])
+
+
+def _restore(
+    checkpoints: Checkpoints, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
+) -> TrainState:
+    """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
+    wanted = _items(target(shapes, shardings))
+    if "imported" not in checkpoints.meta(step):
+        return TrainState(**_from_items(checkpoints.restore(step, wanted)))
+    weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
+    return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
+
+
+def _items(state: TrainState) -> dict:
+    """The state as separately restorable items."""
+    rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
+    return {"params": state.params, "ema": list(state.ema), "train": rest}
+
+
+def _from_items(items: dict) -> dict:
+    return {"params": items["params"], "ema": tuple(items["ema"]), **items["train"]}
+
+
+def refuse_other_run(
+    meta: dict, config: Config, facts: dict[str, Any] | None, sections: tuple[str, ...], where: Path
+) -> None:
+    """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
+
+    Of the data, by their facts, the content decides, and not where they lie.
+    """
+    saved = meta.get("config")
+    if facts and saved is not None:
+        refuse_other_data(meta.get("data"), facts, str(where))
+        saved = same_place(saved, json.loads(config.to_json()), known="data" in meta)
+    refuse_other_config(saved, config, sections, where)
+
+
+def refuse_other_config(saved: dict | None, config: Config, sections: tuple[str, ...], where: Path) -> None:
+    """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
+    if saved is None:
+        raise UserError(f"{where} does not say with which config it was made: use another --workdir.")
+    changed = differences(saved, json.loads(config.to_json()), sections)
+    if changed:
+        raise UserError(
+            f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."
+        )
+
+
+def remembered(workdir: str | Path) -> dict[str, Any] | None:
+    """The facts of the data that a run was trained on, by its newest state: {} where it knows none; None without any.
+
+    What cannot be read is passed over: who uses the states themselves says what is damaged.
+    """
+    folders = [Path(workdir) / name for name in FOLDERS]
+    files = [file for folder in folders for file in folder.glob("*/meta/metadata")]
+    steps = {file: file.parent.parent.name for file in files}
+    for file in sorted((file for file in files if steps[file].isdecimal()), key=lambda f: -int(steps[f])):
+        try:
+            return dict(json.loads(file.read_text()).get("data") or {})
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return None

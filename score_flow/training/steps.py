@@ -1,0 +1,212 @@
+"""The training state, the compiled steps, and the loop around them."""
+
+import functools
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from score_flow.losses.base import Loss
+from score_flow.runs.sharding import agree, batch_sharding, replicated, to_host
+from score_flow.training.ema import gamma_of, power_share
+from score_flow.types import Batch, NonFinite, Params
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes. No key is stored: randomness is folded from the step.
+
+    Its leaves are arrays, or what stands for them: jax.eval_shape's shapes, shardings, numpy arrays.
+    """
+
+    step: PyTree  # int32 ()
+    params: PyTree
+    ema: tuple[PyTree, ...]  # one for each rate, then for each width
+    opt_state: PyTree
+    time_state: PyTree
+
+
+class Metrics(NamedTuple):
+    """One row a step."""
+
+    loss: Float[Array, "k"]
+    grad_norm: Float[Array, "k"]
+
+
+def make_optimiser(
+    name: str, lr: float, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam or AdamW after clipping by the global norm; lr grows linearly over `warmup` steps, from 0 at step 0."""
+    rate = (lambda step: lr * jnp.minimum(step / warmup, 1.0)) if warmup > 0 else lr
+    clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
+    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+    # Adam adds the decay to the gradient (L2), AdamW to the update (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    order = {"Adam": (clip, decay, adam), "AdamW": (clip, adam, decay)}[name]
+    return optax.chain(*order, optax.scale_by_learning_rate(rate))
+
+
+def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array, ""]:
+    """The decay of an update: `rate`, or min(rate, (1 + n)/(10 + n)) with warm-up, n counting updates from 1."""
+    n = jnp.asarray(step + 1, jnp.float32)
+    return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
+
+
+def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
+    """The state that training begins in; every EMA starts at the parameters."""
+    copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
+    return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
+
+
+@jax.jit
+def all_finite(state: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number of a state is finite: one reduction, of its own.
+
+    Inside the program of a step it would change how that is fused, and with it the last bits of training.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)]))
+
+
+def check_state(step: int, state: TrainState) -> None:
+    """Raise NonFinite unless all that a step left is finite; waits for it."""
+    bad = [name for name in ("params", "ema", "opt_state") if not to_host(all_finite(getattr(state, name)))]
+    if bad:
+        what = " and the ".join(SAID[name] for name in bad)
+        raise NonFinite(f"after step {step} the {what} are not finite, though its loss is. {REMEDY}")
+
+
+SAID = {"params": "parameters", "ema": "averaged parameters", "opt_state": "optimiser's moments"}
+REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim.grad_clip, or look at the data."
+
+
+def make_train_steps(
+    loss: Loss,
+    optimiser: optax.GradientTransformation,
+    ema_rates: Sequence[float],
+    ema_warmup: bool,
+    seed: int,
+    mesh: Mesh,
+    shardings: TrainState,
+    ema_stds: Sequence[float] = (),
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One program for the steps along the leading axis of a batch {"image": (k, b, h, w, c), ...}; donates the state.
+
+    The result does not depend on k: the key of a step is folded from its number. The state's averages are exponential
+    ones of the rates, then power-function ones of the relative widths ema_stds. Weights that the loss holds are
+    arguments of the program, none of its constants.
+    """
+    gammas = [gamma_of(std) for std in ema_stds]
+
+    def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value_and_grads = jax.value_and_grad(loss, has_aux=True)
+        (value, aux), grads = value_and_grads(state.params, state.time_state, key, batch)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
+        shares += [power_share(gamma, state.step) for gamma in gammas]
+        ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
+        state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
+        return state, Metrics(value, optax.tree.norm(grads))
+
+    def train_steps(loss: Loss, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        step = functools.partial(train_step, loss)
+        k = jax.tree.leaves(batches)[0].shape[0]
+        if k == 1:  # a scan of one step is slower than none (XLA:CPU compiles gradients of convolutions badly in loops)
+            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return jax.lax.scan(step, state, batches, unroll=jax.default_backend() == "cpu")
+
+    program = jax.jit(
+        train_steps,
+        in_shardings=(None, shardings, batch_sharding(mesh, leading=1)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=1,
+    )
+    return functools.partial(program, loss)
+
+
+class Preemption:
+    """SIGTERM and SIGINT as a flag, agreed on by all processes once a loop: finish the step, save, leave.
+
+    One inside another sees what that one saw, and hands on what it sees itself.
+    """
+
+    def __init__(self):
+        self.signalled = False
+        self._previous: dict[int, Any] = {}
+        self._outer: Preemption | None = None
+
+    def __enter__(self) -> "Preemption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._set)
+        outer = getattr(self._previous[signal.SIGTERM], "__self__", None)
+        self._outer = outer if isinstance(outer, Preemption) else None
+        self.signalled |= self._outer is not None and self._outer.signalled
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._outer is not None:
+            self._outer.signalled |= self.signalled
+
+    def _set(self, number, frame) -> None:
+        if self.signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C leaves at once
+        self.signalled = True
+
+    def agreed(self) -> bool:
+        return agree(self.signalled)
+
+
+# (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still
+# on the device: fetching them waits for the steps.
+Hook = Callable[[int, int, TrainState, Metrics], None]
+
+
+def crossed(every: int, previous: int, step: int) -> bool:
+    """Whether a multiple of `every` lies in (previous, step]; every = 0 means never."""
+    return every > 0 and step // every > previous // every
+
+
+def check_finite(first_step: int, metrics: Metrics) -> Metrics:
+    """The metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
+    metrics = Metrics(*to_host(tuple(metrics)))
+    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
+    if bad.any():
+        i = int(np.argmax(bad))
+        loss, norm = metrics.loss[i], metrics.grad_norm[i]
+        raise NonFinite(f"step {first_step + i + 1}: loss {loss}, gradient norm {norm}. {REMEDY}")
+    return metrics
+
+
+def fit(
+    state: TrainState,
+    train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    batches: Callable[[int, int], Batch],
+    start: int,
+    n_steps: int,
+    n_jitted_steps: int,
+    hooks: Sequence[Hook],
+    preemption: Preemption,
+) -> tuple[int, TrainState]:
+    """Train from step `start` to n_steps, n_jitted_steps at a time (fewer at the end), or until pre-empted.
+
+    Returns the step reached and its state. Never waits for the device itself.
+    """
+    step = start
+    while step < n_steps and not preemption.agreed():
+        k = min(n_jitted_steps, n_steps - step)
+        state, metrics = train_steps(state, batches(step, k))
+        previous, step = step, step + k
+        for hook in hooks:
+            hook(previous, step, state, metrics)
+    return step, state

@@ -1,0 +1,84 @@
+"""A process that stops counting is found and named, one that is done or merely slow is not."""
+
+import time
+
+import pytest
+
+from score_flow.runs import peers
+
+
+class Store:
+    """The coordinator's key-value store, in this process."""
+
+    def __init__(self):
+        self.words = {}
+
+    def key_value_set(self, key, word, allow_overwrite):
+        self.words[key] = word
+
+    def key_value_dir_get(self, prefix):
+        return [(key, word) for key, word in self.words.items() if key.startswith(prefix)]
+
+
+class Silent(Store):
+    """A coordinator that is gone."""
+
+    def key_value_set(self, key, word, allow_overwrite):
+        raise RuntimeError("UNAVAILABLE: failed to connect")
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Makes watches with quick clocks, whose end is kept instead of taken."""
+    monkeypatch.setattr(peers, "BEAT", 0.02)
+    monkeypatch.setattr(peers, "LOST", 0.6)
+    ended, made = [], []
+
+    class Watch(peers.Peers):
+        def end(self, which):
+            ended.append(which)
+            self._leaving = True
+
+    def make(store, index=0):
+        made.append(Watch(store, index))
+        return made[-1], ended
+
+    yield make
+    for each in made:
+        each._leaving = True
+
+
+def wait_for(ended, seconds):
+    until = time.monotonic() + seconds
+    while not ended and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_nobody_is_lost_while_all_count(watch):
+    store = Store()
+    (_, ended), _ = watch(store, 0), watch(store, 1)
+    wait_for(ended, 1.0)
+    assert not ended and len(store.words) == 2
+
+
+@pytest.mark.parametrize("last, lost", [("7", ["process 1 (12 on there)"]), (peers.LEAVING, [])])
+def test_who_stops_counting_is_named_unless_it_was_done(watch, last, lost):
+    store = Store()
+    store.words[f"{peers.PREFIX}/1"] = f"process 1 (12 on there):{last}"
+    _, ended = watch(store)
+    wait_for(ended, 10.0 if lost else 1.0)
+    assert ended == lost
+
+
+def test_a_coordinator_that_does_not_answer_is_lost(watch):
+    _, ended = watch(Silent(), 1)
+    wait_for(ended, 10.0)
+    assert ended == ["process 0, which coordinates them,"]
+
+
+def test_this_process_says_when_it_leaves(watch):
+    store = Store()
+    one, ended = watch(store)
+    one._leave()
+    time.sleep(0.2)
+    assert store.words[f"{peers.PREFIX}/0"].endswith(peers.LEAVING) and not ended
