@@ -1,10 +1,10 @@
 """log p(x) by the probability-flow ODE, solved on the device, against scipy driving the same right-hand side.
 
-Ours is evaluation.jobs.likelihood.log_likelihood with the whole batch as one state, in one program; the other is score_sde's
-way: scipy's RK45 at rtol = atol = 1e-5, its state in float64 on the host; every call of the same jitted right-hand side
-crosses to the device and back. Network, images, dequantisation and probes are the same. Two rows: ours to the same
-error (Bosh3 at 1e-4: along a probe a network is too rough in time for higher orders to pay), and by the same formulas,
-step control and tolerances (Dopri5 at 1e-5). Goals: time <= 0.75 and calls <= 1.05 of scipy's.
+Ours is evaluation.jobs.likelihood.log_likelihood with the whole batch as one state, in one program; the other is
+score_sde's way: scipy's RK45 at rtol = atol = 1e-5, its state in float64 on the host; every call of the same jitted
+right-hand side crosses to the device and back. Network, images, dequantisation and probes are the same. Two rows: ours
+to the same error (Bosh3 at 1e-4: along a probe a network is too rough in time for higher orders to pay), and by the
+same formulas, step control and tolerances (Dopri5 at 1e-5). Goals: time <= 0.75 and calls <= 1.05 of scipy's.
 
 Each one's error is its root mean square distance in bits/dim from tsit5's at 1e-6. Where the network is large, the
 ratio of times is that of calls; below that it shows what the crossings cost. Random weights are rougher in time than
@@ -29,8 +29,9 @@ from benchmarks.measure import Contender, Options, Row, Timing, interleave, main
 from evaluation.jobs.likelihood import log_likelihood, probes
 from sampling.base import example_keys
 from sampling.ode import Solver
-from score_flow.build import Experiment, experiment
+from score_flow.build import experiment
 from score_flow.config.options import Config, EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.numerics import value_and_divergence
 from score_flow.types import Images, Params
 

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from evaluation.weights import checkpoints_of, load_params
-from score_flow.build import Experiment
 from score_flow.config.loading import load
 from score_flow.config.options import Config
+from score_flow.experiment import Experiment
 from score_flow.types import Params, UserError
 
 MIN_TRIALS = 3

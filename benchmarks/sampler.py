@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from benchmarks.measure import Options, Row, interleave, main, params_of, row
 from sampling import ddim, ode, sde
 from sampling.base import Sampler, example_keys
-from score_flow.build import Experiment, experiment
+from score_flow.build import experiment
 from score_flow.config.options import Config
+from score_flow.experiment import Experiment
 from score_flow.types import Params
 
 SAMPLERS = {

@@ -21,9 +21,10 @@ import numpy as np
 
 from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
-from score_flow.build import Experiment, experiment
+from score_flow.build import experiment
 from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
+from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, state_shardings
 from score_flow.training.steps import TrainState, init_state, make_train_steps
 from score_flow.types import Batch

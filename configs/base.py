@@ -1,4 +1,4 @@
-"""Every field of a run with its default, as a recipe changes it; score_flow/config/options.py says what each means and may be.
+"""Every field of a run with its default, as a recipe changes it; score_flow/config/options.py says what each is.
 
 A section with a `name` is a component: the name is a file of its folder, the other entries are arguments of that file's
 `build`, and what stands here is not the limit: any argument that `build` takes may be given. Elsewhere a recipe may add

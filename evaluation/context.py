@@ -17,7 +17,8 @@ from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.control.inputs import existing_file
 from sampling.guidance import guide
-from score_flow.build import Experiment, experiment
+from score_flow.build import experiment
+from score_flow.config import registries
 from score_flow.config.components import resolve
 from score_flow.config.loading import load
 from score_flow.config.options import Config, EvalOptions
@@ -25,6 +26,7 @@ from score_flow.data import arrays
 from score_flow.data.base import Source
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
+from score_flow.experiment import Experiment
 from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.runs.sharding import batch_sharding, multiple
@@ -174,7 +176,7 @@ def build_control(run: Experiment, config: Config) -> Control:
     if run.latent:
         raise UserError("--mode=control needs a model of pixels: config.eval.autoencoder is given, this is of latents.")
     return resolve(
-        "sampling.control", config.control, "config.control",
+        registries.CONTROLS, config.control, "config.control",
         image_shape=run.image_shape, scaling=run.scaling, dequantised=run.dequantised, data_std=config.model.data_std,
     )  # fmt: skip
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from evaluation.context import Context
 from evaluation.fold import state_key
 from evaluation.weights import checkpoints_of, load_params
-from score_flow.build import Experiment
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
 from score_flow.runs.checkpoint import Checkpoints, target
 from score_flow.runs.sharding import replicated

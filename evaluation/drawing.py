@@ -1,7 +1,6 @@
 """The one way in which samples are drawn, for every job that shows or judges them."""
 
-import importlib
-import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +11,10 @@ from jaxtyping import Bool, Int
 
 from evaluation.metrics.collector import extract
 from sampling.base import Sampler, example_keys
-from score_flow.build import Experiment
-from score_flow.config.components import Component
+from score_flow.config import registries
+from score_flow.config.components import Component, Registries, find
+from score_flow.config.hints import parameters_of
+from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
 
@@ -61,16 +62,16 @@ def described(section: Component) -> str:
 
     A file of sampling/ may say it better itself, by a function `described` of those arguments.
     """
-    arguments = arguments_of("sampling", section)
-    own = getattr(importlib.import_module(f"sampling.{section.name}"), "described", None)
+    arguments = arguments_of(registries.SAMPLERS, section)
+    own = getattr(sys.modules[find(registries.SAMPLERS, section, "config.sampling").__module__], "described", None)
     said = own(**arguments) if own else " ".join(f"{name}={_said(value)}" for name, value in arguments.items())
     return f"{section.name} {said}".strip()
 
 
-def arguments_of(package: str, section: Component) -> dict[str, Any]:
+def arguments_of(registry: Registries, section: Component) -> dict[str, Any]:
     """Every argument that a plug-in has, given or by default."""
-    parameters = inspect.signature(importlib.import_module(f"{package}.{section.name}").build).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    parameters = parameters_of(find(registry, section, "config"))
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     return defaults | dict(section.arguments)
 
 

@@ -22,9 +22,10 @@ from evaluation.report.results import identity as identity_of_data
 from evaluation.report.results import write as write_results
 from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, identity, load_params
-from score_flow.build import Experiment, build_sampler
+from score_flow.build import build_sampler
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
+from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import barrier, is_main
 from score_flow.training.steps import Preemption

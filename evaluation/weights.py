@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from score_flow.build import Experiment
 from score_flow.config.options import Config
+from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
 from score_flow.runs.sharding import is_main, replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages

@@ -1,8 +1,7 @@
 """From a configuration to the objects of a run: with main.py, train.py and train_deq.py the only reader of configs."""
 
-import dataclasses
 import functools
-import importlib
+import sys
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -10,21 +9,18 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
-import optax
-from jax.sharding import Mesh
-from jaxtyping import Array
 
+from score_flow.config import registries
 from score_flow.config.components import Component, call, check, find, resolve
 from score_flow.config.hints import parameters_of
-from score_flow.config.limits import available
 from score_flow.config.loading import values_of
 from score_flow.config.options import SCHEMA, Config, make
-from score_flow.data.base import Source, facts
+from score_flow.data.base import Source
 from score_flow.data.compare import refuse_unfit
 from score_flow.data.conditioning import Conditioning
-from score_flow.data.levels import Pixels, by_key, pixels_of, to_model
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
@@ -33,73 +29,10 @@ from score_flow.process.prediction import PREDICTIONS, edm
 from score_flow.process.times import TIME_SAMPLERS, TimeSampler
 from score_flow.runs.sharding import make_mesh
 from score_flow.training.steps import make_optimiser
-from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError, check_choice
+from score_flow.types import UserError, check_choice
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
 SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
-LOSSES, NETWORKS = "score_flow.losses", "score_flow.networks"
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a config decides, built: shared by training, sampling and evaluation."""
-
-    model: Model
-    loss: Loss
-    optimiser: optax.GradientTransformation
-    open_source: Callable[[str], Source]  # the data set's split; opened when first needed
-    image_shape: tuple[int, int, int]
-    scaling: Scaling
-    conditioning: Conditioning
-    dequantised: bool  # whether the model's data have noise inside their level
-    mesh: Mesh
-    seed: int
-    latent: bool = False  # whether the model makes latents instead of pixels
-    autoencoder: str = ""  # ... the folder of theirs
-
-    @functools.cached_property
-    def train_source(self) -> Source:
-        return self.open_source("train")
-
-    @functools.cached_property
-    def test_source(self) -> Source:
-        return self.open_source("test")
-
-    @functools.cached_property
-    def data_facts(self) -> dict[str, Any]:
-        """What tells the training data from others (data.base.facts), kept in every checkpoint."""
-        return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0}
-
-    @functools.cached_property
-    def pixels(self) -> Pixels:
-        """From samples to pixel levels; raises UserError without the autoencoder."""
-        if self.latent and not self.autoencoder:
-            raise UserError(
-                "samples are latents: give --config.eval.autoencoder=FOLDER to decode them "
-                "(training without it: --config.training.snapshot_sampling=False)."
-            )
-        return pixels_of(self.scaling, self.dequantised, self.autoencoder, self.mesh)
-
-    @functools.cached_property
-    def pixel_shape(self) -> tuple[int, int, int]:
-        """Of a sample's pixels."""
-        return self.pixels.shape(self.image_shape)
-
-    def to_model(self, data: Array, keys: Keys) -> Images:
-        """x0 of pixel levels or of moments of latents, the noise of each example by its own key."""
-        return to_model(self.scaling, self.dequantised, data, by_key(keys))
-
-    def init(self, key: Key) -> Params:
-        """Parameters for one image."""
-        return self.model.init(key, (1, *self.image_shape), self.example_condition(1))
-
-    def condition(self, batch: Batch) -> Condition:
-        """What the network is told about the examples of a batch."""
-        return self.conditioning.of(batch, self.scaling)
-
-    def example_condition(self, n: int) -> Condition:
-        """A condition of the right shapes for n images."""
-        return self.conditioning.example(n, self.image_shape[-1])
 
 
 def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> Experiment:
@@ -175,7 +108,8 @@ def uses_labels(config: Config) -> bool:
 
 def produced(objective: str) -> Product:
     """What training.objective makes: its file says so, unless that is a denoiser."""
-    return getattr(importlib.import_module(f"{LOSSES}.{objective}"), "PRODUCES", "denoiser")
+    build = registries.LOSSES.entry(objective, "config.training.objective")
+    return getattr(sys.modules[build.__module__], "PRODUCES", "denoiser")
 
 
 def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Callable[[str], Source]) -> Any:
@@ -197,7 +131,7 @@ def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
 def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
     """A split of the data set."""
     silent = {name: share for name, share in held_out.items() if name not in section.arguments}
-    return resolve("score_flow.data", section, "config.data.source", split=split, **silent)
+    return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
 
 
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:
@@ -217,7 +151,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
     prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
     return Model(
         network=build_network(config, channels, conditioning),
-        path=resolve("score_flow.paths", config.path, "config.path"),
+        path=resolve(registries.PATHS, config.path, "config.path"),
         prediction=prediction,
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
@@ -242,9 +176,9 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         check_choice(f"config.network.name (training.objective = {objective})", section.name, ["classifier"])
         build = WideResNet
     else:
-        build = find(NETWORKS, section, "config.network")
+        build = find(registries.NETWORKS, section, "config.network")
     for argument in [argument for argument, value in offered.items() if value and argument not in parameters_of(build)]:
-        builds = {name: find(NETWORKS, Component(name), "config.network") for name in available(NETWORKS)}
+        builds = {name: registries.NETWORKS.entry(name, "config.network") for name in registries.NETWORKS.names()}
         able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
         option = ASKED[argument]
         raise UserError(
@@ -272,7 +206,7 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
     """The training loss that config.training.objective names."""
     training = config.training
     loss = resolve(
-        LOSSES, Component(training.objective), "config.training.objective",
+        registries.LOSSES, Component(training.objective), "config.training.objective",
         model=model, times=build_times(config, model), prepare=prepare, num_classes=prepare.conditioning.num_classes,
         scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
         class_conditional=config.model.class_conditional, options=training,
@@ -320,4 +254,4 @@ def check_components(config: Config) -> Config:
 
 def build_sampler(config: Config) -> Callable:
     """The sampler that config.sampling names."""
-    return resolve("sampling", config.sampling, "config.sampling")
+    return resolve(registries.SAMPLERS, config.sampling, "config.sampling")

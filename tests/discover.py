@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from score_flow.config.components import available
+from score_flow.config.registries import Registry
 
 
 def builds(package: str) -> dict:
     """name -> build of every plug-in of a package."""
-    return {name: importlib.import_module(f"{package}.{name}").build for name in available(package)}
+    return {name: importlib.import_module(f"{package}.{name}").build for name in Registry(package).names()}
 
 
 def thinned(cases: Iterable, every: int) -> list:

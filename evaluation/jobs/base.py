@@ -1,6 +1,5 @@
-"""What an evaluation job is, and which jobs there are: the files of evaluation/ that export `job`."""
+"""What an evaluation job is, and which jobs there are: the files of evaluation/jobs/ that export `job`."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 from evaluation.context import Context
 from evaluation.fold import Fold, Key
 from evaluation.report.page import Record
-from score_flow.build import Experiment
-from score_flow.config.limits import available
+from score_flow.config import registries
 from score_flow.config.options import EvalOptions
-from score_flow.types import UserError, check_choice
+from score_flow.experiment import Experiment
+from score_flow.types import UserError
 
 # What a job works with; a run without it is refused, and what it is of is among what the result depends on.
 #   denoiser: a model of images;  classifier: one of labels;  pixels: data that are no latents
@@ -53,8 +52,7 @@ MODES = {"eval": ("eval", ()), "sample": ("samples", ("samples",)), "control": (
 
 def find(name: str) -> Job:
     """The job of a name."""
-    check_choice("config.eval.jobs", name, available("evaluation"))
-    return importlib.import_module(f"evaluation.{name}").job
+    return registries.JOBS.entry(name, "config.eval.jobs")
 
 
 def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
@@ -66,7 +64,7 @@ def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
 def all_by_place() -> dict[str, Job]:
     """Every job, as they stand in the report."""
     return dict(
-        sorted(((name, find(name)) for name in available("evaluation")), key=lambda item: (item[1].place, item[0]))
+        sorted(((name, find(name)) for name in registries.JOBS.names()), key=lambda item: (item[1].place, item[0]))
     )
 
 
@@ -77,13 +75,13 @@ def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:
         raise UserError(
             f"a classifier (training.objective = classifier) has no {', '.join(more)}: evaluate it with "
             "config.eval.enable_sampling=False and config.eval.enable_bpd=False; its jobs: "
-            f"{', '.join(n for n in available('evaluation') if not find(n).needing('denoiser'))}."
+            f"{', '.join(n for n in registries.JOBS.names() if not find(n).needing('denoiser'))}."
         )
     if more := [name for name, job in jobs.items() if not classifies and job.needing("classifier")]:
         raise UserError(f"the job {more[0]} is a classifier's: config.training.objective must be classifier.")
     if run.latent and run.pixel_shape:  # which refuses a missing autoencoder
         for name in [name for name, job in jobs.items() if job.needing("pixels")]:
             allowed = (
-                n for n in available("evaluation") if not (find(n).needing("pixels") or find(n).needing("classifier"))
+                n for n in registries.JOBS.names() if not (find(n).needing("pixels") or find(n).needing("classifier"))
             )
             raise UserError(f"the job {name} needs pixels, the data are latents; allowed: {', '.join(allowed)}.")

@@ -25,8 +25,8 @@ from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.likelihood import Probe, bits_per_dim, probes
 from evaluation.jobs.rounds import per_image
 from sampling.base import example_keys, normal, split
-from score_flow.build import Experiment
 from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import sum_flat, value_and_divergence
 from score_flow.paths.base import Path

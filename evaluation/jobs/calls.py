@@ -11,6 +11,7 @@ from evaluation.jobs.rounds import drawn
 from evaluation.metrics.features import Judge
 from evaluation.report import page
 from sampling.base import Sampler
+from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 
 FEW, MANY = (5, 10, 20, 50), (20, 50)  # network calls: of deterministic samplers, of stochastic ones
@@ -70,7 +71,7 @@ def build(context: Context, table: list[Budget]) -> Fold:
 
 def sampler_of(budget: Budget) -> Sampler:
     """The sampler of a row."""
-    return resolve("sampling", Component.of(budget.section), "config.sampling")
+    return resolve(registries.SAMPLERS, Component.of(budget.section), "config.sampling")
 
 
 def section(record: page.Record) -> str:

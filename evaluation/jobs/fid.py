@@ -18,8 +18,8 @@ from evaluation.metrics.kernel_distance import block_distance, kernel_distance, 
 from evaluation.metrics.manifold import precision_recall
 from evaluation.modes.statistics import Statistics, open_statistics
 from evaluation.report import page
-from score_flow.build import Experiment
 from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.types import UserError
 
 SPLITS = 10  # of the samples, for the published form of the Inception score

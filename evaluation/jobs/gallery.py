@@ -16,6 +16,7 @@ from evaluation.report.pictures import Pixels, beside, save_grid
 from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.guidance import guide
+from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.runs.sharding import barrier, is_main, multiple
 
@@ -134,7 +135,7 @@ class Gallery:
     def _sdedit(self) -> tuple[Pixels, int]:
         control, n = self._control("sdedit"), len(self._inputs())
         drawn = [
-            self._draw(n, control=control, sampler=resolve("sampling", section, "config.sampling"))
+            self._draw(n, control=control, sampler=resolve(registries.SAMPLERS, section, "config.sampling"))
             for section in (Component("heun", {"t_max": t}) for t in STRENGTHS)
         ]
         return beside(self._shown(control)[:1], np.concatenate(drawn))
@@ -155,7 +156,7 @@ class Gallery:
         write_arrays(file, image=self._inputs())
         barrier("inputs")
         return resolve(
-            "sampling.control", Component(name, {"input": str(file), **fields}), "config.control",
+            registries.CONTROLS, Component(name, {"input": str(file), **fields}), "config.control",
             image_shape=self._run.image_shape, scaling=self._run.scaling, dequantised=self._run.dequantised,
             data_std=self._run.model.preconditioning.data_std,
         )  # fmt: skip

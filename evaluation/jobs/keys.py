@@ -12,10 +12,11 @@ from evaluation.drawing import arguments_of
 from evaluation.fold import Key
 from evaluation.jobs.base import Job
 from score_flow import __version__
-from score_flow.build import Experiment
-from score_flow.config.components import Component
+from score_flow.config import registries
+from score_flow.config.components import Component, Registries
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data.base import FIRST, checksum, sha256_of
+from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
 
 # What training decides of a run's speed and logs, but not of its loss
@@ -60,7 +61,7 @@ def key_of(
         "eval": {field: contents(getattr(options, field)) for field in sorted(reads) if field != "stats"},
     }
     if job.needing("sampler"):
-        key["sampling"] = component(config.sampling, "sampling")
+        key["sampling"] = component(config.sampling, registries.SAMPLERS)
     if job.needing("guidance"):
         key |= {"guidance": guidance(config), "autoencoder": contents(run.autoencoder)}
         key["eval"]["low_res"] = contents(options.low_res)
@@ -68,7 +69,7 @@ def key_of(
         training = config.training.to_dict()
         key["training"] = {field: value for field, value in training.items() if field not in NOT_OF_THE_LOSS}
     if controlled:
-        key["control"] = component(config.control, "sampling.control")
+        key["control"] = component(config.control, registries.CONTROLS)
     return key | opened | images
 
 
@@ -96,9 +97,9 @@ def guidance(config: Config) -> Key:
     return found | {"null class": config.training.label_dropout > 0}
 
 
-def component(section: Component, package: str = "") -> Key:
-    """A plug-in with its arguments (of a package's all that it has), and the contents of the files among them."""
-    arguments = arguments_of(package, section) if package else section.arguments
+def component(section: Component, registry: Registries = ()) -> Key:
+    """A plug-in with its arguments (of a registry's all that it has), and the contents of the files among them."""
+    arguments = arguments_of(registry, section) if registry else section.arguments
     return {"name": section.name} | {k: contents(v) for k, v in arguments.items()}
 
 

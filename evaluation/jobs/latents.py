@@ -17,8 +17,8 @@ from evaluation.jobs.rounds import Compute, per_image
 from sampling.base import example_keys
 from sampling.encoding import decode, encode
 from sampling.ode import Solver
-from score_flow.build import Experiment
 from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.runs.progress import mean_and_error
 
 STREAM = 8  # of example keys

@@ -17,8 +17,8 @@ from evaluation.jobs.rounds import per_image
 from evaluation.report import page
 from sampling.base import example_keys, split
 from sampling.ode import Solver, solve_flow
-from score_flow.build import Experiment
 from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import value_and_divergence
 from score_flow.runs.progress import mean_and_error

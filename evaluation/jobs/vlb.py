@@ -14,8 +14,8 @@ from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
 from sampling.base import example_keys, normal
 from sampling.guidance import Thresholded
-from score_flow.build import Experiment
 from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import mean_flat
 from score_flow.process.bound import VariationalBound

@@ -13,11 +13,11 @@ from evaluation.fold import Fold, held, next_round, read_json, rounds_left, writ
 from evaluation.fold import run as run_fold
 from evaluation.jobs.rounds import Rows
 from score_flow import __version__
-from score_flow.build import Experiment
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum, sha256_of
 from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather
+from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
 from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, place, replicated, to_host
 from score_flow.types import UserError

@@ -1,6 +1,5 @@
 """`--mode=import`: a published checkpoint becomes the first milestone of an ordinary workdir."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from score_flow.build import Experiment
-from score_flow.config.components import available
+from score_flow.config import registries
 from score_flow.config.loading import read_json
 from score_flow.config.options import Config
 from score_flow.data.base import sha256_of
+from score_flow.experiment import Experiment
 from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
 from score_flow.pretrained.readers.files import read
@@ -54,8 +53,7 @@ class Published(NamedTuple):
 
 def sources() -> dict[str, Source]:
     """The projects whose checkpoints can be read: the files beside this one that export `build`."""
-    package = "score_flow.pretrained"
-    return {name: importlib.import_module(f"{package}.{name}").build() for name in available(package)}
+    return {name: registries.PROJECTS.entry(name, "project")() for name in registries.PROJECTS.names()}
 
 
 def open_published(file: str) -> Published:

@@ -7,9 +7,10 @@ from typing import Any
 from evaluation.fold import write_json
 from evaluation.jobs.base import asked
 from evaluation.run import evaluate
-from score_flow.build import Experiment
-from score_flow.config.loading import ROOT, flatten
+from score_flow.config.loading import flatten
 from score_flow.config.options import Config
+from score_flow.config.registries import ROOT
+from score_flow.experiment import Experiment
 from score_flow.runs.sharding import agree, is_main
 from score_flow.types import UserError
 

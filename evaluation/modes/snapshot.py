@@ -10,8 +10,8 @@ from evaluation.drawing import drawer
 from evaluation.report.pictures import save_grid
 from sampling import multistep
 from sampling.base import Sampler
-from score_flow.build import Experiment
 from score_flow.config.components import Component
+from score_flow.experiment import Experiment
 from score_flow.runs.progress import progress
 from score_flow.runs.sharding import is_main, multiple
 from score_flow.training.steps import Preemption

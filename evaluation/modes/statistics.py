@@ -19,13 +19,14 @@ from evaluation.metrics.collector import Collector, extract
 from evaluation.metrics.extractors.base import Extractor
 from evaluation.metrics.frechet import Moments
 from score_flow import __version__
-from score_flow.build import Experiment
+from score_flow.config import registries
 from score_flow.config.components import resolve
 from score_flow.config.options import Config, EvalOptions
-from score_flow.data.base import FIRST, Source, checksum, one_line, sha256_of
+from score_flow.data.base import FIRST, Source, checksum, sha256_of
 from score_flow.data.pipeline import gather
+from score_flow.experiment import Experiment
 from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
-from score_flow.types import UserError
+from score_flow.types import UserError, one_line
 
 LARGEST = 16 << 30  # bytes that an array of a file may unpack to
 BUILD = "build statistics of this data set and extractor by the same command with --mode=stats"
@@ -67,7 +68,7 @@ def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
             "allowed: inception."
         )
     known = {"levels": run.scaling.levels} | ({} if run.latent else {"train": run.train_source})
-    extractor = resolve("evaluation.metrics.extractors", options.extractor, "config.eval.extractor", **known)
+    extractor = resolve(registries.EXTRACTORS, options.extractor, "config.eval.extractor", **known)
     return jax.tree.map(lambda leaf: place(run.mesh, np.asarray(leaf), split=False), extractor)
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.base import one_line, regular_file
+from score_flow.data.base import regular_file
 from score_flow.data.folder import FORMATS, Decoder
 from score_flow.data.scaling import Scaling
-from score_flow.types import UserError
+from score_flow.types import UserError, one_line
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 << 30

@@ -4,7 +4,6 @@ What a config may give to a `build` says its signature: names, types, defaults, 
 """
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,11 +19,10 @@ from score_flow.config.hints import (
     note_of,
     parameters_of,
 )
-from score_flow.config.limits import available, registered
+from score_flow.config.registries import Registry
 from score_flow.types import UserError, check_choice, nearest
 
-# Where the builds of a section are: a package, "folder/" or "file.py:TABLE" (`limits.registered`), or several of them.
-Registry = str | tuple[str, ...]
+Registries = Registry | tuple[Registry, ...]  # where the builds of a section are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Component:
         return Component(self.name, {**self.arguments, **arguments})
 
 
-def resolve(registry: Registry, section: Component, where: str, **context: Any) -> Any:
+def resolve(registry: Registries, section: Component, where: str, **context: Any) -> Any:
     """The `build` that the section names, called with its arguments.
 
     `context` offers values that the program knows; a build takes those that it has a parameter for. Raises UserError
@@ -60,30 +58,22 @@ def resolve(registry: Registry, section: Component, where: str, **context: Any) 
     return call(find(registry, section, where), section, where, **context)
 
 
-def check(registry: Registry, section: Component, where: str) -> Component:
+def check(registry: Registries, section: Component, where: str) -> Component:
     """The section, its arguments as the types of its `build`; nothing is built. Raises UserError as `resolve` does."""
     return Component(section.name, dict(checked(find(registry, section, where), section, where)))
 
 
-def find(registry: Registry, section: Component, where: str) -> Callable:
+def find(registry: Registries, section: Component, where: str) -> Callable:
     """The `build` that a section names; raises UserError for an unknown name."""
     entries = _entries(registry)
-    entry = next((entry for entry in entries if section.name in _names(entry)), None)
+    entry = next((entry for entry in entries if "." in section.name or section.name in entry.names()), None)
     if entry is None:
-        check_choice(f"{where}.name", section.name, [name for entry in entries for name in _names(entry)])
-    file, _, table = entry.partition(":")
-    module = file.removesuffix(".py").strip("/").replace("/", ".")
-    if table:
-        return getattr(importlib.import_module(module), table)[section.name]
-    return importlib.import_module(f"{module}.{section.name}").build
+        check_choice(f"{where}.name", section.name, [name for entry in entries for name in entry.names()])
+    return entry.entry(section.name, f"{where}.name")
 
 
-def _entries(registry: Registry) -> tuple[str, ...]:
-    return (registry,) if isinstance(registry, str) else registry
-
-
-def _names(entry: str) -> list[str]:
-    return registered(entry) if "/" in entry else available(entry)
+def _entries(registry: Registries) -> tuple[Registry, ...]:
+    return (registry,) if isinstance(registry, Registry) else registry
 
 
 def call(build: Callable, section: Component, where: str, **context: Any) -> Any:
@@ -116,17 +106,17 @@ def checked(build: Callable, section: Component, where: str) -> Iterator[tuple[s
         yield field, accept(f"{where}.{field}", value, hint_of(parameters[field]))
 
 
-def kinds(registry: Registry, section: Component, argument: str, where: str) -> set[type]:
+def kinds(registry: Registries, section: Component, argument: str, where: str) -> set[type]:
     """The types that an argument may have, none where it does not exist; raises UserError for an unknown plug-in."""
     parameter = arguments_of(find(registry, section, where)).get(argument)
     return {kind_of(member) for member in members(hint_of(parameter))} if parameter else set()
 
 
-def explain(registry: Registry) -> str:
+def explain(registry: Registries) -> str:
     """For each plug-in of a registry what it is, and a line for each argument: type, limits, default."""
     lines = []
-    for name in [name for entry in _entries(registry) for name in _names(entry)]:
-        build = find(registry, Component(name), str(registry))
+    for each, name in [(entry, name) for entry in _entries(registry) for name in entry.names()]:
+        build = each.entry(name, name)
         about = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
         lines.append(f"{name}: {about}")
         for argument, parameter in arguments_of(build).items():

@@ -1,38 +1,12 @@
 """What a setting may be: its type, its range, its choices; for the fields of a config and the arguments of plug-ins."""
 
-import ast
 import dataclasses
-import functools
 import math
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from score_flow.config.registries import Registry
 from score_flow.types import UserError, check_choice
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def available(package: str) -> list[str]:
-    """The plug-ins of a package: its files that export `build`, or a `job`, found without importing one."""
-    files = (ROOT / package.replace(".", "/")).glob("*.py")
-    return sorted(f.stem for f in files if re.search(r"^((build|job)\s*=|def build\b)", f.read_text(), re.MULTILINE))
-
-
-def registered(where: str) -> list[str]:
-    """The names of a registry: "folder/" has plug-ins, "file.py:TABLE" the keys of a table, read without importing."""
-    file, _, table = where.partition(":")
-    return _keys(file, table) if table else available(file.strip("/").replace("/", "."))
-
-
-@functools.cache
-def _keys(file: str, table: str) -> list[str]:
-    for node in ast.parse((ROOT / file).read_text()).body:
-        names = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        if any(isinstance(name, ast.Name) and name.id == table for name in names):
-            return [key.value for key in node.value.keys]
-    raise LookupError(f"no table {table} in {file}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +16,7 @@ class Limits:
     Attributes:
         least, above: the smallest number allowed, or the one that all must exceed.
         most, below: the largest number allowed, or the one that none may reach.
-        among: names, or the registries that hold them (`registered`), which have a slash.
+        among: names, or the registries that hold them; a name with a dot is of another package.
         aliases: (other name, name) of what people write too.
         note: what to say to whoever gives another name.
         infinite: whether a number may be infinite.
@@ -54,7 +28,7 @@ class Limits:
     above: float | int | None = None
     most: float | int | None = None
     below: float | int | None = None
-    among: tuple[str | int, ...] | str = ()
+    among: tuple[str | int | Registry, ...] | Registry = ()
     aliases: tuple[tuple[str, str], ...] = ()
     note: str = ""
     infinite: bool = False
@@ -64,8 +38,15 @@ class Limits:
 
     def choices(self) -> tuple[str | int, ...]:
         """The names allowed; none where any is."""
-        names = (self.among,) if isinstance(self.among, str) else self.among
-        return tuple(n for name in names for n in (registered(name) if "/" in str(name) else (name,)))
+        return tuple(n for entry in self._among for n in (entry.names() if isinstance(entry, Registry) else (entry,)))
+
+    @property
+    def _among(self) -> tuple[str | int | Registry, ...]:
+        return (self.among,) if isinstance(self.among, Registry) else self.among
+
+    def _foreign(self, item: Any) -> bool:
+        """Whether a text names a plug-in of another package."""
+        return isinstance(item, str) and "." in item and any(isinstance(entry, Registry) for entry in self._among)
 
     def said(self) -> str:
         """What is allowed, for a person: "at least 1, below 10"."""
@@ -85,7 +66,7 @@ class Limits:
             self._refuse_one(where, value, value)
 
     def _refuse_one(self, where: str, item: Any, whole: Any) -> None:
-        if self.among:
+        if self.among and not self._foreign(item):
             try:
                 check_choice(where, item, self.choices())
             except UserError as error:

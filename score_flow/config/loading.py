@@ -15,8 +15,9 @@ from typing import Any
 
 from score_flow.config import components
 from score_flow.config.components import Component, kinds
-from score_flow.config.limits import ROOT, check_times, convert
+from score_flow.config.limits import check_times, convert
 from score_flow.config.options import SCHEMA, Config, make
+from score_flow.config.registries import ROOT
 from score_flow.types import UserError, check_choice, nearest
 
 LIKENESS = 0.5  # of keys, which are short

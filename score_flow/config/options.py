@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
-from score_flow.config.components import Component
+from score_flow.config import registries
+from score_flow.config.components import Component, Registries
 from score_flow.config.limits import Limits
 
 WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
@@ -19,10 +20,10 @@ def option(default: Any, doc: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(**limits)})
 
 
-def plug_in(registries: str | tuple[str, ...], name: str, doc: str, **arguments: Any) -> Any:
+def plug_in(among: Registries, name: str, doc: str, **arguments: Any) -> Any:
     """A field that names a file of a package, or an entry of a table, and gives the arguments of its `build`."""
     default = Component(name, arguments)
-    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(among=registries)})
+    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(among=among)})
 
 
 class Section:
@@ -44,7 +45,7 @@ class Section:
 class ModelOptions(Section):
     """What a network's output means, what it is told, and the averages of its weights."""
 
-    prediction: str = option("velocity", "the network's output", among="score_flow/process/prediction.py:PREDICTIONS")
+    prediction: str = option("velocity", "the network's output", among=registries.PREDICTIONS)
     time: str = option(
         "t", "what the network is told of the time", among=("t", "1-t", "log_t", "log_sigma", "sigma", "log_snr")
     )
@@ -74,7 +75,7 @@ class ModelOptions(Section):
 class DataOptions(Section):
     """Where images come from, and how they become what a model sees."""
 
-    source: Component = plug_in("score_flow/data/", "digits", "the data set, a file of score_flow/data")
+    source: Component = plug_in(registries.SOURCES, "digits", "the data set, a file of score_flow/data")
     image_shape: tuple = option(
         (), "(h, w, c) of its images; given, what reads none (sampling, importing) needs no data set",
         each=int, least=1, lengths=(0, 3),
@@ -106,7 +107,7 @@ class TrainOptions(Section):
     snapshot_sampling: bool = option(True, "draw a sheet of samples at each milestone")
     objective: str = option(
         "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",
-        among="score_flow/losses/",
+        among=registries.LOSSES,
     )  # fmt: skip
     vlb_weight: float = option(
         1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0
@@ -119,11 +120,11 @@ class TrainOptions(Section):
         "tanh", "normal distribution function of the bound's first step: tanh (as published) or exact",
         among=("tanh", "exact"),
     )  # fmt: skip
-    weighting: str = option("simple", "of the squared error", among="score_flow/losses/base.py:WEIGHTINGS")
+    weighting: str = option("simple", "of the squared error", among=registries.WEIGHTINGS)
     min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
-        "score_flow/process/times.py:TIME_SAMPLERS", "uniform", "law of the times that training looks at (score_flow/process/times.py)"
+        registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"
     )
     importance_weighting: bool = option(
         False, "same as time_sampler = log_snr: unbiased, less noise with likelihood weighting"
@@ -195,7 +196,7 @@ class GuidanceOptions(Section):
 class SolverOptions(Section):
     """How likelihoods and encodings integrate the probability flow."""
 
-    method: str = option("tsit5", "the method of diffrax", among="sampling/ode.py:METHODS")
+    method: str = option("tsit5", "the method of diffrax", among=registries.METHODS)
     rtol: float = option(1e-5, "relative tolerance of adaptive steps", above=0)
     atol: float = option(1e-5, "absolute tolerance of adaptive steps", above=0)
     n_steps: int = option(0, "0 = adaptive steps; else this many steps on `grid`", least=0)
@@ -203,7 +204,7 @@ class SolverOptions(Section):
     per_example: bool = option(True, "adapt the steps of each image alone: results do not depend on the batch")
     max_steps: int = option(4096, "an image that takes more has not arrived", least=1)
     control: str = option(
-        "pi", "of adaptive steps: pi, or integral (fewer calls, less exact)", among="sampling/ode.py:CONTROLS"
+        "pi", "of adaptive steps: pi, or integral (fewer calls, less exact)", among=registries.STEP_CONTROLS
     )
 
 
@@ -219,7 +220,7 @@ class EvalOptions(Section):
         among=("uniform", "variational", "decoder"),
     )  # fmt: skip
     decoder_time: float = option(0.0, "t at which the decoder reads levels off x; 0 = smallest_time", least=0, most=1)
-    jobs: tuple = option((), "further jobs, by the name of their file in evaluation/", each=str, among="evaluation/")
+    jobs: tuple = option((), "further jobs, by their file in evaluation/jobs/", each=str, among=registries.JOBS)
     batch_size: int = option(128, "global; changes speed, not results", least=1)
     num_samples: int = option(256, "how many samples are drawn", least=1, most=2**31 - 1)
     low_res: str = option("", "what a super-resolution model refines: an .npz of images, as a base model's samples.npz")
@@ -253,7 +254,7 @@ class EvalOptions(Section):
     bound_importance: bool = option(True, "its times by the integrand's weight (even in log SNR) instead of even in t")
     bound_times: int = option(100, "draws of a time and noise for each image", least=1)
     extractor: Component = plug_in(
-        "evaluation/metrics/extractors/", "small", "of the features that samples are compared by: small, inception with weights"
+        registries.EXTRACTORS, "small", "of the features that samples are compared by: small, inception with weights"
     )
     fid_dataset: str = option("train", "split that samples are compared with: train or test", among=SPLITS)
     stats: str = option("", "its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them")
@@ -268,9 +269,9 @@ class Config(Section):
     """All of a run's settings, checked; `build` turns them into objects."""
 
     seed: int = option(0, "every random number of the run is folded from it", least=0, below=2**32)
-    path: Component = plug_in("score_flow/paths/", "linear", "the process, a file of score_flow/paths")
+    path: Component = plug_in(registries.PATHS, "linear", "the process, a file of score_flow/paths")
     network: Component = plug_in(
-        ("score_flow/networks/", "score_flow/networks/classifier.py:NETWORKS"),
+        (registries.NETWORKS, registries.CLASSIFIERS),
         "ncsnpp",
         "the network, a file of score_flow/networks",
     )
@@ -279,17 +280,17 @@ class Config(Section):
     training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
     optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
     dequantizer: Component = plug_in(
-        "score_flow/networks/flowpp.py:DEQUANTIZERS", "auto",
+        registries.DEQUANTISERS, "auto",
         "what --mode=train_deq trains: a Flow++ network by its name (auto: by the size of images), with its fields",
     )  # fmt: skip
     deq: DeqOptions = dataclasses.field(default_factory=DeqOptions)
     sampling: Component = plug_in(
-        "sampling/", "ode", "the sampler, a file of sampling/",
+        registries.SAMPLERS, "ode", "the sampler, a file of sampling/",
         t_min=1e-5, t_max=1.0, method="tsit5", rtol=1e-4, atol=1e-4,
     )  # fmt: skip
     guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
     control: Component = plug_in(
-        "sampling/control/", "inpaint",
+        registries.CONTROLS, "inpaint",
         "of --mode=control, what is known of the samples: a file of sampling/control/ with its fields (input, ...)",
     )  # fmt: skip
     eval: EvalOptions = dataclasses.field(default_factory=EvalOptions)

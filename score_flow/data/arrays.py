@@ -11,17 +11,8 @@ from jaxtyping import Int32, UInt8
 
 from score_flow.config.limits import Limits
 from score_flow.data import splits
-from score_flow.data.base import (
-    MAX_CLASSES,
-    PATH,
-    ArraySource,
-    Source,
-    existing_path,
-    one_line,
-    printable,
-    regular_file,
-)
-from score_flow.types import UserError, check_choice
+from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source, existing_path, regular_file
+from score_flow.types import UserError, check_choice, one_line, printable
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")

@@ -157,14 +157,3 @@ def regular_file(path: str | Path, key: str) -> Path:
 
 def _unless_missing(error: Exception) -> str:
     return "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
-
-
-def printable(name: str, most: int = 60) -> str:
-    """A name from foreign bytes as it may be shown: in one line, and not for ever."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in name[:most])
-    return shown + "..." * (len(name) > most)
-
-
-def one_line(error: Exception) -> str:
-    """The kind and the first line of an error that a library raised, for use inside a UserError."""
-    return printable(f"{type(error).__name__}: {error}".splitlines()[0], 300)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from score_flow.config.limits import Limits
 from score_flow.data import splits
-from score_flow.data.base import PATH, Examples, Source, existing_path, one_line, regular_file
+from score_flow.data.base import PATH, Examples, Source, existing_path, regular_file
 from score_flow.data.listing import Listing, list_images, split_folders
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError, check_choice, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # a closed list: PIL also knows formats that start other programs (EPS)
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from score_flow.data.base import MAX_CLASSES, PATH, Examples, existing_path, one_line, regular_file
+from score_flow.data.base import MAX_CLASSES, PATH, Examples, existing_path, regular_file
 from score_flow.data.splits import Split
-from score_flow.types import UserError
+from score_flow.types import UserError, one_line
 
 FACTS = "latents.json"  # written last: a folder without it was not finished
 FACTS_BYTES = 1 << 24

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from score_flow.data import splits
-from score_flow.data.base import MAX_CLASSES, PATH, one_line, regular_file
-from score_flow.types import UserError
+from score_flow.data.base import MAX_CLASSES, PATH, regular_file
+from score_flow.types import UserError, one_line
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LABEL_FILE, LABEL_BYTES = "dataset.json", 1 << 28  # EDM's and StyleGAN's

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from score_flow.data.base import Examples, one_line
+from score_flow.data.base import Examples
 from score_flow.data.splits import Split
-from score_flow.types import UserError
+from score_flow.types import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

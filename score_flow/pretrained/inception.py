@@ -12,11 +12,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from score_flow.data.base import one_line, sha256_of
+from score_flow.data.base import sha256_of
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
 from score_flow.pretrained.readers import files, torch_legacy
-from score_flow.types import UserError
+from score_flow.types import UserError, one_line
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"

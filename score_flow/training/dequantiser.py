@@ -4,10 +4,10 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from score_flow.build import Experiment
 from score_flow.config.components import Component, call
 from score_flow.config.options import Config
 from score_flow.data.preprocessing import Preprocessing
+from score_flow.experiment import Experiment
 from score_flow.losses.base import WEIGHTINGS, Noising
 from score_flow.losses.dequantisation import Dequantisation
 from score_flow.losses.simple import Denoising

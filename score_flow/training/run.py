@@ -11,11 +11,11 @@ import numpy as np
 from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
-from score_flow.build import Experiment
 from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
+from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory

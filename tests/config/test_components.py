@@ -9,11 +9,13 @@ import flax.linen as nn
 import pytest
 
 from score_flow.build import check_components, check_shapes, experiment
+from score_flow.config import registries
 from score_flow.config.components import Component, check, explain, find, resolve
 from score_flow.config.hints import accept, arguments_of, hint_of, kind_of, limits_of, members
-from score_flow.config.limits import ROOT, Limits, available, check_times, registered
+from score_flow.config.limits import Limits, check_times
 from score_flow.config.loading import load, with_settings
 from score_flow.config.options import SCHEMA
+from score_flow.config.registries import ROOT
 from score_flow.data.conditioning import Conditioning
 from score_flow.training.dequantiser import NETWORKS
 from score_flow.types import UserError
@@ -139,7 +141,8 @@ def test_times_and_steps_of_every_sampler(name):
         ({"grid": (0.1, 0.5)}, "grid"), ({"grid": (1.5, 0.5)}, "grid"), ({"grid": (0.5,)}, "grid"),
         ({"grid": "unifrm"}, "grid"), ({"grid": "(0.9, x)"}, "grid"), ({"grid": 3}, "grid"),
     ):  # fmt: skip
-        for make in (lambda: resolve("sampling", Component(name, times), "config.sampling"), lambda: build(**times)):  # noqa: B023
+        section = Component(name, times)
+        for make in (lambda: resolve(registries.SAMPLERS, section, "config.sampling"), lambda: build(**times)):  # noqa: B023
             with pytest.raises(UserError, match=f"config.sampling.{key}") as error:
                 make()
             assert "\n" not in str(error.value)
@@ -264,7 +267,8 @@ def test_annotations_are_read_however_they_are_written():
     """Those of a plug-in of one's own: as text, none at all, a union, a limit around a union."""
     namespace = {}
     exec(
-        "from __future__ import annotations\nfrom typing import Annotated\nfrom score_flow.config.limits import Limits\n"
+        "from __future__ import annotations\n"
+        "from typing import Annotated\nfrom score_flow.config.limits import Limits\n"
         "def build(a: Annotated[int | None, Limits(least=1)] = None, b=2.0, c: str | float = 'x', d=None): ...",
         namespace,
     )
@@ -278,11 +282,11 @@ def test_annotations_are_read_however_they_are_written():
 
 
 def test_registries_name_files_and_tables():
-    assert set(available("sampling")) == set(registered("sampling/")) == set(SAMPLERS)
-    assert {path.stem for path in (ROOT / "score_flow/paths").glob("*.py")} >= set(available("score_flow.paths"))
+    assert set(registries.SAMPLERS.names()) == set(SAMPLERS)
+    assert {path.stem for path in (ROOT / "score_flow/paths").glob("*.py")} >= set(registries.PATHS.names())
     with pytest.raises(UserError, match=r"here.name is 'odee'; allowed: .*Did you mean 'ode'\?"):
-        find("sampling", Component("odee"), "here")
+        find(registries.SAMPLERS, Component("odee"), "here")
 
 
 def test_dequantisers_that_are_named_are_those_that_there_are():
-    assert set(registered("score_flow/networks/flowpp.py:DEQUANTIZERS")) == {"auto", *NETWORKS}
+    assert set(registries.DEQUANTISERS.names()) == {"auto", *NETWORKS}

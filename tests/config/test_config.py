@@ -17,6 +17,7 @@ from score_flow.build import (
     experiment,
     is_latent,
 )
+from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
 from score_flow.config.limits import convert
 from score_flow.config.loading import differences, explain, flatten, load, parse, recipes, values_of, with_settings
@@ -60,12 +61,12 @@ def refused(*overrides: str, file: str = DIGITS) -> str:
     with pytest.raises(UserError) as error:
         config = load(file, list(overrides))
         build_all(config)
-        resolve("score_flow.data", config.data.source, "config.data.source", split="train")
+        resolve(registries.SOURCES, config.data.source, "config.data.source", split="train")
         pixels = ArraySource("pixels", np.zeros((2, 2, 2, 1), np.uint8))
-        resolve("evaluation.metrics.extractors", config.eval.extractor, "config.eval.extractor", train=pixels, levels=256)
+        resolve(registries.EXTRACTORS, config.eval.extractor, "config.eval.extractor", train=pixels, levels=256)
         build_network(config.dequantizer, (8, 8, 1))
         known = {"image_shape": (8, 8, 1), "scaling": Scaling(), "dequantised": True}
-        resolve("sampling.control", config.control, "config.control", **known)
+        resolve(registries.CONTROLS, config.control, "config.control", **known)
     message = str(error.value)
     assert message and "\n" not in message
     return message
@@ -241,7 +242,7 @@ def test_components_take_what_they_name_of_what_the_program_knows():
         call(build, Component("this"), "config.data.source")
 
 
-PLUG_INS = {"path": "score_flow.paths", "network": "score_flow.networks", "sampling": "sampling"}
+PLUG_INS = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
 
 
 @pytest.mark.parametrize("section", PLUG_INS)

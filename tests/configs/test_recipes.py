@@ -21,8 +21,8 @@ from score_flow.runs.sharding import BATCH_AXES, state_shardings
 from score_flow.training.steps import init_state, make_train_steps
 from tests.discover import thinned
 
-SOURCES = json.loads((Path(__file__).parent / "golden" / "source_configs.json").read_text())
-PACKAGES = {"path": "score_flow.paths", "network": "score_flow.networks", "sampling": "sampling"}
+SOURCES = json.loads((Path(__file__).parents[1] / "golden" / "source_configs.json").read_text())
+PACKAGES = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
 
 # Values that differ on purpose, by the key here.
 ELSEWHERE = {

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import score_flow.data
+from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.data import digits, latents
 from score_flow.data.base import ArraySource, Source, checksum
@@ -154,7 +155,7 @@ def test_arguments_are_checked_before_anything_is_opened(name, argument, values,
     for value in values:
         section = Component(name, fields | {argument: value})
         with pytest.raises(UserError, match=f"^[^\n]*{argument}[^\n]*$") as error:
-            resolve("score_flow/data/", section, "config.data.source", split="train")
+            resolve(registries.SOURCES, section, "config.data.source", split="train")
         assert "config.data.source" in str(error.value)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from score_flow.config.components import available
+from score_flow.config import registries
 from tests.launch import launch, run, run_together
 
 # Fixed steps: where they are adapted, rounding, which is another on other devices, may decide on one.
@@ -110,7 +110,7 @@ def jobs(trained, cache):
     """{job: rounds} of every job of evaluation/ that this model has, each done without a break in `whole`."""
     run(trained, *FLAGS, mode="stats", cache=cache)
     done = {}
-    for job in sorted({*available("evaluation")} - {"gallery"}):  # minutes of pictures, by samplers of other jobs
+    for job in sorted({*registries.JOBS.names()} - {"gallery"}):  # minutes of pictures, by samplers of other jobs
         process = launch(
             trained, *EVERY, f"--config.eval.jobs=('{job}',)", "--eval_folder=whole", mode="eval", cache=cache
         )

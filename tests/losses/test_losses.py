@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import Array
 
 from score_flow.build import experiment
-from score_flow.config.limits import available
+from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
 from score_flow.losses.base import Aux, Loss
@@ -127,7 +127,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
     assert steps.func._cache_size() == 1
 
 
-@pytest.mark.parametrize("objective", [*available("score_flow.losses"), "dequantiser"])
+@pytest.mark.parametrize("objective", [*registries.LOSSES.names(), "dequantiser"])
 def test_every_loss_keeps_the_protocol(objective, monkeypatch):
     """A tree that says what it produces, begins with parameters, and is the mean of its losses, by the key alone."""
     monkeypatch.setattr("score_flow.build.WideResNet", Logits)

@@ -15,8 +15,8 @@ from score_flow.pretrained import inception
 from score_flow.pretrained.inception import FILE, HOW, SHA256, URL, load, params_of
 from score_flow.pretrained.readers import torch_legacy
 from score_flow.types import UserError
-from tests.pretrained import test_torch_legacy as old
 from tests.pretrained import torch_writer as new
+from tests.pretrained.readers import test_torch_legacy as old
 
 FC, CONV, VARIANCE = "fc.weight", "Mixed_6b.branch7x7_2.conv.weight", "Mixed_7c.branch1x1.bn.running_var"
 TENSOR = {old: old.legacy_tensor, new: new.tensor}

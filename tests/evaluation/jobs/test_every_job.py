@@ -17,7 +17,7 @@ from evaluation.metrics.extractors import small
 from evaluation.modes.statistics import write_statistics
 from evaluation.run import folds, prepared
 from score_flow.build import experiment
-from score_flow.config.limits import available
+from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import make_mesh
@@ -138,7 +138,7 @@ QUICK = ("loss", "samples")  # one of each kind: over images, and over samples
 
 
 @pytest.mark.parametrize(
-    "job", [pytest.param(job, marks=[] if job in QUICK else pytest.mark.slow) for job in available("evaluation")]
+    "job", [pytest.param(job, marks=[] if job in QUICK else pytest.mark.slow) for job in registries.JOBS.names()]
 )
 def test_killed_and_gone_on_otherwise(job, workdir, tmp_path, monkeypatch):
     """By SIGKILL, then by SIGTERM, each time with another batch and another device count: the same in every figure."""

@@ -13,14 +13,15 @@ from evaluation.fold import plain
 from evaluation.jobs import keys
 from evaluation.jobs.base import Job, asked, find, refuse_unfit
 from score_flow.build import experiment
+from score_flow.config import registries
 from score_flow.config.components import Component
-from score_flow.config.limits import ROOT, available
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import EvalOptions
+from score_flow.config.registries import ROOT
 from score_flow.types import UserError
 from tests.launch import TINY
 
-JOBS = available("evaluation")
+JOBS = registries.JOBS.names()
 WEIGHTS = {"weights": "EMA 0.9", "checkpoint": "ab"}
 FLAGS = [flag for flag in TINY if not flag.startswith("--config=")]
 
@@ -105,7 +106,7 @@ def test_files_count_by_their_content_not_by_their_name(tmp_path):
 
 def test_no_list_of_jobs():
     """The loop over jobs and the report know none by name, nor do what makes keys and what compares with papers."""
-    for file in ("run.py", "report.py", "reproduce.py", "keys.py"):
+    for file in ("run.py", "report/one_run.py", "modes/reproduce.py", "jobs/keys.py"):
         strings = set(re.findall(r"\"(\w+)\"|'(\w+)'", (ROOT / "evaluation" / file).read_text()))
         assert not {word for pair in strings for word in pair} & set(JOBS), file
 
@@ -148,7 +149,7 @@ def test_a_sampler_is_named_by_what_it_does(arguments, said):
     assert described(Component("ode", arguments)) == said
 
 
-@pytest.mark.parametrize("name", [name for name in available("sampling") if name != "ode"])
+@pytest.mark.parametrize("name", [name for name in registries.SAMPLERS.names() if name != "ode"])
 def test_every_argument_of_a_sampler_is_named(name):
     """Defaults too."""
     module = __import__(f"sampling.{name}", fromlist=["build"])

@@ -15,6 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from evaluation.metrics.extractors import inception, small
 from evaluation.metrics.features import Judge
 from evaluation.metrics.frechet import frechet_distance, moments
+from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.data import digits
 from score_flow.data.base import ArraySource
@@ -39,7 +40,7 @@ def built(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception.inception, "load", no_weights)
         section = Component(name)
-        return resolve("evaluation.metrics.extractors", section, "config.eval.extractor", train=TRAIN, levels=17)
+        return resolve(registries.EXTRACTORS, section, "config.eval.extractor", train=TRAIN, levels=17)
 
 
 def no_weights(path, dtype):
@@ -204,7 +205,7 @@ def test_a_missing_file_of_weights_is_refused_with_the_remedy():
             UserError, match="curl -LO https://github.com/mseitzer/pytorch-fid/releases/.*--config.eval"
         ):
             section = Component("inception", options)
-            resolve("evaluation.metrics.extractors", section, "config.eval.extractor", train=TRAIN, levels=17)
+            resolve(registries.EXTRACTORS, section, "config.eval.extractor", train=TRAIN, levels=17)
 
 
 @pytest.mark.slow

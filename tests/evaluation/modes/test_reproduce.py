@@ -11,7 +11,7 @@ from evaluation.jobs.base import asked
 from evaluation.modes.reproduce import compared, expected_of, presets
 from main import EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, main
 from score_flow.build import build_sampler, experiment
-from score_flow.config.components import available
+from score_flow.config import registries
 from score_flow.config.loading import ROOT, load
 from score_flow.runs.checkpoint import Checkpoints
 from tests.launch import TINY
@@ -24,7 +24,7 @@ def test_a_preset_is_whole(file):
     """It loads, checks and builds; runs the jobs whose figures it expects, no other; its first line has each figure."""
     config, expected = load(file, []), expected_of(file)
     build_sampler(config)
-    assert {figure.split(".")[0] for figure in expected} == set(asked(config.eval)) <= set(available("evaluation"))
+    assert {figure.split(".")[0] for figure in expected} == set(asked(config.eval)) <= set(registries.JOBS.names())
     assert config.eval.begin_ckpt == config.eval.end_ckpt == 0
     text = ast.get_docstring(ast.parse((ROOT / file).read_text()))
     head, places = text.splitlines()[0], {"likelihood.bits_per_dim": 2, "vlb.bits_per_dim": 2, "fid.fid": 2}

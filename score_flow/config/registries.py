@@ -1,0 +1,99 @@
+"""The map of what can be added: each registry is a folder whose files are its entries, or a table of one file.
+
+Nothing is imported before an entry is asked for, so that this file may name rooms above its own.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from score_flow.types import UserError, check_choice, one_line
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The plug-ins of one kind.
+
+    package: the folder whose files they are, or, with `table`, the module that has them in a dict of that name.
+    exports: what a file is one by: the name that it binds.
+    """
+
+    package: str
+    table: str = ""
+    exports: str = "build"
+
+    @property
+    def place(self) -> str:
+        """The folder or the file, as a person looks for it."""
+        return self.package.replace(".", "/") + (".py" if self.table else "/")
+
+    def names(self) -> tuple[str, ...]:
+        """The entries of this project, sorted where they are files; read without importing one."""
+        return _rows(self.place, self.table) if self.table else _files(self.place, self.exports)
+
+    def entry(self, name: str, where: str) -> Any:
+        """What the file, or the row, of a name holds; raises UserError where there is none.
+
+        A name with a dot is one of another package: a module that exports the same, or, for a table, module.attribute.
+        """
+        if "." in name:
+            return self._foreign(name, where)
+        check_choice(where, name, self.names())
+        if self.table:
+            return getattr(importlib.import_module(self.package), self.table)[name]
+        return getattr(importlib.import_module(f"{self.package}.{name}"), self.exports)
+
+    def _foreign(self, name: str, where: str) -> Any:
+        module, attribute = name.rsplit(".", 1) if self.table else (name, self.exports)
+        # At the end: a file of the folder that one works in hides no library.
+        sys.path += [] if "" in sys.path else [""]
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:
+            raise UserError(
+                f"{where} is {name!r}; {module} cannot be imported ({one_line(error)}): install its package, or start "
+                f"where its folder lies. Without a dot: {', '.join(self.names())}."
+            ) from error
+        if not hasattr(found, attribute):
+            raise UserError(f"{where} is {name!r}; {found.__file__} has no {attribute}, which plug-ins export.")
+        return getattr(found, attribute)
+
+
+def _files(folder: str, exports: str) -> tuple[str, ...]:
+    exporting = re.compile(rf"^({exports}\s*=|def {exports}\b|class {exports}\b)", re.MULTILINE)
+    return tuple(sorted(f.stem for f in (ROOT / folder).glob("*.py") if exporting.search(f.read_text())))
+
+
+@functools.cache
+def _rows(file: str, table: str) -> tuple[str, ...]:
+    for node in ast.parse((ROOT / file).read_text()).body:
+        names = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        if any(isinstance(name, ast.Name) and name.id == table for name in names):
+            return tuple(key.value for key in node.value.keys)
+    raise LookupError(f"no table {table} in {file}")
+
+
+PATHS = Registry("score_flow.paths")
+PREDICTIONS = Registry("score_flow.process.prediction", "PREDICTIONS")
+GRIDS = Registry("score_flow.process.grid", "GRIDS")
+TIME_SAMPLERS = Registry("score_flow.process.times", "TIME_SAMPLERS")
+NETWORKS = Registry("score_flow.networks")
+CLASSIFIERS = Registry("score_flow.networks.classifier", "NETWORKS")
+DEQUANTISERS = Registry("score_flow.networks.flowpp", "DEQUANTIZERS")
+SOURCES = Registry("score_flow.data")
+LOSSES = Registry("score_flow.losses")
+WEIGHTINGS = Registry("score_flow.losses.base", "WEIGHTINGS")
+PROJECTS = Registry("score_flow.pretrained.projects")
+SAMPLERS = Registry("sampling")
+METHODS = Registry("sampling.ode", "METHODS")
+STEP_CONTROLS = Registry("sampling.ode", "CONTROLS")
+CONTROLS = Registry("sampling.control")
+JOBS = Registry("evaluation.jobs", exports="job")
+EXTRACTORS = Registry("evaluation.metrics.extractors")

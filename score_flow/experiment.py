@@ -1,0 +1,80 @@
+"""The objects of a run: what a config decides, built. Data only: build.py makes them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from score_flow.data.base import Source, facts
+from score_flow.data.conditioning import Conditioning
+from score_flow.data.levels import Pixels, by_key, pixels_of, to_model
+from score_flow.data.scaling import Scaling
+from score_flow.losses.base import Loss
+from score_flow.model import Model
+from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config decides, built: shared by training, sampling and evaluation."""
+
+    model: Model
+    loss: Loss
+    optimiser: optax.GradientTransformation
+    open_source: Callable[[str], Source]  # the data set's split; opened when first needed
+    image_shape: tuple[int, int, int]
+    scaling: Scaling
+    conditioning: Conditioning
+    dequantised: bool  # whether the model's data have noise inside their level
+    mesh: Mesh
+    seed: int
+    latent: bool = False  # whether the model makes latents instead of pixels
+    autoencoder: str = ""  # ... the folder of theirs
+
+    @functools.cached_property
+    def train_source(self) -> Source:
+        return self.open_source("train")
+
+    @functools.cached_property
+    def test_source(self) -> Source:
+        return self.open_source("test")
+
+    @functools.cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """What tells the training data from others (data.base.facts), kept in every checkpoint."""
+        return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0}
+
+    @functools.cached_property
+    def pixels(self) -> Pixels:
+        """From samples to pixel levels; raises UserError without the autoencoder."""
+        if self.latent and not self.autoencoder:
+            raise UserError(
+                "samples are latents: give --config.eval.autoencoder=FOLDER to decode them "
+                "(training without it: --config.training.snapshot_sampling=False)."
+            )
+        return pixels_of(self.scaling, self.dequantised, self.autoencoder, self.mesh)
+
+    @functools.cached_property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Of a sample's pixels."""
+        return self.pixels.shape(self.image_shape)
+
+    def to_model(self, data: Array, keys: Keys) -> Images:
+        """x0 of pixel levels or of moments of latents, the noise of each example by its own key."""
+        return to_model(self.scaling, self.dequantised, data, by_key(keys))
+
+    def init(self, key: Key) -> Params:
+        """Parameters for one image."""
+        return self.model.init(key, (1, *self.image_shape), self.example_condition(1))
+
+    def condition(self, batch: Batch) -> Condition:
+        """What the network is told about the examples of a batch."""
+        return self.conditioning.of(batch, self.scaling)
+
+    def example_condition(self, n: int) -> Condition:
+        """A condition of the right shapes for n images."""
+        return self.conditioning.example(n, self.image_shape[-1])
