@@ -1,6 +1,5 @@
 """What is in the directories: tests are parametrised over it, so that a new file is tested without being listed."""
 
-import importlib
 from collections.abc import Iterable
 
 import pytest
@@ -8,9 +7,10 @@ import pytest
 from score_flow.config.registries import Registry
 
 
-def builds(package: str) -> dict:
-    """name -> build of every plug-in of a package."""
-    return {name: importlib.import_module(f"{package}.{name}").build for name in Registry(package).names()}
+def builds(registry: Registry | str) -> dict:
+    """name -> build of every plug-in of a registry, or of a package."""
+    registry = Registry(registry) if isinstance(registry, str) else registry
+    return {name: registry.entry(name, registry.place) for name in registry.names()}
 
 
 def thinned(cases: Iterable, every: int) -> list:

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType
 
 from score_flow.build import build_sampler, experiment
+from score_flow.config import registries
 from score_flow.config.loading import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters
 from score_flow.pretrained.layouts import score_sde_config
