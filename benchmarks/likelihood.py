@@ -1,6 +1,6 @@
 """log p(x) by the probability-flow ODE, solved on the device, against scipy driving the same right-hand side.
 
-Ours is evaluation.jobs.likelihood.log_likelihood with the whole batch as one state, in one program; the other is
+Ours is sampling.likelihood.log_likelihood with the whole batch as one state, in one program; the other is
 score_sde's way: scipy's RK45 at rtol = atol = 1e-5, its state in float64 on the host; every call of the same jitted
 right-hand side crosses to the device and back. Network, images, dequantisation and probes are the same. Two rows: ours
 to the same error (Bosh3 at 1e-4: along a probe a network is too rough in time for higher orders to pay), and by the
@@ -26,9 +26,9 @@ from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
 from benchmarks.measure import Contender, Options, Row, Timing, interleave, main, params_of, row, significant
-from evaluation.jobs.likelihood import log_likelihood, probes
 from sampling.base import example_keys
-from sampling.ode import Solver
+from sampling.flow import Solver
+from sampling.likelihood import log_likelihood, probes
 from score_flow.build import experiment
 from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
@@ -90,7 +90,7 @@ def contenders(
 
     @functools.partial(jax.jit, static_argnums=0)
     def on_device(solver, params, condition, keys, x0):
-        return log_likelihood(keys, run.model.bind(params, condition), x0, solver, t_min, t_max)
+        return log_likelihood(keys, run.model.bind(params, condition), x0, solver=solver, t_min=t_min, t_max=t_max)
 
     @jax.jit
     def field(params, condition, keys, x, t):

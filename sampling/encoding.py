@@ -5,24 +5,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sampling.ddim import ddim
-from sampling.ode import Solver, Stats, flow
+from sampling.flow import Solver, Stats, flow
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.grid import Grid, intervals
 from score_flow.types import Images, Times
 
 
-def encode(denoiser: Denoiser, x0: Images, solver: Solver, t_min: float, t_max: float) -> tuple[Images, Stats]:
+def encode(denoiser: Denoiser, x0: Images, solver: Solver, *, t_min: float, t_max: float) -> tuple[Images, Stats]:
     """The latents z of x0, taken as x at t_min, carried to t_max by the probability flow (arXiv:2011.13456, app. D).
 
     For the data's own distribution they are those of the prior, about N(0, sigma(t_max)^2 I).
     """
-    return flow(denoiser, x0, t_min, t_max, solver)
+    return flow(denoiser, x0, solver, t0=t_min, t1=t_max)
 
 
-def decode(denoiser: Denoiser, z: Images, solver: Solver, t_min: float, t_max: float) -> tuple[Images, Stats]:
+def decode(denoiser: Denoiser, z: Images, solver: Solver, *, t_min: float, t_max: float) -> tuple[Images, Stats]:
     """Undoes `encode`, to the tolerance of the solver."""
-    return flow(denoiser, z, t_max, t_min, solver)
+    return flow(denoiser, z, solver, t0=t_max, t1=t_min)
 
 
 def slerp(z0: Images, z1: Images, share: Times | float) -> Images:

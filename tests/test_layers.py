@@ -22,7 +22,7 @@ LAYERS = [
 ]  # fmt: skip
 # library -> the files that may import it
 SEAMS = {
-    "diffrax": ("sampling/ode.py", "sampling/sde.py"),
+    "diffrax": ("sampling/flow.py", "sampling/sde.py"),
     "orbax": ("score_flow/runs/checkpoint.py",),
     "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),
@@ -65,9 +65,7 @@ def test_imports_go_down(path):
 def test_networks_and_paths_meet_only_in_the_model():
     for path in FILES:
         if module(path).startswith("score_flow.networks"):
-            assert not [
-                name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.process"))
-            ]
+            assert not [name for name in imports(path) if name.startswith(("score_flow.paths", "score_flow.process"))]
         if module(path).startswith(("score_flow.paths", "score_flow.process")):
             assert not [name for name in imports(path) if name.startswith(("flax", "ml_collections"))]
 

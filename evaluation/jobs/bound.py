@@ -22,9 +22,9 @@ from evaluation.context import Context
 from evaluation.dequantisers import build_dequantizer, dequantising, described, refuse_missing
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
-from evaluation.jobs.likelihood import Probe, bits_per_dim, probes
 from evaluation.jobs.rounds import per_image
 from sampling.base import example_keys, normal, split
+from sampling.likelihood import Probe, bits_per_dim, probes
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser

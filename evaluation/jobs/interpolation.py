@@ -13,7 +13,7 @@ from evaluation.jobs.latents import MOMENTS, NEEDS, READS, moments, open_solver_
 from evaluation.report import page
 from evaluation.report.pictures import save_grid
 from sampling.encoding import decode, encode, slerp
-from sampling.ode import Solver
+from sampling.flow import Solver
 from score_flow.data.levels import middles, to_model
 from score_flow.data.pipeline import gather
 from score_flow.runs.sharding import batch_sharding, is_main, multiple, to_host
@@ -39,11 +39,12 @@ def build(context: Context, solver: Solver) -> Fold:
     def interpolate(params, batches):
         # Leading axes, of the ends and of the shares, are mapped over: the batch axis stays on its devices.
         def encoded(batch):
-            z, stats = encode(context.denoiser(params, batch), continuous(batch["image"]), solver, t_min, t_max)
+            x0, own = continuous(batch["image"]), context.denoiser(params, batch)
+            z, stats = encode(own, x0, solver, t_min=t_min, t_max=t_max)
             return z, stats.ok
 
         def between(share):
-            x, stats = decode(denoiser, slerp(z[0], z[1], share), solver, t_min, t_max)
+            x, stats = decode(denoiser, slerp(z[0], z[1], share), solver, t_min=t_min, t_max=t_max)
             return x, stats.ok
 
         first = jax.tree.map(lambda leaf: leaf[0], batches)

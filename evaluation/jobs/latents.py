@@ -16,7 +16,7 @@ from evaluation.jobs.likelihood import open_solver
 from evaluation.jobs.rounds import Compute, per_image
 from sampling.base import example_keys
 from sampling.encoding import decode, encode
-from sampling.ode import Solver
+from sampling.flow import Solver
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.runs.progress import mean_and_error
@@ -94,8 +94,8 @@ def there_and_back(context: Context, solver: Solver) -> Compute:
         x0 = run.to_model(levels, keys)
         denoiser = context.denoiser(params, batch)
         with jax.default_matmul_precision("highest"):  # as likelihoods are computed
-            z, there = encode(denoiser, x0, solver, t_min, t_max)
-            x, back = decode(denoiser, z, solver, t_min, t_max)
+            z, there = encode(denoiser, x0, solver, t_min=t_min, t_max=t_max)
+            x, back = decode(denoiser, z, solver, t_min=t_min, t_max=t_max)
         off = jnp.abs(run.scaling.to_unit(x) - run.scaling.to_unit(x0)).reshape(len(x), -1) * run.scaling.levels
         rms, largest = jnp.sqrt(jnp.mean(off**2, axis=1)), jnp.max(off, axis=1)
         z = z / run.model.path.sigma(jnp.asarray(t_max))

@@ -2,12 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float
 
 from evaluation.context import Context
 from evaluation.dequantisers import build_dequantizer, dequantising, described, refuse_missing, start_time
@@ -16,76 +15,14 @@ from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
 from evaluation.report import page
 from sampling.base import example_keys, split
-from sampling.ode import Solver, solve_flow
+from sampling.flow import Solver
+from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.model import Denoiser
-from score_flow.numerics import value_and_divergence
 from score_flow.runs.progress import mean_and_error
-from score_flow.types import Images, Keys
 
-Probe = Literal["rademacher", "gaussian", "exact"]
-Floats = Float[Array, "b"] | Float[np.ndarray, "b"]
 STREAM = 1  # of example keys
 N_EXTREMES = 16
-
-
-class LogLikelihood(NamedTuple):
-    """log p(x0) in nats, the latent it was mapped to, batched network calls (divergence included), and success."""
-
-    log_prob: Float[Array, "b"]
-    z: Images
-    n_evaluations: Int[Array, ""]
-    ok: Bool[Array, "b"]
-    calls: Int[Array, "b"]  # of each image's own steps
-
-
-def probes(keys: Keys, kind: Probe, n: int, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
-    """Probe vectors with E[e e^T] = I: n random ones, or all d basis vectors scaled by sqrt(d), whose mean is exact."""
-    if kind == "exact":
-        d = math.prod(shape)
-        basis = math.sqrt(d) * jnp.eye(d).reshape(d, 1, *shape)
-        return jnp.broadcast_to(basis, (d, keys.shape[0], *shape))
-    draw = jax.random.rademacher if kind == "rademacher" else jax.random.normal
-    return jax.vmap(lambda i: jax.vmap(lambda key: draw(jax.random.fold_in(key, i), shape, jnp.float32))(keys))(
-        jnp.arange(n)
-    )
-
-
-def log_likelihood(
-    keys: Keys,
-    denoiser: Denoiser,
-    x0: Images,
-    solver: Solver,
-    t_min: float = 1e-5,
-    t_max: float = 1.0,
-    probe: Probe = "rademacher",
-    n_probes: int = 1,
-) -> LogLikelihood:
-    """log p(x0) = log N(z; 0, sigma(t_max)^2 I) + int div velocity dt, z = x(t_max) (arXiv:2011.13456, eq. 39).
-
-    x0 is taken as the state at t_min. Probes are drawn once and kept for the whole solve, so that the right-hand side
-    is a function of (t, x) and the solver's error control means what it says.
-    """
-    e = jnp.moveaxis(probes(keys, probe, n_probes, x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
-    e = e.astype(x0.dtype)
-
-    def field(t, y, args):
-        e, condition = args
-        velocity = lambda x: denoiser.given(condition).velocity(x, t)  # noqa: E731
-        value, divergence = value_and_divergence(velocity, y[0], jnp.moveaxis(e, 1, 0))
-        return value, divergence / d
-
-    d = math.prod(x0.shape[1:])
-    y0 = (x0, jnp.zeros(x0.shape[0], x0.dtype))  # log p per dimension: its tolerance is then one of bits/dim
-    (z, integral), stats = solve_flow(field, denoiser.path, y0, t_min, t_max, solver, (e, denoiser.condition))
-    log_prob = denoiser.path.prior_log_prob(z, t_max) + d * integral
-    return LogLikelihood(log_prob, z, stats.n_evaluations, stats.ok, stats.calls)
-
-
-def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Floats:
-    """-log2 p of the pixel levels, a dimension; bits_offset is the data scaling's, or a dequantiser's bits."""
-    return -log_prob / (d * math.log(2)) + bits_offset
 
 
 READS = (
@@ -121,8 +58,10 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
         noise_keys, probe_keys = split(example_keys(run.seed, seeds, STREAM))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x, offset = dequantise(noise_keys, batch["image"])
-            denoiser, probe = context.denoiser(params, batch), (options.probe, options.n_probes)
-            result = log_likelihood(probe_keys, denoiser, x, solver, t_min, t_max, *probe)
+            result = log_likelihood(
+                probe_keys, context.denoiser(params, batch), x, solver=solver, t_min=t_min, t_max=t_max,
+                probe=options.probe, n_probes=options.n_probes,
+            )  # fmt: skip
         power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(t_max)) ** 2
         bits = bits_per_dim(result.log_prob, d, offset)
         return {"bits": bits, "latent_power": power, "calls": result.calls}, result.ok

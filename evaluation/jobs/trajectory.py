@@ -10,7 +10,7 @@ from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job
 from evaluation.report import page
 from sampling.base import example_keys
-from sampling.ode import Solver, flow
+from sampling.flow import Solver, flow
 from score_flow.runs.sharding import multiple, place, to_host
 
 N, N_TIMES = 8, 10
@@ -29,7 +29,7 @@ def build(context: Context, opened: None) -> Fold:
 
         def onwards(x, ends):
             estimate = denoiser.x0(x, ends[0])
-            return flow(denoiser, x, ends[0], ends[1], SOLVER)[0], (x, estimate)
+            return flow(denoiser, x, SOLVER, t0=ends[0], t1=ends[1])[0], (x, estimate)
 
         last, (states, estimates) = jax.lax.scan(onwards, x, jnp.stack([times[:-1], times[1:]], axis=1))
         states = jnp.concatenate([states, last[None]])

@@ -10,9 +10,9 @@ import optax
 import pytest
 from scipy.stats import norm
 
-from evaluation.jobs.likelihood import bits_per_dim, log_likelihood
 from sampling.base import example_keys
-from sampling.ode import Solver
+from sampling.flow import Solver
+from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
@@ -183,7 +183,7 @@ def test_decoder_on_the_flow_is_the_closed_form():
     points = np.repeat(DATA, (SHARES * 8).astype(int), axis=0) - 1.0
     denoiser = MixtureDenoiser(Linear(), jnp.asarray(points, jnp.float32), 0.0)
     flat, solver = x.reshape(n, 2), Solver("dopri5", 1e-5, 1e-5, per_example=False)
-    result = jax.jit(lambda x: log_likelihood(KEYS[:n], denoiser, x, solver, t, 1.0, "exact"))(flat)
+    result = jax.jit(lambda x: log_likelihood(KEYS[:n], denoiser, x, solver=solver, t_min=t, probe="exact"))(flat)
     np.testing.assert_allclose(result.log_prob, exact_log_p(flat, t, False), rtol=0, atol=1e-3)
     gap = bits_per_dim(np.asarray(result.log_prob, np.float64), 2, np.asarray(bits, np.float64)) - exact
     assert abs(gap.mean()) < 0.1

@@ -9,7 +9,7 @@ import pytest
 
 from sampling import ancestral, ddim, ode, predictor_corrector, sde
 from sampling.base import example_keys
-from sampling.ode import Solver, flow
+from sampling.flow import Solver, flow
 from score_flow.paths.linear import Linear
 from score_flow.process.grid import GRIDS, choose, choose_in_chain, intervals, karras, respace
 from score_flow.types import UserError
@@ -115,7 +115,7 @@ def test_a_solver_with_a_grid_of_log_snr_works_inside_jit(name):
     solver = Solver(method="heun", n_steps=16, grid=name)
 
     def solve(x):
-        return flow(denoiser, x, 0.9, 0.01, solver)[0]
+        return flow(denoiser, x, solver, t0=0.9, t1=0.01)[0]
 
     y = jax.jit(solve)(x)
     (mean, std), (end_mean, end_std) = denoiser.marginal(0.9), denoiser.marginal(0.01)
@@ -195,8 +195,8 @@ def test_a_solver_refuses_times_of_another_integral():
     solver, denoiser = Solver(method="euler", grid=TIMES), GaussianDenoiser(Linear())
     assert hash(solver) == hash(Solver(method="euler", grid=TIMES)) and solver.fixed
     with pytest.raises(UserError, match="runs from 0.8 to 0.1, the integral from 0.9 to 0.1"):
-        flow(denoiser, jnp.ones((1, 2)), 0.9, 0.1, solver)
-    up, _ = flow(denoiser, jnp.ones((1, 2)), 0.1, 0.8, solver)
+        flow(denoiser, jnp.ones((1, 2)), solver, t0=0.9, t1=0.1)
+    up, _ = flow(denoiser, jnp.ones((1, 2)), solver, t0=0.1, t1=0.8)
     assert np.isfinite(up).all()
 
 

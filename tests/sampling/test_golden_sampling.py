@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from sampling import base, predictor_corrector
-from sampling.ode import Solver, flow
+from sampling.flow import Solver, flow
 from sampling.predictor_corrector import correct, predict
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
@@ -220,7 +220,7 @@ def flow_sample(case, denoiser, prior_noise):
 
     @jax.jit
     def solve(noise):
-        return flow(denoiser, process.reference_prior_std * noise, 1.0, eps, solver)
+        return flow(denoiser, process.reference_prior_std * noise, solver, t0=1.0, t1=eps)
 
     x, stats = solve(prior_noise)
     steps = int(stats.n_steps[0]) + case["nfe64"] // 6

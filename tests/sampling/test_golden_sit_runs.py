@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from sampling import base, sde
+from sampling.flow import Solver, flow
 from sampling.guidance import ClassifierFree, Extrapolation
-from sampling.ode import Solver, flow
 from score_flow.model import Denoiser, Model
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.prediction import velocity as velocity_prediction
 from score_flow.process.times import uniform
-from tests.evaluation.jobs.test_golden_likelihoods import log_p
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Imported
 from tests.pretrained.projects.test_golden_sit import IN_CHANNELS_GUIDED, Theirs
+from tests.sampling.test_golden_likelihoods import log_p
 from tests.sampling.test_golden_sit_samplers import ODE_METHODS, SDE_METHODS, arrays_of, denoiser_of, ends, feed
 from tests.sampling.test_golden_transport import INTERPOLANTS
 from tests.toy_losses import denoising
@@ -53,7 +53,7 @@ def states(row, arrays, monkeypatch):
         solver = Solver(ODE_METHODS[row["method"]], n_steps=1, per_example=False)
         found, times = [x], np.linspace(start, end, n + 1).tolist()
         for t, later in itertools.pairwise(times):
-            found.append(flow(denoiser, found[-1], t, later, solver)[0])
+            found.append(flow(denoiser, found[-1], solver, t0=t, t1=later)[0])
         return jnp.stack(found)
     w = lambda c, t: sde.DIFFUSIONS[row["diffusion_form"]](c, t, row["diffusion_norm"])  # noqa: E731
     t_end = row["last_step_size"]
@@ -123,7 +123,7 @@ def run(row, denoiser, x, noises, monkeypatch):
     adaptive = row["method"].startswith("dopri")
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if adaptive else {"n_steps": row["num_steps"] - 1}
     solver = Solver(ODE_METHODS[row["method"]], per_example=False, **tolerance)
-    x, stats = jax.jit(lambda x: flow(denoiser, x, t_max, t_min, solver))(x)
+    x, stats = jax.jit(lambda x: flow(denoiser, x, solver, t0=t_max, t1=t_min))(x)
     return x, 2 * int(stats.n_steps[0]) * 1e-9 * (1 + float(jnp.abs(x).max())) if adaptive else 0.0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampling import base, sde
-from sampling.ode import METHODS, Solver, flow
+from sampling.flow import METHODS, Solver, flow
 from score_flow.paths.base import Path
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
@@ -108,7 +108,7 @@ def ode_sample(case, arrays):
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if adaptive else {"n_steps": case["num_steps"] - 1}
     solver = Solver(method, per_example=False, **tolerance)
     x = jnp.asarray(arrays["x"], float)
-    x, stats = jax.jit(lambda x: flow(denoiser_of(case, arrays), x, start, end, solver))(x)
+    x, stats = jax.jit(lambda x: flow(denoiser_of(case, arrays), x, solver, t0=start, t1=end))(x)
     # Each of the steps of either leaves an error of one tolerance; both take about as many.
     return x, 2 * int(stats.n_steps[0]) * 1e-9 * (1 + float(jnp.abs(x).max())) if adaptive else 0.0
 

@@ -7,9 +7,9 @@ import pytest
 
 from sampling.base import example_keys
 from sampling.encoding import ddim_flow, decode, encode, invert, slerp
+from sampling.flow import Solver
 from sampling.guidance import Tempered, guide
 from sampling.heun import build as heun
-from sampling.ode import Solver
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.process.grid import log_snr, uniform
@@ -35,8 +35,8 @@ def there_and_back(path, solver):
 
     @jax.jit
     def run(x0):
-        z, there = encode(denoiser, x0, solver, T_MIN, T_MAX)
-        back, again = decode(denoiser, z, solver, T_MIN, T_MAX)
+        z, there = encode(denoiser, x0, solver, t_min=T_MIN, t_max=T_MAX)
+        back, again = decode(denoiser, z, solver, t_min=T_MIN, t_max=T_MAX)
         return z, back, there.ok & again.ok
 
     z, back, ok = run(x0)
@@ -63,7 +63,7 @@ def test_a_round_trip_is_exact_in_float64(name):
 def test_latents_of_gaussian_data_are_the_exact_ones():
     with jax.enable_x64(True):
         denoiser, x0 = GaussianDenoiser(VP()), jnp.linspace(-0.5, 1.5, 8).reshape(2, 4)
-        z, _ = encode(denoiser, x0, Solver("dopri8", rtol=1e-10, atol=1e-10), T_MIN, T_MAX)
+        z, _ = encode(denoiser, x0, Solver("dopri8", rtol=1e-10, atol=1e-10), t_min=T_MIN, t_max=T_MAX)
         (m0, s0), (m1, s1) = denoiser.marginal(T_MIN), denoiser.marginal(T_MAX)
         np.testing.assert_allclose(z, m1 + s1 / s0 * (x0 - m0), atol=1e-8)
 

@@ -10,9 +10,9 @@ import pytest
 from sampling import sde
 from sampling.base import chain, example_keys
 from sampling.ddim import ddim
+from sampling.flow import METHODS, Solver, flow
 from sampling.heun import heun
 from sampling.multistep import dpm_solver, recur
-from sampling.ode import METHODS, Solver, flow
 from sampling.predictor_corrector import ancestral, euler, reverse_diffusion
 from sampling.unipc import unipc
 from score_flow.paths.gvp import GVP
@@ -40,7 +40,7 @@ def test_ode_order(method):
         ns = np.array([2, 3, 4, 6]) if ORDERS[method] == 8 else np.array([8, 12, 16, 24])
         errors = []
         for n in ns:
-            end, stats = flow(denoiser, x, t0, t1, Solver(method, n_steps=int(n), per_example=False))
+            end, stats = flow(denoiser, x, Solver(method, n_steps=int(n), per_example=False), t0=t0, t1=t1)
             errors.append(np.abs(end - (m1 + s1 / s0 * (x - m0))).max())
             assert int(stats.n_steps[0]) == n
     # Dopri8 meets float64 after a few steps and has its order only in the limit: within 1; the rest within .3.
@@ -59,8 +59,8 @@ def test_adaptive_flow_reaches_the_exact_state(name):
 
     @jax.jit
     def there_and_back(x):
-        z, _ = flow(denoiser, x, 1e-3, 0.9, solver)
-        return z, *flow(denoiser, z, 0.9, 1e-3, solver)
+        z, _ = flow(denoiser, x, solver, t0=1e-3, t1=0.9)
+        return z, *flow(denoiser, z, solver, t0=0.9, t1=1e-3)
 
     z, back, stats = there_and_back(x)
     np.testing.assert_allclose(z, m1 + s1 / s0 * (x - m0), rtol=1e-4, atol=1e-4 * s1)
@@ -163,7 +163,8 @@ def test_fast_samplers_have_their_order(name, data):
         means = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
         denoiser = GaussianDenoiser(path) if data == "gaussian" else MixtureDenoiser(path, means, 0.6)
         # Its error is far below the smallest of theirs, 4e-7.
-        exact, _ = flow(denoiser, x, 0.99, 1e-3, Solver("dopri8", rtol=1e-12, atol=1e-12, per_example=False))
+        finest = Solver("dopri8", rtol=1e-12, atol=1e-12, per_example=False)
+        exact, _ = flow(denoiser, x, finest, t0=0.99, t1=1e-3)
         errors = []
         for n in ns:
             table = rows(path, karras(path, int(n), 1e-3, 0.99))

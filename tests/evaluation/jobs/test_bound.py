@@ -13,9 +13,9 @@ from scipy.stats import multivariate_normal
 
 from evaluation.jobs import bound
 from evaluation.jobs.bound import bound_terms, time_sampler
-from evaluation.jobs.likelihood import log_likelihood
 from sampling.base import example_keys
-from sampling.ode import Solver
+from sampling.flow import Solver
+from sampling.likelihood import log_likelihood
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.process.grid import noisy_end
@@ -134,7 +134,7 @@ def test_a_wrong_model_is_bounded_from_above():
     x0 = denoiser.mean + denoiser.std * jax.random.normal(jax.random.key(1), (256, d))
     terms = jax.jit(lambda x0: bound_terms(keys, denoiser, x0, times, T_MIN, 1.0, 64, DATA_STD))(x0)
     solver = Solver("heun", n_steps=300, grid="log_snr", per_example=False)
-    ode = jax.jit(lambda x0: log_likelihood(keys, denoiser, x0, solver, T_MIN, 1.0, "exact").log_prob)(x0)
+    ode = jax.jit(lambda x0: log_likelihood(keys, denoiser, x0, solver=solver, t_min=T_MIN, probe="exact").log_prob)(x0)
     gap, error = mean_and_error(np.asarray(sum(terms) + ode, np.float64) / d / math.log(2))
     print(f"{gap:.3f} +- {error:.3f} bits/dim")
     assert gap > 3 * error

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from evaluation.jobs import bound
-from evaluation.jobs.likelihood import bits_per_dim
+from sampling.likelihood import bits_per_dim
 from score_flow.data.scaling import Scaling
 from score_flow.model import Model, Preconditioning
 from score_flow.numerics import bisection, standard_normal_log_prob, sum_flat

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from evaluation.jobs import likelihood
-from evaluation.jobs.likelihood import bits_per_dim, log_likelihood
+from sampling import likelihood
 from sampling.base import example_keys
-from sampling.ode import Solver
+from sampling.flow import Solver
+from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.data.scaling import Scaling
 from score_flow.numerics import standard_normal_log_prob, value_and_divergence
 from tests.golden_compare import Ours, compare
@@ -39,9 +39,10 @@ def log_p(monkeypatch, denoiser, x, probe, solver, ends, prior_std=1.0):
 
     def evaluate(x, probe):
         patch.setattr(likelihood, "probes", lambda keys, kind, n, shape: probe[None])
-        result = log_likelihood(example_keys(0, jnp.arange(len(x))), denoiser, x, solver, *ends)
+        keys, (t_min, t_max) = example_keys(0, jnp.arange(len(x))), ends
+        result = log_likelihood(keys, denoiser, x, solver=solver, t_min=t_min, t_max=t_max)
         log_prior = standard_normal_log_prob(result.z / prior_std) - x[0].size * math.log(prior_std)
-        ours = denoiser.path.prior_log_prob(result.z, ends[1])  # ours is that of the path
+        ours = denoiser.path.prior_log_prob(result.z, t_max)  # ours is that of the path
         return result.log_prob - ours + log_prior, result.z, result.n_evaluations // 6
 
     with monkeypatch.context() as patch:

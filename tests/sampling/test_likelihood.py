@@ -1,6 +1,7 @@
 """log p by the probability-flow ODE against densities known in closed form."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal, norm
 
-from evaluation.jobs.likelihood import bits_per_dim, log_likelihood, probes
 from sampling.base import example_keys
-from sampling.ode import METHODS, SAFETY, Solver, flow, solve_flow
+from sampling.flow import METHODS, SAFETY, Solver, flow, solve_flow
+from sampling.likelihood import bits_per_dim, log_likelihood, probes
 from score_flow.data.scaling import Scaling
 from score_flow.numerics import value_and_divergence
 from score_flow.paths.gvp import GVP
@@ -20,7 +21,7 @@ from score_flow.paths.vp import VP
 from tests.discover import builds, thinned
 from tests.exact import CorrelatedDenoiser, GaussianDenoiser, MixtureDenoiser
 
-KEYS = example_keys(0, jnp.arange(16))
+KEYS, FINE = example_keys(0, jnp.arange(16)), Solver(rtol=1e-5, atol=1e-5)
 PATHS = builds("score_flow.paths")
 
 
@@ -36,7 +37,8 @@ def test_bits_of_a_gaussian(name):
     denoiser = GaussianDenoiser(path)
     (m0, s0), (m1, s1) = denoiser.marginal(t_min), denoiser.marginal(t_max)
     x0 = m0 + s0 * jax.random.normal(jax.random.key(1), (16, *shape))
-    result = jax.jit(lambda x: log_likelihood(KEYS, denoiser, x, Solver(rtol=1e-5, atol=1e-5), t_min, t_max))(x0)
+    f = partial(log_likelihood, KEYS, denoiser, solver=FINE, t_min=t_min, t_max=t_max)
+    result = jax.jit(f)(x0)
     x, sigma = np.asarray(x0, np.float64), float(path.sigma(jnp.asarray(t_max)))
     z = m1 + s1 / s0 * (x - m0)
     expected = (norm.logpdf(z, 0, sigma) + math.log(s1 / s0)).sum(axis=(1, 2, 3))
@@ -65,7 +67,7 @@ def test_correlated_gaussian_with_exact_divergence(path):
     expected = multivariate_normal(cov=covariance).logpdf(np.asarray(x0, np.float64))
 
     def estimate(probe, n):
-        f = jax.jit(lambda x: log_likelihood(KEYS, denoiser, x, Solver(rtol=1e-5, atol=1e-5), 1e-4, 1.0, probe, n))
+        f = jax.jit(partial(log_likelihood, KEYS, denoiser, solver=FINE, t_min=1e-4, probe=probe, n_probes=n))
         return np.asarray(f(x0).log_prob, np.float64)
 
     exact = estimate("exact", 1)  # 16 points x 16 probes below: 256 in all
@@ -82,7 +84,7 @@ def test_mixture_with_exact_divergence():
     means = 0.7 * jax.random.rademacher(jax.random.key(0), (3, 16), jnp.float32)
     denoiser = MixtureDenoiser(Linear(), means)
     x0 = means[jnp.arange(16) % 3] + 0.2 * jax.random.normal(jax.random.key(1), (16, 16))
-    result = jax.jit(lambda x: log_likelihood(KEYS, denoiser, x, Solver(rtol=1e-5, atol=1e-5), 1e-4, 1.0, "exact"))(x0)
+    result = jax.jit(partial(log_likelihood, KEYS, denoiser, solver=FINE, t_min=1e-4, probe="exact"))(x0)
     assert np.abs(np.asarray(result.log_prob - denoiser.log_prob(x0, 1e-4))).max() / 16 / math.log(2) <= 1e-4
 
 
@@ -96,7 +98,7 @@ def test_end_state_agrees_with_scipy():
     with jax.enable_x64(True):
         denoiser = MixtureDenoiser(VP(), jnp.asarray([[0.5] * 8, [-0.5] * 8]))
         x0, velocity = jax.random.normal(jax.random.key(0), (4, 8)), jax.jit(lambda x, t: denoiser.velocity(x, t))
-        ours, stats = flow(denoiser, x0, 1e-2, 1.0, solver)
+        ours, stats = flow(denoiser, x0, solver, t0=1e-2, t1=1.0)
 
         def rhs(t, y):
             return np.asarray(velocity(jnp.asarray(y).reshape(4, 8), jnp.asarray(t))).ravel()
@@ -120,9 +122,8 @@ def test_calls_are_counted(method):
 
     for n_steps in (7,) if method == "euler" else (7, 0):
         calls.clear()
-        _, stats = solve_flow(
-            field, Linear(), jnp.ones((2, 3)), 1.0, 0.1, Solver(method, 1e-3, 1e-3, n_steps, per_example=False)
-        )
+        solver = Solver(method, 1e-3, 1e-3, n_steps=n_steps, per_example=False)
+        _, stats = solve_flow(field, Linear(), jnp.ones((2, 3)), solver=solver, t0=1.0, t1=0.1)
         jax.effects_barrier()
         assert int(stats.n_evaluations) == len(calls)
 
@@ -155,7 +156,7 @@ def test_result_does_not_depend_on_the_batch():
     """Per-example steps: an image alone and among others, to 1e-5 bits/dim (rounding can move a step by a hair)."""
     denoiser = GaussianDenoiser(VP())
     x0 = 0.5 + jnp.geomspace(0.01, 1.0, 16)[:, None] * jnp.ones((16, 5))
-    f = jax.jit(lambda keys, x: log_likelihood(keys, denoiser, x, Solver(rtol=1e-5, atol=1e-5)).log_prob)
+    f = jax.jit(lambda keys, x: log_likelihood(keys, denoiser, x, solver=FINE).log_prob)
     together, alone = f(KEYS, x0), jnp.concatenate([f(KEYS[i : i + 1], x0[i : i + 1]) for i in (0, 7, 15)])
     difference = np.abs(np.asarray(together[jnp.array([0, 7, 15])] - alone)) / 5 / math.log(2)
     print(f"largest difference {difference.max():.1e} bits/dim")
@@ -164,5 +165,5 @@ def test_result_does_not_depend_on_the_batch():
 
 def test_failure_is_reported_not_raised_inside_jit():
     denoiser = GaussianDenoiser(VP())
-    result = jax.jit(lambda x: log_likelihood(KEYS, denoiser, x, Solver(max_steps=2)))(jnp.ones((16, 4)))
+    result = jax.jit(lambda x: log_likelihood(KEYS, denoiser, x, solver=Solver(max_steps=2)))(jnp.ones((16, 4)))
     assert not np.asarray(result.ok).any()
