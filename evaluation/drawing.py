@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from evaluation.metrics.collector import extract
-from sampling.base import Sampler, example_keys
+from sampling.base import Sampler, Stream, example_keys
 from score_flow.config import registries
 from score_flow.config.components import Component, Registries, find
 from score_flow.config.hints import parameters_of
@@ -18,14 +18,12 @@ from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
 
-STREAM = 3  # of example keys: one index is one sample, whichever job draws it
-
 # (parameters, guidance, control or None, global indices[, extractor]) -> ({"image": levels, "label": ..., "pool": ...},
 # network calls of each, which arrived with finite values), on the host
 Drawer = Callable[..., tuple[dict[str, np.ndarray], Int[np.ndarray, "b"], Bool[np.ndarray, "b"]]]
 
 
-def drawer(run: Experiment, sampler: Sampler, stream: int = STREAM, keep: Sequence[str] = ()) -> Drawer:
+def drawer(run: Experiment, sampler: Sampler, stream: Stream = Stream.SAMPLES, keep: Sequence[str] = ()) -> Drawer:
     """The samples of some global indices as pixel levels, with their conditions; compiled once for each batch size.
 
     With an extractor, also their features ("pool", "logits"), in the same program. Only the arrays named in `keep`
@@ -97,6 +95,6 @@ def rehearse(run: Experiment, sampler: Sampler, guide: Any, control: Any) -> Non
     def draw(params, guide, control, seeds):
         denoiser = guide(run.model.bind(params, guide.in_turn(seeds)))
         denoiser = control(denoiser, seeds) if control else denoiser
-        return sampler(example_keys(run.seed, seeds, STREAM), denoiser, run.image_shape)
+        return sampler(example_keys(run.seed, seeds, Stream.SAMPLES), denoiser, run.image_shape)
 
     jax.eval_shape(draw, params, guide, control, seeds)

@@ -1,5 +1,6 @@
 """Samplers, kernels, and the one loop that repeats kernels over a time grid."""
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,8 +37,22 @@ Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
 Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian | Callable[[Images], Gaussian]]
 
 
-def example_keys(seed: int, indices: Integer[Array, "b"], stream: int = 0) -> Keys:
-    """One key for each global example index; `stream` keeps different uses of the same index apart."""
+class Stream(enum.IntEnum):
+    """Keeps different uses of one example's index apart. The numbers never change: every result depends on them."""
+
+    OWN = 0  # of a caller, who has no other
+    LIKELIHOOD = 1
+    LOSS = 2
+    SAMPLES = 3  # one index is one sample, whichever job draws it
+    SNAPSHOT = 4
+    VLB = 5
+    ACCURACY = 6
+    BOUND = 7
+    ENCODING = 8
+
+
+def example_keys(seed: int, indices: Integer[Array, "b"], stream: Stream = Stream.OWN) -> Keys:
+    """Fold one key for each global example index, of one stream."""
     base: Key = jax.random.fold_in(jax.random.key(seed), stream)
     return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)
 

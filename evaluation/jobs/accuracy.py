@@ -8,9 +8,8 @@ from evaluation.context import Context
 from evaluation.fold import Fold
 from evaluation.jobs.base import Job
 from evaluation.jobs.rounds import per_image
-from sampling.base import example_keys
+from sampling.base import Stream, example_keys
 
-STREAM = 6  # of example keys
 N_TIMES = 11
 
 
@@ -23,7 +22,8 @@ def build(context: Context, opened: None) -> Fold:
     times = np.linspace(options.smallest_time, options.largest_time, N_TIMES)
 
     def right(params, batch, seeds):
-        noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(example_keys(run.seed, seeds, STREAM))
+        keys = example_keys(run.seed, seeds, Stream.ACCURACY)
+        noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(keys)
         x0 = run.scaling.normalise(batch["image"])
 
         def at(t):

@@ -23,7 +23,7 @@ from evaluation.dequantisers import build_dequantizer, dequantising, described, 
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
-from sampling.base import example_keys, normal, split
+from sampling.base import Stream, example_keys, normal, split
 from sampling.likelihood import Probe, bits_per_dim, probes
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
@@ -37,7 +37,6 @@ from score_flow.runs.progress import mean_and_error
 from score_flow.types import Images, Keys, Times, UserError
 
 Form = Literal["dsm", "ssm"]
-STREAM = 7  # of example keys
 
 
 class Terms(NamedTuple):
@@ -145,7 +144,7 @@ def build(context: Context, opened: None) -> Fold:
     probe = options.probe, options.n_probes
 
     def terms(params, batch, seeds, dequantise):  # in nats, and the dequantiser's bits/dim
-        noise_keys, keys = split(example_keys(run.seed, seeds, STREAM))
+        noise_keys, keys = split(example_keys(run.seed, seeds, Stream.BOUND))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x0, levels = dequantise(noise_keys, batch["image"])
             settings = times, t_min, t_max, options.bound_times, run.model.preconditioning.data_std, options.bound_form

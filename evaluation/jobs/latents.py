@@ -14,14 +14,13 @@ from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.likelihood import open_solver
 from evaluation.jobs.rounds import Compute, per_image
-from sampling.base import example_keys
+from sampling.base import Stream, example_keys
 from sampling.encoding import decode, encode
 from sampling.flow import Solver
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.runs.progress import mean_and_error
 
-STREAM = 8  # of example keys
 MOMENTS = ("mean", "mean_square", "fourth", "neighbours")  # of each image
 EDGES = ndtri(np.arange(1, 1000) / 1000)  # the thousandths of N(0, 1)
 # Kolmogorov's limit law of sqrt(n) max |F_n - F|: its mean, and its standard deviation
@@ -90,7 +89,7 @@ def there_and_back(context: Context, solver: Solver) -> Compute:
     t_min, t_max = options.smallest_time, options.largest_time
 
     def figures(params, batch, indices):
-        keys, levels = example_keys(run.seed, indices, STREAM), batch["image"]
+        keys, levels = example_keys(run.seed, indices, Stream.ENCODING), batch["image"]
         x0 = run.to_model(levels, keys)
         denoiser = context.denoiser(params, batch)
         with jax.default_matmul_precision("highest"):  # as likelihoods are computed

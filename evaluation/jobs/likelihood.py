@@ -14,14 +14,13 @@ from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
 from evaluation.report import page
-from sampling.base import example_keys, split
+from sampling.base import Stream, example_keys, split
 from sampling.flow import Solver
 from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.runs.progress import mean_and_error
 
-STREAM = 1  # of example keys
 N_EXTREMES = 16
 
 
@@ -55,7 +54,7 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
     d, t_min, t_max = math.prod(run.image_shape), start_time(options, dequantizer), options.largest_time
 
     def bits(params, batch, seeds, dequantise):
-        noise_keys, probe_keys = split(example_keys(run.seed, seeds, STREAM))
+        noise_keys, probe_keys = split(example_keys(run.seed, seeds, Stream.LIKELIHOOD))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x, offset = dequantise(noise_keys, batch["image"])
             result = log_likelihood(

@@ -8,10 +8,9 @@ from evaluation.fold import Fold
 from evaluation.jobs.base import Job
 from evaluation.jobs.rounds import per_image
 from evaluation.report import page
-from sampling.base import example_keys
+from sampling.base import Stream, example_keys
 from score_flow.runs.progress import mean_and_error
 
-STREAM = 2  # of example keys
 N_BINS = 10
 
 
@@ -20,7 +19,7 @@ def build(context: Context, opened: None) -> Fold:
     run, repeats = context.run, context.options.num_repeats
 
     def losses(params, batch, seeds):
-        keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(run.seed, seeds, STREAM))
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(run.seed, seeds, Stream.LOSS))
         times = run.loss.times
         t, weight = jax.vmap(lambda key: times.sample(times.init(), key, 1))(keys[:, 0])
         noise = jax.vmap(lambda key: jax.random.normal(key, run.image_shape))(keys[:, 1])

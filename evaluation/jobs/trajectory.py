@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.context import Context
-from evaluation.drawing import STREAM  # the first samples of that job, when its sampler is the flow
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job
 from evaluation.report import page
-from sampling.base import example_keys
+from sampling.base import Stream, example_keys
 from sampling.flow import Solver, flow
 from score_flow.runs.sharding import multiple, place, to_host
 
@@ -25,7 +24,8 @@ def build(context: Context, opened: None) -> Fold:
 
     def draw(params, guide, pixels, seeds):
         denoiser = guide(run.model.bind(params, guide.in_turn(seeds)))
-        x = denoiser.start(example_keys(run.seed, seeds, STREAM), run.image_shape, t_max)
+        # Those of the job samples, where its sampler is the flow.
+        x = denoiser.start(example_keys(run.seed, seeds, Stream.SAMPLES), run.image_shape, t_max)
 
         def onwards(x, ends):
             estimate = denoiser.x0(x, ends[0])

@@ -12,7 +12,7 @@ from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
-from sampling.base import example_keys, normal
+from sampling.base import Stream, example_keys, normal
 from sampling.guidance import Thresholded
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
@@ -21,8 +21,6 @@ from score_flow.numerics import mean_flat
 from score_flow.process.bound import VariationalBound
 from score_flow.runs.progress import mean_and_error
 from score_flow.types import Images, Keys, UserError
-
-STREAM = 5  # of example keys
 
 
 class Terms(NamedTuple):
@@ -80,7 +78,7 @@ def build(context: Context, bound: VariationalBound) -> Fold:
         if options.vlb_clip:
             denoiser = Thresholded(denoiser, run.scaling.low, run.scaling.high)
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
-            prior, rows = bound.prior(x0), bound_terms(example_keys(run.seed, indices, STREAM), denoiser, bound, x0)
+            prior, rows = bound.prior(x0), bound_terms(example_keys(run.seed, indices, Stream.VLB), denoiser, bound, x0)
         return {"prior": prior} | {name: row.T for name, row in rows._asdict().items()}, None
 
     def summarise(arrays):

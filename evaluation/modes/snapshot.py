@@ -9,7 +9,7 @@ from evaluation.context import Guidance
 from evaluation.drawing import drawer
 from evaluation.report.pictures import save_grid
 from sampling import multistep
-from sampling.base import Sampler
+from sampling.base import Sampler, Stream
 from score_flow.config.components import Component
 from score_flow.experiment import Experiment
 from score_flow.runs.progress import progress
@@ -17,7 +17,6 @@ from score_flow.runs.sharding import is_main, multiple
 from score_flow.training.steps import Preemption
 from score_flow.types import Params
 
-STREAM = 4  # of example keys
 N, CHUNK = 16, 4  # samples of a sheet; how many are drawn between two looks for a signal
 N_STEPS = 20  # network calls of a sample
 
@@ -36,7 +35,7 @@ def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -
 
     After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
     """
-    draw, chunk = drawer(run, sampler, STREAM), multiple(run.mesh, CHUNK)
+    draw, chunk = drawer(run, sampler, Stream.SNAPSHOT), multiple(run.mesh, CHUNK)
 
     def save(step: int, params: Params) -> None:
         parts = []
