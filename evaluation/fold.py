@@ -28,6 +28,7 @@ ROWS = "rows"  # folder of what rounds leave on disk for the end: with the resul
 
 Key = dict[str, Any]  # what a result depends on, by name: nested, plain values that JSON writes
 State = dict[str, PyTree]
+Arrays = dict[str, np.ndarray]
 
 
 class Fold(NamedTuple):
@@ -113,6 +114,61 @@ def next_round(
     wanted = np.flatnonzero(missing[row])[:size]
     positions = np.arange(size)
     return row, wanted[np.minimum(positions, len(wanted) - 1)], positions < len(wanted)
+
+
+# ---- what rounds leave on disk
+
+
+class Rows:
+    """Arrays on disk, an .npy file each, whose rows are written in any order and any number of times.
+
+    What is written is on disk before `write` returns, so that a state that is saved later may rely on it. Plain
+    writes: a full disk is an OSError, where one under a memory map would be a signal.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def write(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], begun: bool) -> None:
+        """Put arrays of k rows at their places among the rows, counted along the `leading` axes; main process only.
+
+        begun: whether rows were written before; raises UserError where they are gone.
+        """
+        for name, array in arrays.items() if is_main() else ():
+            file, shape = self._file(name), (*leading, *array.shape[1:])
+            found = self._open(file)
+            if found is None or (found.shape, found.dtype) != (shape, array.dtype):
+                if begun:
+                    raise UserError(f"{file} is not what this evaluation left there: remove {self._directory.parent}.")
+                self._directory.mkdir(parents=True, exist_ok=True)
+                found = np.lib.format.open_memmap(file, "w+", array.dtype, shape)
+            size, array = array.dtype.itemsize * array[0].size, np.ascontiguousarray(array)
+            runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)  # of consecutive rows
+            with open(file, "r+b") as stream:
+                for run in runs:
+                    stream.seek(found.offset + int(rows[run[0]]) * size)
+                    stream.write(array[run].tobytes())
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    def read(self, needed: bool = True) -> Arrays:
+        """{name: array} of all that was written; raises UserError where that is gone."""
+        found = {file.stem: self._open(file) for file in sorted(self._directory.glob("*.npy"))} if needed else {}
+        if needed and (not found or any(array is None for array in found.values())):
+            raise UserError(
+                f"{self._directory} does not hold what this evaluation left there: remove its parent folder."
+            )
+        return found
+
+    def _file(self, name: str) -> Path:
+        return self._directory / f"{name}.npy"
+
+    @staticmethod
+    def _open(file: Path) -> np.memmap | None:
+        try:
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
 
 
 # ---- keys

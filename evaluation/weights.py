@@ -1,5 +1,7 @@
-"""Which weights of which checkpoint of a run are evaluated."""
+"""Which weights of which checkpoint of a run are evaluated, and the wait for those that training has yet to save."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ from jaxtyping import PyTree
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
-from score_flow.runs.sharding import is_main, replicated, to_host
+from score_flow.runs.sharding import agree, is_main, replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages
 from score_flow.training.saver import refuse_other_config
-from score_flow.training.steps import all_finite
-from score_flow.types import NonFinite, Params, UserError
+from score_flow.training.steps import Preemption, all_finite
+from score_flow.types import NonFinite, Params, Preempted, UserError
 
+INTERVAL = 5.0  # seconds between two looks for a milestone that training has yet to save
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm
 MODEL = (
     "path",
@@ -56,6 +59,38 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
         if problem := milestones.damage(step):
             raise UserError(f"checkpoint {milestones.directory / str(step)} is damaged ({problem}).")
     return [(milestones, step) for step in steps[first - 1 : last]]
+
+
+def coming(workdir: Path, begin: int, end: int, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
+    """Milestones begin..end counted from 1 (begin = 0: the first; end = 0: the one at which training ends).
+
+    Raises Preempted when asked to stop, and UserError when training ended before milestone `end`.
+    """
+    if 0 < end < begin:
+        raise UserError(f"eval.begin_ckpt={begin}, eval.end_ckpt={end}: the first must not come after the last.")
+    number = begin or 1
+    while True:
+        wait_for(number, workdir / "checkpoints", preemption)
+        [(checkpoints, step)] = checkpoints_of(workdir, number, number)
+        yield checkpoints, step
+        trained = step >= checkpoints.meta(step)["config"]["training"]["n_iters"]
+        if number == end or (trained and not end):
+            return
+        if trained:
+            raise UserError(f"eval.end_ckpt={end}: training ended with milestone {number}, at step {step}.")
+        number += 1
+
+
+def wait_for(number: int, milestones: Path, preemption: Preemption) -> None:
+    """Return, on every process, once the main one sees so many milestones; the others look at no file meanwhile."""
+    announced = False
+    while not agree(is_main() and len(list(milestones.glob("*.manifest.json"))) >= number):
+        if is_main() and not announced:
+            print(f"waiting for milestone {number} in {milestones}, with a look every {INTERVAL:g} s", flush=True)
+        announced = True
+        if preemption.agreed():
+            raise Preempted(f"stopped while waiting for milestone {number}; run the same command to go on.")
+        time.sleep(INTERVAL)
 
 
 def weights_of(meta: dict[str, Any], config: Config) -> str:

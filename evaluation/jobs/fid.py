@@ -16,7 +16,7 @@ from evaluation.metrics.extractors.base import Extractor
 from evaluation.metrics.frechet import ClassSums, frechet_distance, split_of
 from evaluation.metrics.kernel_distance import block_distance, kernel_distance, subset_distances
 from evaluation.metrics.manifold import precision_recall
-from evaluation.modes.statistics import Statistics, open_statistics
+from evaluation.metrics.statistics import Statistics, open_statistics
 from evaluation.report import page
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment

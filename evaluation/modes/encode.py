@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
-from evaluation.fold import Fold, held, next_round, read_json, rounds_left, write_json
+from evaluation.fold import Fold, Rows, held, next_round, read_json, rounds_left, write_json
 from evaluation.fold import run as run_fold
-from evaluation.jobs.rounds import Rows
 from score_flow import __version__
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum, sha256_of

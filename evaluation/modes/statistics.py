@@ -1,176 +1,26 @@
-"""Reference statistics: what the features of samples are compared with, in one file."""
+"""`--mode=stats`: reference statistics of a split's images, for what samples are compared with."""
 
-import dataclasses
-import functools
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import UInt8
 
-from evaluation.fold import Fold, held, next_round, rounds_left, write_arrays
-from evaluation.fold import run as run_fold
+from evaluation import fold as folds
+from evaluation.metrics import statistics
 from evaluation.metrics.collector import Collector, extract
 from evaluation.metrics.extractors.base import Extractor
-from evaluation.metrics.frechet import Moments
 from score_flow import __version__
-from score_flow.config import registries
-from score_flow.config.components import resolve
-from score_flow.config.options import Config, EvalOptions
-from score_flow.data.base import FIRST, Source, checksum, sha256_of
+from score_flow.config.options import Config
+from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
-from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
-from score_flow.types import UserError, one_line
-
-LARGEST = 16 << 30  # bytes that an array of a file may unpack to
-BUILD = "build statistics of this data set and extractor by the same command with --mode=stats"
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """A Gaussian fitted to the features of n images, and the features of some of them where the file has them.
-
-    The other fields say what images and features they are; files of other projects say none of it, and n only where
-    they hold every feature.
-    """
-
-    mu: Float64[np.ndarray, "d"]
-    sigma: Float64[np.ndarray, "d d"]
-    n: int = 0  # 0 = not said
-    features: Float[np.ndarray, "k d"] | None = None
-    extractor: str = ""
-    data: str = ""
-    sha256: str = ""  # of the pixel levels of all images in order
-    first: str = ""  # checksum of the first FIRST images
-    image_shape: tuple[int, ...] = ()
-    levels: int = 0
-    preprocessing: str = ""  # the data source's settings, as JSON
-    file: str = ""  # where they were read
-    file_sha256: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of the images, as far as it is known."""
-        return self.data or Path(self.file).name
-
-
-def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
-    """What config.eval.extractor names, on every device."""
-    if run.latent and options.extractor.name == "small":
-        raise UserError(
-            "config.eval.extractor = small is fitted to images of the data set, which a model of latents has not; "
-            "allowed: inception."
-        )
-    known = {"levels": run.scaling.levels} | ({} if run.latent else {"train": run.train_source})
-    extractor = resolve(registries.EXTRACTORS, options.extractor, "config.eval.extractor", **known)
-    return jax.tree.map(lambda leaf: place(run.mesh, np.asarray(leaf), split=False), extractor)
-
-
-def reference_source(run: Experiment, options: EvalOptions) -> Source:
-    """The split that samples are compared with."""
-    return run.open_source(options.fid_dataset)
-
-
-def statistics_file(run: Experiment, options: EvalOptions, workdir: Path) -> Path:
-    """config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
-    if options.stats:
-        return Path(options.stats).expanduser()
-    if run.latent:
-        raise UserError("config.eval.stats: got nothing; a model of latents needs a file of statistics of images.")
-    split = options.fid_dataset
-    data = reference_source(run, options).name.removesuffix(f"/{split}").removesuffix(".npz").replace("/", "_")
-    return workdir / "stats" / f"{data}-{split}-{options.extractor.name}.npz"
-
-
-def open_statistics(run: Experiment, options: EvalOptions, workdir: Path) -> tuple[Statistics, Extractor]:
-    """The reference of a run and its extractor; raises UserError where either is missing or they do not fit.
-
-    Of the features of a reference at most eval.kept_features are used, as of the samples'.
-    """
-    file = statistics_file(run, options, workdir)
-    if not file.is_file():
-        raise UserError(f"no reference statistics {file}: {BUILD}, or give a file by --config.eval.stats=FILE.")
-    found, extractor = read(file), extractor_of(run, options)
-    refuse_unfit(found, extractor, run, None if run.latent else reference_source(run, options))
-    if found.features is not None:
-        collector = Collector(len(found.features), extractor.n_features, options.kept_features)
-        found = dataclasses.replace(found, features=found.features[collector.kept])
-    return found, extractor
-
-
-def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, source: Source | None) -> None:
-    """Raise UserError unless the statistics are of these features of this data set, as far as their file says.
-
-    A model of latents has no data set of images to be compared: source None.
-    """
-    for what, theirs, ours in (
-        ("features", found.extractor, extractor.name),
-        ("number of features", len(found.mu), extractor.n_features),
-        ("shape of images", found.image_shape, run.pixel_shape),
-        ("number of pixel levels", found.levels, run.scaling.levels),
-        ("number of images", source and found.image_shape and found.n, source and len(source)),
-    ):
-        if theirs and theirs != ours:
-            raise UserError(f"{found.file} has {what} other than this run's: {theirs}, here {ours}; {BUILD}.")
-    if source and found.first and found.first != checksum(source, FIRST):
-        raise UserError(f"{found.file} is of other images, {found.data}, than this run's {source.name}; {BUILD}.")
-
-
-def read(file: Path) -> Statistics:
-    """The statistics of a file: ours, mu and sigma of pytorch-fid, ADM or EDM, or score_sde's pool_3.
-
-    Raises UserError for anything else; nothing is ever unpickled.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.file_size > LARGEST for entry in archive.infolist()):
-                raise UserError(f"{file}: an array unpacks to more than {LARGEST} bytes.")
-        with np.load(file, allow_pickle=False) as archive:
-            wanted = {field.name for field in dataclasses.fields(Statistics)} | {"pool_3"}
-            arrays = {name: archive[name] for name in archive.files if name in wanted}
-    except UserError:
-        raise
-    except Exception as error:  # hostile bytes raise almost anything
-        hint = " Statistics are .npz files of plain arrays; pickles are never read."
-        raise UserError(f"{file}: cannot be read as statistics ({one_line(error)}).{hint}") from error
-    where = {"file": str(file), "file_sha256": sha256_of(file)}
-    if "pool_3" in arrays:
-        arrays = _of_features(file, arrays["pool_3"])
-    if not {"mu", "sigma"} <= arrays.keys():
-        raise UserError(f"{file}: it holds neither mu and sigma nor pool_3, and is no file of statistics; {BUILD}.")
-    _check(file, arrays)
-    mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
-    plain = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
-    shape = {"image_shape": tuple(arrays["image_shape"].tolist())} if "image_shape" in arrays else {}
-    return Statistics(mu, sigma, features=arrays.get("features"), **plain, **shape, **where)
-
-
-def _of_features(file: Path, pool: np.ndarray) -> dict[str, np.ndarray]:
-    if pool.ndim != 2 or len(pool) < 2 or pool.dtype.kind != "f" or not np.isfinite(pool).all():
-        raise UserError(
-            f"{file}: pool_3 is {pool.dtype} of shape {pool.shape}; it must be finite features (n >= 2, d)."
-        )
-    parts = (Moments.of(pool[start : start + 4096]) for start in range(0, len(pool), 4096))
-    mu, sigma = functools.reduce(Moments.merge, parts).gaussian()
-    return {"mu": mu, "sigma": sigma, "n": np.asarray(len(pool)), "features": pool}
-
-
-def _check(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise UserError unless shapes agree and numbers are finite."""
-    shapes = {name: arrays[name].shape for name in ("mu", "sigma", "features") if name in arrays}
-    d = shapes["mu"][-1:]
-    wanted = {"mu": d, "sigma": d + d, "features": shapes.get("features", ())[:1] + d}
-    for name, shape in shapes.items():
-        if not shape or shape != wanted[name] or arrays[name].dtype.kind != "f":
-            raise UserError(f"{file}: {name} is {arrays[name].dtype} of shape {shape}, mu of {shapes['mu']}.")
-        if not np.isfinite(arrays[name]).all():
-            raise UserError(f"{file}: {name} holds numbers that are not finite.")
+from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, to_host
+from score_flow.types import UserError
 
 
 def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
@@ -180,16 +30,16 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
     """
     if run.latent:
         raise UserError("--mode=stats is of images: leave config.eval.autoencoder out, in a recipe of their data set.")
-    options, source = config.eval, reference_source(run, config.eval)
-    file, extractor = statistics_file(run, options, workdir), extractor_of(run, options)
+    options, source = config.eval, statistics.reference_source(run, config.eval)
+    file, extractor = statistics.statistics_file(run, options, workdir), statistics.extractor_of(run, options)
     if file.exists():
-        refuse_unfit(read(file), extractor, run, source)
+        statistics.refuse_unfit(statistics.read(file), extractor, run, source)
     else:
         first = checksum(source, FIRST)
         about = {"extractor": extractor.name, "data": source.name, "first": first, "preprocessing": _settings(config)}
         fold, directory = statistics_fold(run, config, extractor, source, file, about), workdir / "stats" / file.stem
-        with held(workdir / "stats", "making of statistics"):
-            run_fold(fold, directory, f"statistics of {source.name}", restart=True)
+        with folds.held(workdir / "stats", "making of statistics"):
+            folds.run(fold, directory, f"statistics of {source.name}", restart=True)
             if is_main():
                 shutil.rmtree(directory)  # the file is the result
     if is_main():
@@ -200,7 +50,7 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
 
 def statistics_fold(
     run: Experiment, config: Config, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
-) -> Fold:
+) -> folds.Fold:
     """A round extracts the features of the next images; in the end all is written to the file."""
     options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
     collector = Collector(n, extractor.n_features, options.kept_features)
@@ -212,7 +62,7 @@ def statistics_fold(
         return collector.init() | {"done": np.zeros((1, n), bool)}
 
     def step(state):
-        _, indices, mask = next_round(~state["done"], size)
+        _, indices, mask = folds.next_round(~state["done"], size)
         batch = gather(source, indices, sharding)
         pool, images = to_host((compiled(extractor, batch["image"]).pool, batch["image"]))
         hashed(int(indices[0]), images[mask])
@@ -225,10 +75,10 @@ def statistics_fold(
         facts = about | {"n": n, "sha256": digest, "levels": run.scaling.levels, "image_shape": run.image_shape}
         arrays = {"mu": mu, "sigma": sigma, "features": state["features"]}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(file, **arrays, **{name: np.asarray(value) for name, value in facts.items()})
+        folds.write_arrays(file, **arrays, **{name: np.asarray(value) for name, value in facts.items()})
         return {"n_images": n, "split": source.name, "sha256": digest, "features": extractor.name}
 
-    return Fold(key, lambda state: rounds_left(~state["done"], size), init, step, finish)
+    return folds.Fold(key, lambda state: folds.rounds_left(~state["done"], size), init, step, finish)
 
 
 def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | None], str]:

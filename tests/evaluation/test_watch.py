@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluation import watch
-from evaluation.watch import coming
+from evaluation import weights
+from evaluation.weights import coming
 from main import EXIT_USER_ERROR, main
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.training.steps import Preemption
@@ -28,7 +28,7 @@ class Training:
         self.milestones = Checkpoints(workdir / "checkpoints")
 
     def sleep(self, seconds):
-        assert seconds == watch.INTERVAL
+        assert seconds == weights.INTERVAL
         self.slept += 1
         if self.slept % self.naps == 0:
             self.save()
@@ -42,7 +42,7 @@ class Training:
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     training = Training(tmp_path)
-    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=training.sleep))
+    monkeypatch.setattr(weights, "time", SimpleNamespace(sleep=training.sleep))
     yield training
     training.milestones.close()
 
@@ -86,7 +86,7 @@ def test_sigterm_while_waiting(training, monkeypatch):
     def sleep(seconds):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(weights, "time", SimpleNamespace(sleep=sleep))
     with pytest.raises(Preempted, match="waiting for milestone 2"):
         steps(training)
 
@@ -96,8 +96,8 @@ def test_other_processes_do_not_look(training, monkeypatch):
     for _ in range(3):
         training.save()
     brought, agreed = [], iter([False, False, True])
-    monkeypatch.setattr(watch, "is_main", lambda: False)
-    monkeypatch.setattr(watch, "agree", lambda flag: brought.append(flag) or next(agreed))
+    monkeypatch.setattr(weights, "is_main", lambda: False)
+    monkeypatch.setattr(weights, "agree", lambda flag: brought.append(flag) or next(agreed))
     with Preemption() as preemption:
         assert next(coming(training.workdir, 1, 1, preemption))[1] == 10
     assert brought == [False] * 3 and training.slept == 2
@@ -121,7 +121,7 @@ def test_beside_a_run_that_trains(tmp_path):
     waiting.send_signal(signal.SIGTERM)
     start = time.time()
     assert "stopped: stopped while waiting for milestone 1" in finish(waiting, 75)
-    assert time.time() - start < 2 * watch.INTERVAL
+    assert time.time() - start < 2 * weights.INTERVAL
     again = launch(tmp_path, *flags, mode="eval")
     run(tmp_path, "--config.training.snapshot_freq=20")
     finish(again)

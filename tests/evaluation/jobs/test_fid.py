@@ -18,7 +18,8 @@ from evaluation.metrics.extractors import small
 from evaluation.metrics.frechet import frechet_distance, inception_score, moments
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.manifold import precision_recall
-from evaluation.modes.statistics import Statistics, read, write_statistics
+from evaluation.metrics.statistics import Statistics, read
+from evaluation.modes.statistics import write_statistics
 from score_flow.build import build_sampler, experiment
 from score_flow.config.loading import load
 from score_flow.types import Preempted, UserError

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from evaluation.context import Context, build_guide
+from evaluation.fold import Rows
 from evaluation.fold import run as run_fold
 from evaluation.jobs.base import Job
-from evaluation.jobs.rounds import Each, Rows, drawn, per_image
+from evaluation.jobs.rounds import Each, drawn, per_image
 from sampling.base import Samples, example_keys, normal
 from score_flow.build import experiment
 from score_flow.config.loading import load

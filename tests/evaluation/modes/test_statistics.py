@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import evaluation.modes.statistics
+from evaluation import fold as folds
+from evaluation.metrics import statistics
 from evaluation.metrics.extractors import small
 from evaluation.metrics.frechet import frechet_distance, moments
-from evaluation.modes.statistics import open_statistics, read, statistics_file, write_statistics
+from evaluation.metrics.statistics import open_statistics, read, statistics_file
+from evaluation.modes.statistics import write_statistics
 from evaluation.run import evaluate
 from score_flow.build import experiment
 from score_flow.config.loading import load
@@ -166,7 +169,7 @@ def test_interrupted_and_gone_on(digits_file, tmp_path, monkeypatch, moment):
 
 
 def test_what_is_there_is_not_built_again(digits_file, monkeypatch):
-    monkeypatch.setattr(evaluation.modes.statistics, "run_fold", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(folds, "run", lambda *_: pytest.fail("built again"))
     assert write_statistics(*opened(), digits_file.parents[1]) == digits_file
     assert "number of images" in refusal(
         write_statistics, *opened(f"eval.stats={digits_file}", "eval.fid_dataset=test"), digits_file.parents[1]
@@ -300,6 +303,6 @@ def test_pickles_are_never_read(tmp_path):
 
 
 def test_files_are_refused_by_what_they_unpack_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.modes.statistics, "LARGEST", 1000)
+    monkeypatch.setattr(statistics, "LARGEST", 1000)
     np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(100_000), sigma=SIGMA)
     assert re.search("unpacks to more than 1000 bytes", refusal(read, tmp_path / "bomb.npz"))
