@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.weights import checkpoints_of, load_params
+from evaluation.weights import checkpoints_of, load_params, which_of
 from score_flow.config.loading import load
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
@@ -99,7 +99,7 @@ def params_of(run: Experiment, config: Config, options: Options) -> Params:
     if not options.workdir:
         return random_params(run)
     [(checkpoints, step)] = checkpoints_of(options.workdir, 0, 0)
-    return load_params(run, config, checkpoints, step)
+    return load_params(run, which_of(config), checkpoints, step)
 
 
 def random_params(run: Experiment) -> Params:

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, PyTree
 
-from evaluation.fold import Key
-from evaluation.weights import checkpoints_of, identity, load_params
+from evaluation.fold import Key, state_key
+from evaluation.weights import checkpoints_of, identity, load_params, which_of
 from sampling.base import Sampler
 from sampling.control.base import Control
 from sampling.control.inputs import existing_file
 from sampling.guidance import guide
 from score_flow.build import experiment
 from score_flow.config import registries
-from score_flow.config.components import resolve
+from score_flow.config.components import Component, resolve
 from score_flow.config.loading import load
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data import arrays
@@ -111,6 +111,15 @@ class Context:
         return self.run.model.bind(params, self.run.condition(batch))
 
     @property
+    def begun(self) -> Key:
+        """The key of the state that a broken job left in its folder; {} without one."""
+        return state_key(self.directory) or {}
+
+    def depending_on(self, of: Key) -> "Context":
+        """The context of a job whose result depends on more."""
+        return dataclasses.replace(self, key=self.key | of)
+
+    @property
     def labels(self) -> dict[str, str]:
         """How the labels of samples come about, where they have any of their own."""
         given = self.guide.base is not None and "label" in self.guide.base
@@ -171,13 +180,14 @@ def load_base(run: Experiment, file: str) -> Batch | None:
     return base | {"label": jnp.asarray(source.label)}
 
 
-def build_control(run: Experiment, config: Config) -> Control:
-    """What config.control names; raises UserError for a model of latents, whose pixels it cannot know."""
+def build_control(run: Experiment, section: Component) -> Control:
+    """Build what config.control names; raises UserError for a model of latents, whose pixels it cannot know."""
     if run.latent:
         raise UserError("--mode=control needs a model of pixels: config.eval.autoencoder is given, this is of latents.")
     return resolve(
-        registries.CONTROLS, config.control, "config.control",
-        image_shape=run.image_shape, scaling=run.scaling, dequantised=run.dequantised, data_std=config.model.data_std,
+        registries.CONTROLS, section, "config.control",
+        image_shape=run.image_shape, scaling=run.scaling, dequantised=run.dequantised,
+        data_std=run.model.preconditioning.data_std,
     )  # fmt: skip
 
 
@@ -204,11 +214,11 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
     if field == "bad" and theirs > classes:
         raise UserError(f"{where} needs labels, which this run's samples have not.")
     checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
-    return other, load_params(other, settings, checkpoints, step)
+    return other, load_params(other, which_of(settings), checkpoints, step)
 
 
 def identity_of_run(workdir: str) -> str:
     """Which weights of another run guide this one, by their content."""
     checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
-    found = identity(load(str(Path(workdir) / "config.json"), []), checkpoints, step)
+    found = identity(which_of(load(str(Path(workdir) / "config.json"), [])), checkpoints, step)
     return f"{found['weights']} of checkpoint {found['checkpoint']}"

@@ -1,15 +1,12 @@
 """The dequantiser that a likelihood is computed with, and the training of the variational one."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from evaluation.context import Context
-from evaluation.fold import state_key
-from evaluation.weights import checkpoints_of, load_params
+from evaluation import weights
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
@@ -21,39 +18,36 @@ from score_flow.training import dequantiser as train_deq
 from score_flow.types import UserError
 
 
-def build_dequantizer(context: Context, name: str) -> Dequantizer:
-    """The dequantiser of a name that `dequantising` put into a context, a tree of arrays for compiled functions."""
-    run, options = context.run, context.options
-    if name == "variational":
-        return load(run, context.workdir, context.key["dequantizer_step"])
-    if name == "decoder":
-        return Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
-    return UniformDequantizer(run.scaling)
+class Chosen(NamedTuple):
+    """A dequantiser, a tree of arrays for compiled functions, and what tells it from others of its name."""
+
+    dequantise: Dequantizer
+    of: dict[str, Any]  # among what a result depends on
+    said: dict[str, Any]  # beside a figure
 
 
-def described(context: Context, name: str) -> dict[str, Any]:
-    """What is said of the dequantiser beside a figure."""
-    pinned = {"dequantizer_step": context.key["dequantizer_step"]} if name == "variational" else {}
-    return {"dequantisation": name} | pinned
+def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Path, begun: dict[str, Any]) -> Chosen:
+    """Build, or load, the dequantiser of a name.
 
-
-def dequantising(context: Context, name: str) -> Context:
-    """The context of a job that depends on the dequantiser of a name too.
-
-    A broken job goes on with the one that it began with, if that is trained on meanwhile: its state says which.
+    begun: the key of the state that a broken job left, {} without one. It goes on with the variational dequantiser that
+    it began with, if that is trained on meanwhile: its key says which.
     """
-    if name != "variational":
-        return context
-    folder = context.workdir / train_deq.FOLDER
-    begun = (state_key(context.directory) or {}).get("dequantizer_step", 0)
-    checkpoints, step = milestone(folder, begun, "the dequantiser that this evaluation began with")
-    of = {"dequantizer_step": step, "dequantizer": checkpoints.digest(step)}
-    return dataclasses.replace(context, key=context.key | of)
+    if name == "variational":
+        step = begun.get("dequantizer_step", 0)
+        checkpoints, step = milestone(
+            workdir / train_deq.FOLDER, step, "the dequantiser that this evaluation began with"
+        )
+        said = {"dequantizer_step": step}
+        of = said | {"dequantizer": checkpoints.digest(step)}
+        return Chosen(load(run, checkpoints, step), of, {"dequantisation": name} | said)
+    built = UniformDequantizer(run.scaling)
+    if name == "decoder":
+        built = Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
+    return Chosen(built, {}, {"dequantisation": name})
 
 
-def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantizer:
-    """The EMA of the dequantiser of a step that --mode=train_deq left in a run's folder, as it was configured there."""
-    checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser")
+def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDequantizer:
+    """The EMA of the dequantiser that --mode=train_deq left at a step, as it was configured there."""
     network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
@@ -83,14 +77,14 @@ def start_time(options: EvalOptions, name: str) -> float:
 def train_for(run: Experiment, config: Config, workdir: Path) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
-    score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)
+    score = weights.load_params(run, weights.which_of(config), checkpoints, step)
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
-        train_deq.train_dequantizer(run, config, folder, score)
+        train_deq.train_dequantizer(run, train_deq.settings(config, step), folder, score)
 
 
 def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:
     """The milestone of a step, 0 = the newest; raises UserError where there is none."""
-    checkpoints, newest = checkpoints_of(workdir, 0, 0)[-1]
+    checkpoints, newest = weights.checkpoints_of(workdir, 0, 0)[-1]
     if not step:
         return checkpoints, newest
     if step not in checkpoints.steps() or (problem := checkpoints.damage(step)):

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Int
 from evaluation.metrics.collector import extract
 from sampling.base import Sampler, Stream, example_keys
 from score_flow.config import registries
-from score_flow.config.components import Component, Registries, find
-from score_flow.config.hints import parameters_of
+from score_flow.config.components import Component, find, with_defaults
 from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
@@ -60,17 +59,10 @@ def described(section: Component) -> str:
 
     A file of sampling/ may say it better itself, by a function `described` of those arguments.
     """
-    arguments = arguments_of(registries.SAMPLERS, section)
+    arguments = with_defaults(registries.SAMPLERS, section, "config.sampling").arguments
     own = getattr(sys.modules[find(registries.SAMPLERS, section, "config.sampling").__module__], "described", None)
     said = own(**arguments) if own else " ".join(f"{name}={_said(value)}" for name, value in arguments.items())
     return f"{section.name} {said}".strip()
-
-
-def arguments_of(registry: Registries, section: Component) -> dict[str, Any]:
-    """Every argument that a plug-in has, given or by default."""
-    parameters = parameters_of(find(registry, section, "config"))
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    return defaults | dict(section.arguments)
 
 
 def _said(value: Any) -> str:

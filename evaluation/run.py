@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from evaluation import drawing, weights
+from evaluation import fold as folds
 from evaluation.context import Context, build_control, build_guide
-from evaluation.drawing import described, rehearse
-from evaluation.fold import Fold, finished, held, read_json, refuse_other_neighbours, refuse_other_state
-from evaluation.fold import run as run_fold
-from evaluation.jobs import keys
-from evaluation.jobs.base import MODES, Job, Opened, asked, refuse_unfit
-from evaluation.report.results import identity as identity_of_data
-from evaluation.report.results import write as write_results
-from evaluation.weights import checkpoints_of, coming, identity, load_params
+from evaluation.fold import Fold, Key
+from evaluation.jobs import base, keys
+from evaluation.report import results as written
+from score_flow import __version__
 from score_flow.build import build_sampler
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
@@ -30,115 +28,133 @@ from score_flow.runs.sharding import barrier, is_main
 from score_flow.training.steps import Preemption
 from score_flow.types import Preempted, UserError
 
-Step = tuple[Checkpoints, int]
+Results = dict[str, dict[str, Any]]  # by job
 
 
 class Wanted(NamedTuple):
     """What was asked for, and what that opened: nothing of it can be refused any more but results that are there."""
 
-    jobs: dict[str, Job]
-    opened: dict[str, Opened]
+    jobs: dict[str, base.Job]
+    opened: dict[str, base.Opened]
     context: Context  # without parameters, key and folder of a job
-    facts: Callable[[str], dict[str, Any]]  # of a split
+    which: weights.Which
+    settings: Key  # all that results may depend on
+    facts: Callable[[str], Key]  # of a split
+
+
+class Visit(NamedTuple):
+    """One checkpoint, the folder of its results, and which weights of it are evaluated."""
+
+    checkpoints: Checkpoints
+    step: int
+    directory: Path
+    weights: Key
 
 
 def evaluate(
     run: Experiment, config: Config, workdir: Path, mode: str, folder: str = "", watch: bool = False
-) -> dict[str, Any]:
+) -> Results:
     """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
 
     Everything that can be refused is refused before the first job works. watch: wait for milestones that training has
     yet to save. Raises Preempted after SIGTERM, between jobs too.
     """
-    directory = workdir / (folder or MODES[mode][0])
-    wanted, results, hashes = prepared(run, config, workdir, mode), {}, {}
+    wanted = prepared(run, config, workdir, mode)
+    return work(wanted, workdir / (folder or base.MODES[mode][0]), watch)
+
+
+def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wanted:
+    """Open everything that the jobs of a mode need; raises UserError for what is missing or does not fit.
+
+    The one reader of the config: what follows sees values.
+    """
+    options, controlled = config.eval, mode == "control"
+    jobs = base.asked(options, mode)
+    base.refuse_unfit(run, jobs)
+    control = build_control(run, config.control) if controlled else None
+    opened = {name: job.open(run, keys.seen_by(job, options), workdir) for name, job in jobs.items()}
+    sampler, guide = build_sampler(config), build_guide(run, config)
+    if any(job.needing("sampler") for job in jobs.values()):
+        drawing.rehearse(run, sampler, guide, control)
+    context = Context(
+        run, None, 0, sampler, guide, options, Path(), judged=mode == "eval", control=control, workdir=workdir,
+        sampler_said=drawing.described(config.sampling),
+    )  # fmt: skip
+    facts = functools.cache(functools.partial(keys.facts_of, run))
+    return Wanted(jobs, opened, context, weights.which_of(config), keys.settings_of(run, config, controlled), facts)
+
+
+def work(wanted: Wanted, folder: Path, watch: bool) -> Results:
+    """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
+    results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     with Preemption() as preemption:
-        ends = config.eval.begin_ckpt, config.eval.end_ckpt
-        groups: Iterator[list[Step]] = (
-            ([step] for step in coming(workdir, *ends, preemption)) if watch else iter([checkpoints_of(workdir, *ends)])
-        )
-        for group in groups:
-            for checkpoints, step in group:
-                refuse_other_results(wanted, config, checkpoints, step, directory / str(step))
-            with held(directory, "evaluation"):
-                for checkpoints, step in group:
-                    results = one_checkpoint(
-                        wanted, config, checkpoints, step, directory / str(step), preemption, hashes
-                    )
+        ends = options.begin_ckpt, options.end_ckpt
+        steps = weights.coming(workdir, *ends, preemption) if watch else weights.checkpoints_of(workdir, *ends)
+        for group in ([step] for step in steps) if watch else [steps]:
+            visits = [visit_of(wanted, *step, folder) for step in group]
+            for visit in visits:
+                refuse_other_results(wanted, visit)
+            with folds.held(folder, "evaluation"):
+                for visit in visits:
+                    results = one_checkpoint(wanted, visit, preemption, hashes)
     barrier("evaluated")
     return results
 
 
-def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wanted:
-    """Everything that the jobs of a mode need, opened; raises UserError for what is missing or does not fit."""
-    jobs, options = asked(config.eval, mode), config.eval
-    refuse_unfit(run, jobs)
-    control = build_control(run, config) if mode == "control" else None
-    opened = {name: job.open(run, keys.seen_by(job, options), workdir) for name, job in jobs.items()}
-    sampler, guide, judged = build_sampler(config), build_guide(run, config), mode == "eval"
-    if any(job.needing("sampler") for job in jobs.values()):
-        rehearse(run, sampler, guide, control)
-    said = described(config.sampling)
-    context = Context(run, None, 0, sampler, guide, options, Path(), judged, control, workdir, sampler_said=said)
-    return Wanted(jobs, opened, context, functools.cache(functools.partial(keys.facts_of, run)))
+def visit_of(wanted: Wanted, checkpoints: Checkpoints, step: int, folder: Path) -> Visit:
+    """Look at a checkpoint; raises UserError where it is of another model, or results are of other settings."""
+    refuse_old_settings(folder / str(step), wanted.which.settings)
+    return Visit(checkpoints, step, folder / str(step), weights.identity(wanted.which, checkpoints, step))
 
 
-def folds(wanted: Wanted, config: Config, weights: dict[str, str], context: Context) -> Iterator[tuple[str, Fold]]:
+def folds_of(wanted: Wanted, visit: Visit, params: Any = None) -> Iterator[tuple[str, Fold]]:
     """(job, what it does) on one checkpoint."""
-    run, options = context.run, context.options
+    context = wanted.context
     for name, job in wanted.jobs.items():
-        images = keys.images_of(job, run, options, wanted.facts) if context.judged else {}
-        opened, controlled = wanted.opened[name], context.control is not None
-        key = keys.key_of(name, job, run, config, weights, images, controlled, opened.of)
-        directory, options_seen = context.directory / name, keys.seen_by(job, options)
-        own = dataclasses.replace(context, directory=directory, options=options_seen, job=name, key=key)
-        yield name, job.build(own, opened.value)
-
-
-def refuse_other_results(wanted: Wanted, config: Config, checkpoints: Checkpoints, step: int, directory: Path) -> None:
-    """Raise UserError, before any work, where a folder holds results or begun states that depend on other things."""
-    refuse_old_settings(directory, config)
-    context = dataclasses.replace(wanted.context, step=step, directory=directory)
-    for name, fold in folds(wanted, config, identity(config, checkpoints, step), context):
-        finished(fold.key, directory / name)
-        refuse_other_state(fold.key, directory / name)
-        refuse_other_neighbours(fold.key, directory)
-
-
-def one_checkpoint(
-    wanted: Wanted,
-    config: Config,
-    checkpoints: Checkpoints,
-    step: int,
-    directory: Path,
-    preemption: Preemption,
-    hashes: dict[str, str],
-) -> dict[str, dict[str, Any]]:
-    """{job: result} of one checkpoint, which are written down; what is done is read."""
-    run, weights, results = wanted.context.run, identity(config, checkpoints, step), {}
-    params = load_params(run, config, checkpoints, step)
-    context = dataclasses.replace(wanted.context, params=params, step=step, directory=directory)
-    for name, fold in folds(wanted, config, weights, context):
-        results[name] = run_job(fold, directory / name, name, step, preemption)
-    if is_main():
-        (directory / "settings.json").unlink(missing_ok=True)  # of an older program; every result has its own now
-        if context.judged and (not run.latent or any(job.needing("split") for job in wanted.jobs.values())):
-            hash_data(run, results, hashes)
-        record(context, config, results, weights["weights"], hashes)
+        images = {}
         if context.judged:
-            from evaluation.report import one_run as report  # matplotlib: mistakes are answered without waiting for it
+            images = keys.images_of(job, context.options.bpd_dataset, latent=context.run.latent, facts=wanted.facts)
+        opened = wanted.opened[name]
+        key = {"job": name} | keys.key_of(job, wanted.settings) | visit.weights | opened.of | images
+        yield name, job.build(
+            dataclasses.replace(
+                context, params=params, step=visit.step, directory=visit.directory / name, job=name, key=key,
+                options=keys.seen_by(job, context.options),
+            ),
+            opened.value,
+        )  # fmt: skip
 
-            shown = facts(run, config, step) | hashes
-            page = report.write(context.workdir, directory, real_images(run), run.scaling.levels, shown)
-            print(f"report: {page}", flush=True)
+
+def refuse_other_results(wanted: Wanted, visit: Visit) -> None:
+    """Raise UserError, before any work, where a folder holds results or begun states that depend on other things."""
+    for name, fold in folds_of(wanted, visit):
+        folds.finished(fold.key, visit.directory / name)
+        folds.refuse_other_state(fold.key, visit.directory / name)
+        folds.refuse_other_neighbours(fold.key, visit.directory)
+
+
+def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, hashes: dict[str, str]) -> Results:
+    """Run the jobs on one checkpoint, what is done is read, and write their results; hashes: of the splits so far."""
+    context, results = wanted.context, {}
+    params = weights.load_params(context.run, wanted.which, visit.checkpoints, visit.step)
+    for name, fold in folds_of(wanted, visit, params):
+        results[name] = run_job(fold, visit.directory / name, name, visit.step, preemption)
+    if is_main():
+        (visit.directory / "settings.json").unlink(missing_ok=True)  # of an older program; every result has its own now
+        looked_at = any(job.needing("split") for job in wanted.jobs.values())
+        if context.judged and (not context.run.latent or looked_at):
+            hash_data(context.run, results, hashes)
+        record(wanted, visit, results, hashes)
+        if context.judged:
+            print(f"report: {report(wanted, visit, hashes)}", flush=True)
     return results
 
 
 def run_job(fold: Fold, directory: Path, name: str, step: int, preemption: Preemption) -> dict[str, Any]:
-    """The result of one job, printed."""
+    """Run one job, and print its result."""
     if preemption.agreed():
         raise Preempted(f"stopped before the job {name}; run the same command to go on.")
-    result = run_fold(fold, directory, name)
+    result = folds.run(fold, directory, name)
     if is_main():
         figures = ", ".join(f"{key} {_short(value)}" for key, value in result.items())
         print(f"step {step} {name}: {figures}", flush=True)
@@ -152,39 +168,59 @@ def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
     return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
 
 
-def hash_data(run: Experiment, results: dict[str, Any], hashes: dict[str, str]) -> None:
+def hash_data(run: Experiment, results: Results, hashes: dict[str, str]) -> None:
     """Add the hashes of the splits that results are of, and of the test images, by their name, where they are new."""
     used = {result.get("split") for result in results.values()}
     for source in (run.test_source, run.train_source):
         if source.name not in hashes and (source is run.test_source or source.name in used):
-            hashes[source.name] = identity_of_data(source)
+            hashes[source.name] = written.identity(source)
 
 
-def record(context: Context, config: Config, results: dict[str, Any], weights: str, hashes: dict[str, str]) -> None:
+def record(wanted: Wanted, visit: Visit, results: Results, hashes: dict[str, str]) -> None:
     """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name."""
-    facts_of = {"step": context.step, "weights": weights}
-    setting = {"weights": f"{weights} at step {context.step}", "sampler": context.sampler_said}
+    context, said = wanted.context, visit.weights["weights"]
+    facts = {"step": visit.step, "weights": said, "version": __version__}
+    setting = {"weights": f"{said} at step {visit.step}", "sampler": context.sampler_said, "version": __version__}
     if hashes:
-        facts_of |= {"data": context.run.test_source.name, "checksums": hashes}
+        facts |= {"data": context.run.test_source.name, "checksums": hashes}
         setting |= {"checksums": hashes, "split": context.run.test_source.name}
-    options = frozenset(flatten(config.eval.to_dict()))
-    write_results(context.directory, results, facts_of, setting | {"options": options})
+    options = frozenset(flatten(wanted.which.settings["eval"]))
+    written.write(visit.directory, results, facts, setting | {"options": options})
 
 
-def refuse_old_settings(directory: Path, config: Config) -> None:
+def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> Path:
+    """Write the page of a run, as of one checkpoint, with all results that its folder holds."""
+    from evaluation.report import one_run  # matplotlib: mistakes are answered without waiting for it
+
+    run, jobs = wanted.context.run, base.by_place(file.parent.name for file in visit.directory.glob("*/result.json"))
+    facts = {"step": str(visit.step), **made_with(wanted), **hashes}
+    return one_run.write(
+        wanted.context.workdir, visit.directory, jobs, real=real_images(run), levels=run.scaling.levels, facts=facts
+    )
+
+
+def made_with(wanted: Wanted) -> dict[str, str]:
+    """Say where and with what results are made."""
+    run, settings, device = wanted.context.run, wanted.which.settings, jax.devices()[0]
+    packages = ("jax", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": ", ".join([f"score_flow {__version__}", *(f"{name} {version(name)}" for name in packages)]),
+        "config": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12],
+        "data": "an autoencoder's" if run.latent else f"{run.train_source.name}, {run.test_source.name}",
+        "sampler": wanted.context.sampler_said,
+        "guidance": ", ".join(f"{key}={value}" for key, value in settings["guidance"].items()),
+    }
+
+
+def refuse_old_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
-    found = read_json(directory / "settings.json")
+    found = folds.read_json(directory / "settings.json")
     if not found or not any(directory.glob("*/result.json")):
         return
-    now = json.loads(config.to_json())
-    now = {section: now[section] for section in found if section in now}
-    same = {
-        "batch_size",
-        "jobs",
-        "begin_ckpt",
-        "end_ckpt",
-        *(name for name in now["eval"] if name.startswith("enable")),
-    }
+    now = {section: settings[section] for section in found if section in settings}
+    enabled = (name for name in now["eval"] if name.startswith("enable"))
+    same = {"batch_size", "jobs", "begin_ckpt", "end_ckpt", *enabled}
     now["eval"] = {name: value for name, value in now["eval"].items() if name not in same}
     if "control" in found:
         found["control"] = {k: v for k, v in found["control"].items() if not k.endswith(" (content)")}
@@ -192,23 +228,6 @@ def refuse_old_settings(directory: Path, config: Config) -> None:
         raise UserError(
             f"{directory} holds results of other settings ({'; '.join(changed)}): give another --eval_folder."
         )
-
-
-def facts(run: Experiment, config: Config, step: int) -> dict[str, str]:
-    """Where and with what a result was made."""
-    device = jax.devices()[0]
-    packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"))
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-    guidance = config.guidance.to_dict()
-    return {
-        "step": str(step),
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "versions": packages,
-        "config": digest,
-        "data": "an autoencoder's" if run.latent else f"{run.train_source.name}, {run.test_source.name}",
-        "sampler": described(config.sampling),
-        "guidance": ", ".join(f"{key}={value}" for key, value in guidance.items()),
-    }
 
 
 def _short(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Which weights of which checkpoint of a run are evaluated, and the wait for those that training has yet to save."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -93,46 +94,62 @@ def wait_for(number: int, milestones: Path, preemption: Preemption) -> None:
         time.sleep(INTERVAL)
 
 
-def weights_of(meta: dict[str, Any], config: Config) -> str:
-    """Which weights of a checkpoint an evaluation uses, named as they were trained: by the checkpoint's own rates.
+class Which(NamedTuple):
+    """Which weights of a checkpoint are wanted, and the settings of the run that it has to be of."""
+
+    ema: int  # an average by its number; -1: the raw weights
+    ema_std: float  # not 0: the average of this width instead
+    settings: dict[str, Any]  # a config as JSON reads it
+
+
+def which_of(config: Config) -> Which:
+    """Read off a config which weights its evaluations are of."""
+    return Which(config.eval.ema, config.eval.ema_std, json.loads(config.to_json()))
+
+
+def weights_of(meta: dict[str, Any], which: Which) -> str:
+    """Name the wanted weights of a checkpoint as they were trained: by the checkpoint's own rates.
 
     An imported file may hold one kind for both. Raises UserError where the checkpoint has not so many averages.
     """
-    which, model = config.eval.ema, meta.get("config", {}).get("model", {})
-    rates, widths = (model.get(name, getattr(config.model, name)) for name in ("ema_rate", "ema_std"))
-    if config.eval.ema_std:
-        return f"EMA power {config.eval.ema_std}, reconstructed"
-    names = [f"EMA {rate}" for rate in rates] + [f"EMA power {std}" for std in widths]
-    if which >= len(names):
-        raise UserError(f"config.eval.ema is {which}, but the checkpoint has {len(names)} EMA(s), counted from 0.")
-    kind = meta.get("weights", {"raw": "raw", "ema": "ema"})["raw" if which < 0 else "ema"]
-    return "raw" if kind == "raw" else names[max(which, 0)]
+    model = which.settings["model"] | meta.get("config", {}).get("model", {})
+    if which.ema_std:
+        return f"EMA power {which.ema_std}, reconstructed"
+    names = [f"EMA {rate}" for rate in model["ema_rate"]] + [f"EMA power {std}" for std in model["ema_std"]]
+    refuse_absent(which, len(names))
+    kind = meta.get("weights", {"raw": "raw", "ema": "ema"})["raw" if which.ema < 0 else "ema"]
+    return "raw" if kind == "raw" else names[max(which.ema, 0)]
 
 
-def identity(config: Config, checkpoints: Checkpoints, step: int) -> dict[str, str]:
-    """What the wanted weights of a checkpoint are; raises UserError for those of another model."""
+def refuse_absent(which: Which, n: int) -> None:
+    """Raise UserError where a checkpoint has too few averages."""
+    if which.ema >= n:
+        raise UserError(f"config.eval.ema is {which.ema}, but the checkpoint has {n} EMA(s), counted from 0.")
+
+
+def identity(which: Which, checkpoints: Checkpoints, step: int) -> dict[str, str]:
+    """Say what the wanted weights of a checkpoint are; raises UserError for those of another model."""
     meta = checkpoints.meta(step)
-    refuse_other_config(meta.get("config"), config, MODEL, checkpoints.directory)
-    parts = [s for s in checkpoints.steps() if s <= step] if config.eval.ema_std else [step]
+    refuse_other_config(meta.get("config"), which.settings, MODEL, checkpoints.directory)
+    parts = [s for s in checkpoints.steps() if s <= step] if which.ema_std else [step]
     digests = [checkpoints.digest(s) for s in parts]
-    return {"weights": weights_of(meta, config), "checkpoint": ", ".join(digests)}
+    return {"weights": weights_of(meta, which), "checkpoint": ", ".join(digests)}
 
 
-def load_params(run: Experiment, config: Config, checkpoints: Checkpoints, step: int) -> Params:
-    """The wanted weights of a checkpoint, on every device; refuses one of another model."""
-    saved, which = checkpoints.meta(step).get("config"), config.eval.ema
-    refuse_other_config(saved, config, MODEL, checkpoints.directory)
+def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: int) -> Params:
+    """Load the wanted weights of a checkpoint, on every device; refuses one of another model."""
+    saved = checkpoints.meta(step).get("config")
+    refuse_other_config(saved, which.settings, MODEL, checkpoints.directory)
     n = n_averages(saved["model"])
-    if which >= n:
-        raise UserError(f"config.eval.ema is {which}, but the checkpoint has {n} EMA(s), counted from 0.")
+    refuse_absent(which, n)
     shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
-    if config.eval.ema_std:
-        params = reconstruct(checkpoints, step, wanted, config.eval.ema_std)
-    elif which < 0:
+    if which.ema_std:
+        params = reconstruct(checkpoints, step, wanted, which.ema_std)
+    elif which.ema < 0:
         params = checkpoints.restore(step, {"params": wanted})["params"]
     else:
-        params = checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which]
+        params = checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which.ema]
     if not to_host(all_finite(params)):
         raise NonFinite(f"the weights in {checkpoints.directory / str(step)} are not finite: train again.")
     return params

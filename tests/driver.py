@@ -85,10 +85,9 @@ def arm_save(kind: str, step: int, fire) -> None:
 
 def arm_job(before: bool, job: str, number: str, fire) -> None:
     """Fire before or after a round of a job; after it, before anything of it is saved."""
-    from evaluation import run
-    from evaluation.modes import encode
+    from evaluation import fold as folds
 
-    run_fold = run.run_fold
+    run_fold = folds.run
 
     def armed(fold, directory, what, restart=False):
         rounds = itertools.count()  # of this process
@@ -104,7 +103,7 @@ def arm_job(before: bool, job: str, number: str, fire) -> None:
 
         return run_fold(fold._replace(step=step), directory, what, restart)
 
-    run.run_fold = encode.run_fold = armed
+    folds.run = armed
 
 
 if __name__ == "__main__":

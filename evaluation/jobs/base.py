@@ -1,12 +1,14 @@
 """What an evaluation job is, and which jobs there are: the files of evaluation/jobs/ that export `job`."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.context import Context
 from evaluation.fold import Fold, Key
 from evaluation.report.page import Record
+from sampling.flow import Solver
 from score_flow.config import registries
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
@@ -44,10 +46,24 @@ class Job(NamedTuple):
         return self.needs.issuperset(needs)
 
 
+# What a job that integrates the model's flow reads; open_flow opens the solver
+FLOW_READS = ("solver", "smallest_time", "largest_time")
 # The jobs that a field of config.eval asks for
 ASKED = {"enable_loss": ("loss",), "enable_sampling": ("samples", "trajectory"), "enable_bpd": ("likelihood",)}
 # mode -> (folder of its results in the workdir, its jobs; none: those that config.eval asks for)
 MODES = {"eval": ("eval", ()), "sample": ("samples", ("samples",)), "control": ("control", ("samples",))}
+
+
+def open_solver(run: Experiment, options: EvalOptions, t_min: float) -> Solver:
+    """Make eval.solver; raises UserError where it cannot integrate from t_min to eval.largest_time."""
+    solver = Solver(**options.solver.to_dict())
+    solver.refuse(run.model.path, t_min, options.largest_time)
+    return solver
+
+
+def open_flow(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+    """Open the solver over the times of eval; raises UserError where it cannot integrate over them."""
+    return Opened(open_solver(run, options, options.smallest_time))
 
 
 def find(name: str) -> Job:
@@ -61,11 +77,13 @@ def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
     return {name: find(name) for name in MODES[mode][1] or [*enabled, *options.jobs]}
 
 
-def all_by_place() -> dict[str, Job]:
-    """Every job, as they stand in the report."""
-    return dict(
-        sorted(((name, find(name)) for name in registries.JOBS.names()), key=lambda item: (item[1].place, item[0]))
-    )
+def by_place(names: Iterable[str]) -> dict[str, Job]:
+    """Find the jobs of some names, as they stand in the report; without those whose file, or package, is gone."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(UserError):
+            found[name] = find(name)
+    return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))
 
 
 def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from evaluation import dequantisers
 from evaluation.context import Context
-from evaluation.dequantisers import build_dequantizer, dequantising, described, refuse_missing
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
@@ -131,14 +131,16 @@ def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> 
         raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
     if options.dequantizer == "decoder":
         raise UserError(f"config.eval.dequantizer is decoder, {refused}; allowed: uniform, variational.")
-    refuse_missing(run, options, workdir, options.dequantizer)
+    dequantisers.refuse_missing(run, options, workdir, options.dequantizer)
     return Opened()
 
 
 def build(context: Context, opened: None) -> Fold:
     """The bound in bits/dim of the levels, num_repeats times, with its terms; those of every image in bound.npz."""
-    context = dequantising(context, context.options.dequantizer)
     options, run, d = context.options, context.run, math.prod(context.run.image_shape)
+    chosen = dequantisers.choose(
+        run, options, options.dequantizer, workdir=context.workdir, begun=context.begun
+    )  # fmt: skip
     t_min, t_max = options.smallest_time, noisy_end(run.model.path, options.largest_time)
     times = time_sampler(run.model.path, t_min, t_max, options.bound_importance)
     probe = options.probe, options.n_probes
@@ -162,14 +164,16 @@ def build(context: Context, opened: None) -> Fold:
             **context.about(options.num_repeats),
             "form": options.bound_form,
             "importance": options.bound_importance,
-            **described(context, options.dequantizer),
+            **chosen.said,
             "network_calls_per_image": options.bound_times + 1,
             "smallest_time": t_min,
             "largest_time": t_max,
         } | (dict(zip(("probe", "n_probes"), probe, strict=True)) if options.bound_form == "ssm" else {})
 
-    dequantise, repeats = build_dequantizer(context, options.dequantizer), options.num_repeats
-    return per_image(context, terms, finish, repeats=repeats, arguments=(dequantise,), summarise=in_bits)
+    return per_image(
+        context.depending_on(chosen.of), terms, finish, repeats=options.num_repeats, arguments=(chosen.dequantise,),
+        summarise=in_bits,
+    )  # fmt: skip
 
 
 def figures(state: dict[str, Float[np.ndarray, "repeats n"]]) -> dict[str, float]:

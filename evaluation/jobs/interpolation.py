@@ -8,8 +8,8 @@ import numpy as np
 
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
-from evaluation.jobs.base import Job
-from evaluation.jobs.latents import MOMENTS, NEEDS, READS, moments, open_solver_alone, summary
+from evaluation.jobs.base import FLOW_READS, Job, open_flow
+from evaluation.metrics import normality
 from evaluation.report import page
 from evaluation.report.pictures import save_grid
 from sampling.encoding import decode, encode, slerp
@@ -74,14 +74,14 @@ def build(context: Context, solver: Solver) -> Fold:
         if is_main():
             cells = rows.reshape(-1, *run.image_shape)
             save_grid(context.directory / "interpolation.png", cells, run.scaling.levels, rows.shape[1])
-        return {"done": np.ones(1), "square": square[:N_PAIRS].astype(np.float64), **moments(z)}
+        return {"done": np.ones(1), "square": square[:N_PAIRS].astype(np.float64), **normality.moments(z)}
 
     def init():
-        of_images = {name: np.zeros((2, N_PAIRS)) for name in MOMENTS}
+        of_images = {name: np.zeros((2, N_PAIRS)) for name in normality.MOMENTS}
         return {"done": np.zeros(1), "square": np.zeros(N_PAIRS), **of_images}
 
     def finish(state):
-        latents = summary(state, run.image_shape)
+        latents = normality.summary(state, run.image_shape)
         rms = float(np.sqrt(state["square"].mean())) * run.scaling.levels
         of = {"split": source.name, "solver": solver.described()}
         return {"n_pairs": N_PAIRS, "round_trip_rms_levels": rms, **latents, **of}
@@ -102,4 +102,4 @@ def section(record: page.Record) -> str:
     return page.section("Interpolation", sheet, note=note)
 
 
-job = Job(build, NEEDS, READS, open_solver_alone, section, place=30)
+job = Job(build, frozenset({"denoiser", "pixels", "split"}), FLOW_READS, open_flow, section, place=30)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.context import identity_of_run
-from evaluation.drawing import arguments_of
 from evaluation.fold import Key
 from evaluation.jobs.base import Job
 from score_flow import __version__
 from score_flow.config import registries
-from score_flow.config.components import Component, Registries
-from score_flow.config.options import Config, EvalOptions
+from score_flow.config.components import Component, with_defaults
+from score_flow.config.options import Config, EvalOptions, GuidanceOptions
 from score_flow.data.base import FIRST, checksum, sha256_of
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
@@ -46,37 +45,44 @@ def _view(kind: type, visible: frozenset[str]) -> type:
     return type(kind.__name__, (kind,), {"__getattribute__": read})
 
 
-def key_of(
-    name: str, job: Job, run: Experiment, config: Config, weights: Key, images: Key, controlled: bool, opened: Key
-) -> Key:
-    """What the result of a job depends on, under the names by which a person could change it."""
-    options = config.eval
-    reads = {*job.reads, *(("bpd_dataset",) if job.needing("split") else ())}
-    key = {
-        "job": name,
+def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
+    """All settings that a result may depend on, by section, under the names by which a person could change them."""
+    training = config.training.to_dict()
+    found = {
         "version": __version__,
-        **weights,
-        "seed": config.seed,
+        "seed": run.seed,
         "data": {"uniform_dequantization": run.dequantised, "centered": config.data.centered},
-        "eval": {field: contents(getattr(options, field)) for field in sorted(reads) if field != "stats"},
+        # A file of statistics is keyed by its content, by the job that opens it.
+        "eval": {name: contents(value) for name, value in vars(config.eval).items() if name != "stats"},
+        "sampling": component(with_defaults(registries.SAMPLERS, config.sampling, "config.sampling")),
+        "guidance": guidance(config.guidance, config.training.label_dropout > 0),
+        "autoencoder": contents(run.autoencoder),
+        "training": {name: value for name, value in training.items() if name not in NOT_OF_THE_LOSS},
     }
-    if job.needing("sampler"):
-        key["sampling"] = component(config.sampling, registries.SAMPLERS)
-    if job.needing("guidance"):
-        key |= {"guidance": guidance(config), "autoencoder": contents(run.autoencoder)}
-        key["eval"]["low_res"] = contents(options.low_res)
-    if job.needing("objective"):
-        training = config.training.to_dict()
-        key["training"] = {field: value for field, value in training.items() if field not in NOT_OF_THE_LOSS}
     if controlled:
-        key["control"] = component(config.control, registries.CONTROLS)
-    return key | opened | images
+        found["control"] = component(with_defaults(registries.CONTROLS, config.control, "config.control"))
+    return found
 
 
-def images_of(job: Job, run: Experiment, options: EvalOptions, facts: Callable[[str], Key]) -> Key:
-    """The data that a job works with, by split."""
-    splits = {options.bpd_dataset} if job.needing("split") else set()
-    if not run.latent:
+def key_of(job: Job, settings: Key) -> Key:
+    """Of all settings those that the results of a job depend on."""
+    names, fields = {"version", "seed", "data", "control"}, {*job.reads} - {"stats"}
+    if job.needing("split"):
+        fields |= {"bpd_dataset"}
+    if job.needing("sampler"):
+        names |= {"sampling"}
+    if job.needing("guidance"):
+        names, fields = names | {"guidance", "autoencoder"}, fields | {"low_res"}
+    if job.needing("objective"):
+        names |= {"training"}
+    seen = {name: settings["eval"][name] for name in sorted(fields)}
+    return {name: value for name, value in settings.items() if name in names} | {"eval": seen}
+
+
+def images_of(job: Job, split: str, *, latent: bool, facts: Callable[[str], Key]) -> Key:
+    """The data that a job works with, by split: config.eval's, if it looks at one, and the images that it names."""
+    splits = {split} if job.needing("split") else set()
+    if not latent:
         names = {"train": "training images", "test": "test images"}
         splits |= {split for split, need in names.items() if job.needing(need)}
     return {f"{split} images": facts(split) for split in sorted(splits)}
@@ -88,19 +94,19 @@ def facts_of(run: Experiment, split: str) -> Key:
     return {"n": len(source), "checksum": checksum(source, FIRST)}
 
 
-def guidance(config: Config) -> Key:
-    """The guidance, with the weights of the runs that it names in the place of their folders."""
-    found = config.guidance.to_dict()
-    for name in ("classifier", "bad"):
-        found[name] = identity_of_run(found[name]) if found[name] else ""
-    # Trained without ever hiding a label, a network has no null class.
-    return found | {"null class": config.training.label_dropout > 0}
+def guidance(options: GuidanceOptions, null_class: bool) -> Key:
+    """The guidance, with the weights of the runs that it names in the place of their folders.
+
+    null_class: trained without ever hiding a label, a network has none.
+    """
+    folders = {"classifier": options.classifier, "bad": options.bad}
+    runs = {name: identity_of_run(folder) if folder else "" for name, folder in folders.items()}
+    return options.to_dict() | runs | {"null class": null_class}
 
 
-def component(section: Component, registry: Registries = ()) -> Key:
-    """A plug-in with its arguments (of a registry's all that it has), and the contents of the files among them."""
-    arguments = arguments_of(registry, section) if registry else section.arguments
-    return {"name": section.name} | {k: contents(v) for k, v in arguments.items()}
+def component(section: Component) -> Key:
+    """A plug-in with its arguments, and the contents of the files among them."""
+    return {"name": section.name} | {name: contents(value) for name, value in section.arguments.items()}
 
 
 def contents(value: Any) -> Any:

@@ -1,116 +1,38 @@
 """Likelihood by the probability-flow ODE: bits per dimension of every image of a split."""
 
-import math
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.context import Context
-from evaluation.dequantisers import build_dequantizer, dequantising, described, refuse_missing, start_time
-from evaluation.fold import Fold, write_arrays
-from evaluation.jobs.base import Job, Opened
-from evaluation.jobs.rounds import per_image
+from evaluation.jobs import bits
 from evaluation.report import page
-from sampling.base import Stream, example_keys, split
-from sampling.flow import Solver
-from sampling.likelihood import bits_per_dim, log_likelihood
-from score_flow.config.options import EvalOptions
-from score_flow.experiment import Experiment
-from score_flow.runs.progress import mean_and_error
 
 N_EXTREMES = 16
-
-
-READS = (
-    "num_repeats", "solver", "smallest_time", "largest_time", "probe", "n_probes", "dequantizer",
-    "decoder_time",
-)  # fmt: skip
-
-
-def open_solver(run: Experiment, options: EvalOptions, t_min: float) -> Solver:
-    """eval.solver; raises UserError where it cannot integrate from t_min to eval.largest_time."""
-    solver = Solver(**options.solver.to_dict())
-    solver.refuse(run.model.path, t_min, options.largest_time)
-    return solver
-
-
-def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
-    """The dequantiser's name and the solver; raises UserError without either."""
-    refuse_missing(run, options, workdir, name)
-    return Opened((name, open_solver(run, options, start_time(options, name))))
-
-
-def open_own(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
-    """As eval.dequantizer says."""
-    return open_for(options.dequantizer, run, options, workdir)
-
-
-def build(context: Context, opened: tuple[str, Solver]) -> Fold:
-    """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
-    (dequantizer, solver), options, run = opened, context.options, context.run
-    d, t_min, t_max = math.prod(run.image_shape), start_time(options, dequantizer), options.largest_time
-
-    def bits(params, batch, seeds, dequantise):
-        noise_keys, probe_keys = split(example_keys(run.seed, seeds, Stream.LIKELIHOOD))
-        with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
-            x, offset = dequantise(noise_keys, batch["image"])
-            result = log_likelihood(
-                probe_keys, context.denoiser(params, batch), x, solver=solver, t_min=t_min, t_max=t_max,
-                probe=options.probe, n_probes=options.n_probes,
-            )  # fmt: skip
-        power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(t_max)) ** 2
-        bits = bits_per_dim(result.log_prob, d, offset)
-        return {"bits": bits, "latent_power": power, "calls": result.calls}, result.ok
-
-    def finish(state):
-        write_arrays(context.directory / "bits.npz", bits=state["bits"])
-        mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
-        return {
-            "bits_per_dim": mean,
-            "standard_error": error,
-            **context.about(options.num_repeats),
-            "probe": options.probe,
-            "n_probes": options.n_probes,
-            **described(context, dequantizer),
-            "network_calls_per_image": float(state["calls"].mean()),
-            "solver": solver.described(),
-            "smallest_time": t_min,
-            "latent_mean_square": float(state["latent_power"].mean()),
-        }
-
-    context = dequantising(context, dequantizer)
-    dequantise, advice = build_dequantizer(context, dequantizer), ": raise eval.solver.max_steps or the tolerances"
-    repeats = options.num_repeats
-    return per_image(context, bits, finish, repeats=repeats, arguments=(dequantise,), advice=advice)
 
 
 def section(record: page.Record) -> str:
     """How bits per dimension are distributed; which images are the most and the least likely."""
     from evaluation.report import figures  # matplotlib: mistakes are answered without waiting for it
 
-    bits = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
-    if not bits.size or not np.isfinite(bits).all():
+    values = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
+    if not values.size or not np.isfinite(values).all():
         return ""
-    bits = bits.mean(axis=0)
-    caption = f"Bits per dimension of {len(bits):,} images"
-    plot = page.picture(figures.histogram(bits, "bits / dim"), "Histogram of bits per dimension over images", caption)
+    values = values.mean(axis=0)
+    caption = f"Bits per dimension of {len(values):,} images"
+    plot = page.picture(figures.histogram(values, "bits / dim"), "Histogram of bits per dimension over images", caption)
     split = record.results["likelihood"].get("split")
     # Bits of another split say nothing about the images that we have.
-    sheets = extremes(record, bits) if split == (record.split or split) else ""
+    sheets = extremes(record, values) if split == (record.split or split) else ""
     return page.section("Likelihood", page.pair(plot, sheets))
 
 
-def extremes(record: page.Record, bits: Float[np.ndarray, "n"]) -> str:
+def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
     """The most and the least likely of the first images of the split."""
-    n = min(len(bits), len(record.real))
-    order, k = np.argsort(bits[:n]), min(N_EXTREMES, n // 2)
+    n = min(len(values), len(record.real))
+    order, k = np.argsort(values[:n]), min(N_EXTREMES, n // 2)
     sheets = []
     for which, chosen in (("most", order[:k]), ("least", order[::-1][:k])):
         if k:
-            low, high = sorted((bits[chosen[0]], bits[chosen[-1]]))
+            low, high = sorted((values[chosen[0]], values[chosen[-1]]))
             caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
             alt = f"The {which} likely images"
             sheets.append(page.sheet(record.real[chosen], record.levels, alt, caption, columns=8))
@@ -119,11 +41,10 @@ def extremes(record: page.Record, bits: Float[np.ndarray, "n"]) -> str:
 
 def cards(record: page.Record) -> list[str]:
     """The mean."""
-    bits = record.results["likelihood"]
-    if "bits_per_dim" not in bits:
+    result = record.results["likelihood"]
+    if "bits_per_dim" not in result:
         return []
-    return [page.card("bits / dim", f"{bits['bits_per_dim']:.3f}", page.error_of(bits), page.images_of(bits))]
+    return [page.card("bits / dim", f"{result['bits_per_dim']:.3f}", page.error_of(result), page.images_of(result))]
 
 
-NEEDS = frozenset({"denoiser", "pixels", "split"})
-job = Job(build, NEEDS, READS, open_own, section, cards, place=70)
+job = bits.job_of(section=section, cards=cards, place=70)

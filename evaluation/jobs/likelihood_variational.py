@@ -1,8 +1,5 @@
 """The likelihood with the variational dequantiser (`--mode=train_deq`), beside that of eval.dequantizer."""
 
-import functools
+from evaluation.jobs import bits
 
-from evaluation.jobs.base import Job
-from evaluation.jobs.likelihood import NEEDS, READS, build, open_for
-
-job = Job(build, NEEDS, READS, functools.partial(open_for, "variational"))
+job = bits.job_of("variational")

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
-from evaluation.fold import Fold, Rows, held, next_round, read_json, rounds_left, write_json
-from evaluation.fold import run as run_fold
+from evaluation import fold as folds
 from score_flow import __version__
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum, sha256_of
@@ -45,7 +44,7 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
             law = network.apply({"params": params}, x, method="encode")
         return (law.mean - shift) * scale, law.std * scale
 
-    with held(workdir, "making of latents"):
+    with folds.held(workdir, "making of latents"):
         for split in ("train", "test"):
             source, target = run.open_source(split), workdir / split
             facts = {"name": f"latents of {source.name}", "num_classes": source.num_classes, "data": source.name}
@@ -59,7 +58,7 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
 
 def made_of(facts: dict[str, Any], target: Path) -> bool:
     """Whether a split is done; raises UserError where it is done of other images, or otherwise."""
-    found = read_json(target / FACTS)
+    found = folds.read_json(target / FACTS)
     for name in ("first", "n", "autoencoder_sha256", "mirrored") if found else ():
         if name in found and found[name] != facts[name]:
             raise UserError(
@@ -74,7 +73,7 @@ def encode_split(
 ) -> None:
     """One split: a round writes the moments of the next images to their place in the files."""
     mesh, n_images, n = run.mesh, len(source), facts["n"]
-    size, directory, files = multiple(mesh, config.eval.batch_size), target / "rounds", Rows(target)
+    size, directory, files = multiple(mesh, config.eval.batch_size), target / "rounds", folds.Rows(target)
     given = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8), jax.ShapeDtypeStruct((1,), bool)
     facts |= {"latent_shape": jax.eval_shape(moments, *given)[0].shape[1:]}
     if is_main() and not directory.exists():  # not begun, or by an older program
@@ -82,7 +81,7 @@ def encode_split(
     barrier(f"latents {target}")
 
     def step(state):
-        _, indices, mask = next_round(~state["done"], size)
+        _, indices, mask = folds.next_round(~state["done"], size)
         batch = gather(source, indices % n_images, batch_sharding(mesh))
         mean, std = moments(batch["image"], place(mesh, indices >= n_images))
         arrays = to_host({"mean": mean, "std": std} | ({"label": batch["label"]} if source.num_classes else {}))
@@ -94,13 +93,13 @@ def encode_split(
 
     def finish(state):
         if is_main():
-            write_json(target / FACTS, facts)
+            folds.write_json(target / FACTS, facts)
         return facts
 
     key = {name: facts[name] for name in ("first", "n", "autoencoder_sha256", "mirrored")} | {"version": __version__}
     begin = lambda: {"done": np.zeros((1, n), bool)}  # noqa: E731
-    fold = Fold(key, lambda state: rounds_left(~state["done"], size), begin, step, finish)
-    run_fold(fold, directory, f"latents ({target.name})", restart=True)
+    fold = folds.Fold(key, lambda state: folds.rounds_left(~state["done"], size), begin, step, finish)
+    folds.run(fold, directory, f"latents ({target.name})", restart=True)
     if is_main():
         shutil.rmtree(directory)
     barrier(f"latents {target} done")

@@ -3,13 +3,13 @@
 import itertools
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from evaluation.fold import read_json
-from evaluation.jobs.base import all_by_place
 from evaluation.report import figures, page, results
 from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
@@ -17,9 +17,19 @@ from score_flow.runs.files import write_whole
 from score_flow.runs.progress import read_lines
 
 
-def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dict[str, str]) -> Path:
+class Part(Protocol):
+    """What a job says of its result, as HTML: a section, and the cards of its headline figures."""
+
+    section: Callable[[Record], str] | None
+    cards: Callable[[Record], list[str]] | None
+
+
+def write(
+    workdir: Path, evaluation: Path, jobs: dict[str, Part], *, real: Images, levels: int, facts: dict[str, str]
+) -> Path:
     """Write workdir/report.html, whole or not at all: training in workdir, results in evaluation, some test images.
 
+    jobs: by the names of their results, in the order of the page; the figures of others stand in a table all the same.
     Every input may be missing: the page then does without it. Returns the file.
     """
     record = Record(
@@ -31,10 +41,10 @@ def write(workdir: Path, evaluation: Path, real: Images, levels: int, facts: dic
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
     )  # fmt: skip
-    jobs = {name: job for name, job in all_by_place().items() if name in record.results}
-    sections = [job.section(record) for job in jobs.values() if job.section]
+    parts = [job for name, job in jobs.items() if name in record.results]
+    sections = [job.section(record) for job in parts if job.section]
     sections += [part(record) for part in (training, checkpoints, tables)]
-    headline = [card for job in jobs.values() if job.cards for card in job.cards(record)] + cards(record)
+    headline = [card for job in parts if job.cards for card in job.cards(record)] + cards(record)
     html = page.document(record.name, _subtitle(record), headline, "".join(sections))
     write_whole(file := workdir / "report.html", html)
     return file

@@ -37,12 +37,13 @@ def lines(
     sampler: str = "",
     checksums: dict[str, str] | None = None,
     split: str = "",
+    version: str = "",
     options: frozenset[str] = frozenset(),
 ) -> list[str]:
     """A line a figure: job.figure = value +- standard error; n; calls; data; weights; sampler or solver; evaluator.
 
     checksums: of splits by their name; split: the one that results without a `split` were compared with; options: the
-    names of config.eval, whose values among a result are no figures.
+    names of config.eval, whose values among a result are no figures; version: of this program.
     """
     found = []
     for job, result in results.items():
@@ -58,6 +59,7 @@ def lines(
             f"weights {weights}",
             with_what(result, sampler if n == "n_samples" else ""),
             f"evaluator {result.get('evaluator') or result.get('features') or job}",
+            f"score_flow {version}" if version else "",
         ]
         for name, value, error in figures(result, options):
             spread = f" +- {error:.2g}" if math.isfinite(error) else ""

@@ -63,6 +63,13 @@ def check(registry: Registries, section: Component, where: str) -> Component:
     return Component(section.name, dict(checked(find(registry, section, where), section, where)))
 
 
+def with_defaults(registry: Registries, section: Component, where: str) -> Component:
+    """The section with every argument that its `build` has, given or by default."""
+    parameters = parameters_of(find(registry, section, where))
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return Component(section.name, defaults | dict(section.arguments))
+
+
 def find(registry: Registries, section: Component, where: str) -> Callable:
     """The `build` that a section names; raises UserError for an unknown name."""
     entries = _entries(registry)

@@ -132,14 +132,16 @@ def refuse_other_run(
     if facts and saved is not None:
         refuse_other_data(meta.get("data"), facts, str(where))
         saved = same_place(saved, json.loads(config.to_json()), known="data" in meta)
-    refuse_other_config(saved, config, sections, where)
+    refuse_other_config(saved, json.loads(config.to_json()), sections, where)
 
 
-def refuse_other_config(saved: dict | None, config: Config, sections: tuple[str, ...], where: Path) -> None:
-    """Raise UserError when a checkpoint was made with other values than the config's in the named sections."""
+def refuse_other_config(
+    saved: dict[str, Any] | None, config: dict[str, Any], sections: tuple[str, ...], where: Path
+) -> None:
+    """Raise UserError when a checkpoint was made with other values than a config's in the named sections."""
     if saved is None:
         raise UserError(f"{where} does not say with which config it was made: use another --workdir.")
-    changed = differences(saved, json.loads(config.to_json()), sections)
+    changed = differences(saved, config, sections)
     if changed:
         raise UserError(
             f"{where} was made with another config ({'; '.join(changed)}): change it back or use another --workdir."

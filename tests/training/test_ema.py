@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from evaluation.weights import load_params, weights_of
+from evaluation.weights import load_params, weights_of, which_of
 from score_flow.build import experiment
 from score_flow.config.loading import differences, load, with_settings
 from score_flow.config.options import WIDEST_EMA, ModelOptions
@@ -136,7 +136,7 @@ def evaluated(trained, **options):
     """(weights, their name) of the newest milestone with settings of config.eval."""
     run, config, checkpoints, _ = trained
     config = with_settings(config, {f"eval.{name}": value for name, value in options.items()})
-    return flat(load_params(run, config, checkpoints, N)), weights_of(checkpoints.meta(N), config)
+    return flat(load_params(run, which_of(config), checkpoints, N)), weights_of(checkpoints.meta(N), which_of(config))
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -214,7 +214,8 @@ def test_weights_are_named_by_the_checkpoint():
     for index, name in [*enumerate(names), (-1, "raw")]:
         for rates in ("(0.995,)", "(0.9,0.9,0.9)"):
             flags = [f"--config.model.ema_rate={rates}", f"--config.eval.ema={index}"]
-            assert weights_of(meta, load("configs/digits.py", flags)) == name
+            assert weights_of(meta, which_of(load("configs/digits.py", flags))) == name
     with pytest.raises(UserError, match=r"config.eval.ema is 3, but the checkpoint has 3 EMA\(s\)"):
-        weights_of(meta, load("configs/digits.py", ["--config.eval.ema=3"]))
-    assert weights_of(meta | {"weights": {"raw": "raw", "ema": "raw"}}, load("configs/digits.py", [])) == "raw"
+        weights_of(meta, which_of(load("configs/digits.py", ["--config.eval.ema=3"])))
+    raw = meta | {"weights": {"raw": "raw", "ema": "raw"}}
+    assert weights_of(raw, which_of(load("configs/digits.py", []))) == "raw"

@@ -15,7 +15,7 @@ from evaluation.jobs import calls
 from evaluation.jobs.base import find
 from evaluation.metrics.extractors import small
 from evaluation.modes.statistics import write_statistics
-from evaluation.run import folds, prepared
+from evaluation.run import Visit, folds_of, prepared
 from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import load
@@ -91,8 +91,8 @@ def fold_of(job, workdir, folder, size, devices):
     wanted = prepared(run, config, workdir, "eval")
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(jax.jit(run.init)(jax.random.key(0)), replicated)
-    context = dataclasses.replace(wanted.context, params=params, step=1, directory=folder)
-    [(_, fold)] = folds(wanted, config, {"weights": "raw", "checkpoint": "drawn"}, context)
+    visit = Visit(Checkpoints(folder), 1, folder, {"weights": "raw", "checkpoint": "drawn"})
+    [(_, fold)] = folds_of(wanted, visit, params)
     return fold
 
 

@@ -8,7 +8,7 @@ from evaluation.context import Context, build_guide
 from evaluation.drawing import drawer
 from evaluation.fold import run as run_fold
 from evaluation.jobs import calls, gallery
-from evaluation.report.one_run import write
+from evaluation.report import one_run
 from score_flow.build import build_sampler, experiment
 from score_flow.config.loading import load
 from score_flow.runs.sharding import replicated
@@ -71,7 +71,9 @@ def test_gallery(model, tmp_path, monkeypatch):
         job.run.test_source.label[(job.run.test_source.image == image).all(axis=(1, 2, 3))] for image in rows[:, 0]
     ]
     assert [label[0] for label in labels] == list(range(10))
-    page = write(tmp_path, tmp_path / "eval", rows[:, 0], job.run.scaling.levels, {}).read_text()
+    page = one_run.write(
+        tmp_path, tmp_path / "eval", {"gallery": gallery.job}, real=rows[:, 0], levels=17, facts={}
+    ).read_text()
     assert page.count("Guidance scales") == 2 and "<h2>Gallery</h2>" in page
 
 
@@ -85,7 +87,9 @@ def test_calls(model, tmp_path, monkeypatch):
     assert [(row["sampler"], row["calls"]) for row in result["rows"]] == [("DDIM", 2), ("DDIM", 4), ("EDM Heun", 2)]
     assert all(row["frechet_distance"] > 0 and 0 <= row["classifier_accuracy"] <= 1 for row in result["rows"])
     assert np.load(job.directory / "calls.npz", allow_pickle=False)["image"].shape == (3, 16, 8, 8, 1)
-    page = write(tmp_path, tmp_path / "eval", job.run.test_source.image[:8], 17, {}).read_text()
+    page = one_run.write(
+        tmp_path, tmp_path / "eval", {"calls": calls.job}, real=job.run.test_source.image[:8], levels=17, facts={}
+    ).read_text()
     assert "<h2>Quality against network calls</h2>" in page and page.count("EDM Heun") >= 1
 
 

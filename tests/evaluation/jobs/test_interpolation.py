@@ -7,8 +7,9 @@ from PIL import Image
 
 from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
+from evaluation.jobs import interpolation
 from evaluation.jobs.interpolation import N_BETWEEN, build
-from evaluation.report.one_run import write
+from evaluation.report import one_run
 from sampling.flow import Solver
 from score_flow.build import build_sampler, experiment
 from score_flow.config.loading import load
@@ -67,6 +68,7 @@ def test_result(done):
 def test_the_report_shows_it(done, tmp_path):
     job, result = done
     real = job.source.read(np.arange(4))["image"]
-    page = write(tmp_path, job.directory.parent, real, job.run.scaling.levels, {}).read_text()
+    jobs, shown = {"interpolation": interpolation.job}, {"real": real, "levels": 17, "facts": {}}
+    page = one_run.write(tmp_path, job.directory.parent, jobs, **shown).read_text()
     assert "<h2>Interpolation</h2>" in page and f"{result['round_trip_rms_levels']:.2g} levels off" in page
-    assert "<h2>Interpolation</h2>" not in write(tmp_path, tmp_path, real, 17, {}).read_text()
+    assert "<h2>Interpolation</h2>" not in one_run.write(tmp_path, tmp_path, jobs, **shown).read_text()

@@ -29,8 +29,9 @@ FLAGS = [flag for flag in TINY if not flag.startswith("--config=")]
 def key(job, *flags, weights=WEIGHTS):
     config = load("configs/digits.py", [*FLAGS, *(f"--config.{flag}" for flag in flags)])
     run = experiment(config)
-    images = keys.images_of(find(job), run, config.eval, lambda split: keys.facts_of(run, split))
-    return plain(keys.key_of(job, find(job), run, config, weights, images, False, {}))
+    facts = lambda split: keys.facts_of(run, split)  # noqa: E731
+    images = keys.images_of(find(job), config.eval.bpd_dataset, latent=run.latent, facts=facts)
+    return plain(keys.key_of(find(job), keys.settings_of(run, config, False)) | weights | images)
 
 
 def changed(job, *flags):

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report import figures, page
-from evaluation.report.one_run import training_seconds, write
+from evaluation.jobs.base import by_place
+from evaluation.report import figures, one_run, page
+from evaluation.report.one_run import training_seconds
 from evaluation.report.pictures import grid
+from score_flow.config import registries
 from score_flow.config.loading import flatten
 
 VOID = {"meta", "img", "br", "hr"}
@@ -21,6 +23,7 @@ REAL = RNG.integers(0, 17, (300, 8, 8, 1), np.uint8)
 SAMPLES = RNG.integers(0, 17, (256, 8, 8, 1), np.uint8)
 TRAJECTORY = RNG.integers(0, 17, (2, 10, 16, 8, 8, 1), np.uint8)
 BITS = RNG.normal(2.3, 0.2, (2, 297))
+JOBS = by_place(registries.JOBS.names())
 FACTS = {"step": "5000", "device": "8 x cpu (cpu)", "sampler": "name=ode"}
 RESULTS = {
     "likelihood": {"bits_per_dim": 2.3124, "standard_error": 0.0172, "n_images": 297, "split": "digits/test"},
@@ -102,7 +105,7 @@ class Page(HTMLParser):
 
 
 def report(run, real=REAL, facts=FACTS):
-    file = write(*run, real, 17, facts)
+    file = one_run.write(*run, JOBS, real=real, levels=17, facts=facts)
     assert file == run[0] / "report.html"
     return Page(file.read_text(encoding="utf-8"))
 
@@ -139,7 +142,7 @@ def test_headline_figures(whole):
 
 
 def test_nothing_is_fetched(run):
-    file = write(*run, REAL, 17, FACTS)
+    file = one_run.write(*run, JOBS, real=REAL, levels=17, facts=FACTS)
     html = file.read_text(encoding="utf-8")
     tags = Page(html).tags
     references = [
@@ -263,8 +266,8 @@ def test_colour_and_large_images(run):
 
 
 def test_written_again_whole(run):
-    first = write(*run, REAL, 17, FACTS).read_bytes()
-    assert write(*run, REAL, 17, FACTS).read_bytes() == first
+    first = one_run.write(*run, JOBS, real=REAL, levels=17, facts=FACTS).read_bytes()
+    assert one_run.write(*run, JOBS, real=REAL, levels=17, facts=FACTS).read_bytes() == first
     assert [file.name for file in run[0].glob("report*")] == ["report.html"]
 
 

@@ -1,0 +1,77 @@
+"""Bits per dimension by the probability-flow ODE, under any dequantiser: what the jobs of likelihoods share."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evaluation import dequantisers
+from evaluation.context import Context
+from evaluation.fold import Fold, write_arrays
+from evaluation.jobs.base import Job, Opened, open_solver
+from evaluation.jobs.rounds import per_image
+from sampling.base import Stream, example_keys, split
+from sampling.flow import Solver
+from sampling.likelihood import bits_per_dim, log_likelihood
+from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
+from score_flow.runs.progress import mean_and_error
+
+READS = (
+    "num_repeats", "solver", "smallest_time", "largest_time", "probe", "n_probes", "dequantizer", "decoder_time",
+)  # fmt: skip
+
+
+def job_of(name: str = "", **report: Any) -> Job:
+    """The job of the dequantiser of a name, without one of eval.dequantizer's, and its part of the report."""
+    return Job(build, frozenset({"denoiser", "pixels", "split"}), READS, functools.partial(open_for, name), **report)
+
+
+def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+    """The dequantiser's name and the solver; raises UserError without either."""
+    name = name or options.dequantizer
+    dequantisers.refuse_missing(run, options, workdir, name)
+    return Opened((name, open_solver(run, options, dequantisers.start_time(options, name))))
+
+
+def build(context: Context, opened: tuple[str, Solver]) -> Fold:
+    """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
+    (name, solver), options, run = opened, context.options, context.run
+    chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
+    d, t_min, t_max = math.prod(run.image_shape), dequantisers.start_time(options, name), options.largest_time
+
+    def bits(params, batch, seeds, dequantise):
+        noise_keys, probe_keys = split(example_keys(run.seed, seeds, Stream.LIKELIHOOD))
+        with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
+            x, offset = dequantise(noise_keys, batch["image"])
+            result = log_likelihood(
+                probe_keys, context.denoiser(params, batch), x, solver=solver, t_min=t_min, t_max=t_max,
+                probe=options.probe, n_probes=options.n_probes,
+            )  # fmt: skip
+        power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(t_max)) ** 2
+        bits = bits_per_dim(result.log_prob, d, offset)
+        return {"bits": bits, "latent_power": power, "calls": result.calls}, result.ok
+
+    def finish(state):
+        write_arrays(context.directory / "bits.npz", bits=state["bits"])
+        mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
+        return {
+            "bits_per_dim": mean,
+            "standard_error": error,
+            **context.about(options.num_repeats),
+            "probe": options.probe,
+            "n_probes": options.n_probes,
+            **chosen.said,
+            "network_calls_per_image": float(state["calls"].mean()),
+            "solver": solver.described(),
+            "smallest_time": t_min,
+            "latent_mean_square": float(state["latent_power"].mean()),
+        }
+
+    return per_image(
+        context.depending_on(chosen.of), bits, finish, repeats=options.num_repeats, arguments=(chosen.dequantise,),
+        advice=": raise eval.solver.max_steps or the tolerances",
+    )  # fmt: skip
