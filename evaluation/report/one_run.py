@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from score_flow.runs.files import write_whole
 from score_flow.runs.progress import read_lines
 
 
+@runtime_checkable
 class Part(Protocol):
     """What a job says of its result, as HTML: a section, and the cards of its headline figures."""
 
