@@ -13,10 +13,12 @@ from jaxtyping import PyTree
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
-from score_flow.runs.sharding import agree, is_main, replicated, to_host
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import agree, is_main
+from score_flow.runs.sharding import replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages
 from score_flow.training.saver import refuse_other_config
-from score_flow.training.steps import Preemption, all_finite
+from score_flow.training.steps import all_finite
 from score_flow.types import NonFinite, Params, Preempted, UserError
 
 INTERVAL = 5.0  # seconds between two looks for a milestone that training has yet to save

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtri
 
-from score_flow.runs.progress import mean_and_error
+from score_flow.numerics import mean_and_error
 
 MOMENTS = ("mean", "mean_square", "fourth", "neighbours")  # of each image
 EDGES = ndtri(np.arange(1, 1000) / 1000)  # the thousandths of N(0, 1)

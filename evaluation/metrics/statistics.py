@@ -15,8 +15,9 @@ from evaluation.metrics.frechet import Moments
 from score_flow.config import registries
 from score_flow.config.components import resolve
 from score_flow.config.options import EvalOptions
-from score_flow.data.base import FIRST, Source, checksum, sha256_of
+from score_flow.data.base import FIRST, Source, checksum
 from score_flow.experiment import Experiment
+from score_flow.runs.files import sha256_of
 from score_flow.runs.sharding import place
 from score_flow.types import UserError, one_line
 

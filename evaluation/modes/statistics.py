@@ -19,7 +19,8 @@ from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
-from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, to_host
+from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.sharding import batch_sharding, multiple, to_host
 from score_flow.types import UserError
 
 
