@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from score_flow.config.loading import flatten
+from score_flow.runs import files
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.runs.files import write_whole
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import agree, barrier, is_main
 from score_flow.runs.progress import progress
@@ -245,15 +245,13 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a JSON file so that it is there whole or not at all."""
-    write_whole(file, json.dumps(value, indent=1, default=_plain) + "\n")
+    files.write_whole(file, json.dumps(value, indent=1, default=_plain) + "\n")
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
     """Write an .npz file so that it is there whole or not at all (by the main process)."""
     if is_main():
-        temporary = file.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, file)
+        files.write_arrays(file, **arrays)
 
 
 def _set_aside(key: Key, directory: Path, what: str, restart: bool) -> None:

@@ -84,7 +84,7 @@ def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wante
     return Wanted(jobs, opened, context, weights.which_of(config), keys.settings_of(run, config, controlled), facts)
 
 
-def work(wanted: Wanted, folder: Path, watch: bool) -> Results:
+def work(wanted: Wanted, folder: Path, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     with Preemption() as preemption:

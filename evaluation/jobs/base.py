@@ -1,9 +1,10 @@
 """What an evaluation job is, and which jobs there are: the files of evaluation/jobs/ that export `job`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from evaluation.context import Context
 from evaluation.fold import Fold, Key
@@ -12,7 +13,7 @@ from sampling.flow import Solver
 from score_flow.config import registries
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.types import UserError
+from score_flow.types import UserError, check_choice
 
 # What a job works with; a run without it is refused, and what it is of is among what the result depends on.
 #   denoiser: a model of images;  classifier: one of labels;  pixels: data that are no latents
@@ -67,8 +68,15 @@ def open_flow(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
 
 
 def find(name: str) -> Job:
-    """The job of a name."""
-    return registries.JOBS.entry(name, "config.eval.jobs")
+    """Find the job of a name, by a dotted one that of another package; raises UserError where it is none."""
+    job = registries.JOBS.entry(name, "config.eval.jobs")
+    if not isinstance(job, Job):
+        raise UserError(f"config.eval.jobs: the `job` of {name} is a {type(job).__name__}; it must be a Job.")
+    fields = tuple(field.name for field in dataclasses.fields(EvalOptions))
+    for what, given, allowed in (("needs", sorted(job.needs), get_args(Need)), ("reads", job.reads, fields)):
+        for word in given:
+            check_choice(f"config.eval.jobs: what the job {name} {what}", word, allowed)
+    return job
 
 
 def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
 from pathlib import Path
 
 import jax
@@ -17,9 +16,9 @@ from score_flow.config.components import resolve
 from score_flow.config.options import EvalOptions
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.experiment import Experiment
-from score_flow.runs.files import sha256_of
+from score_flow.runs import files
 from score_flow.runs.sharding import place
-from score_flow.types import UserError, one_line
+from score_flow.types import UserError
 
 LARGEST = 16 << 30  # bytes that an array of a file may unpack to
 BUILD = "build statistics of this data set and extractor by the same command with --mode=stats"
@@ -120,19 +119,12 @@ def read(file: Path) -> Statistics:
 
     Raises UserError for anything else; nothing is ever unpickled.
     """
+    wanted = {field.name for field in dataclasses.fields(Statistics)} | {"pool_3"}
     try:
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.file_size > LARGEST for entry in archive.infolist()):
-                raise UserError(f"{file}: an array unpacks to more than {LARGEST} bytes.")
-        with np.load(file, allow_pickle=False) as archive:
-            wanted = {field.name for field in dataclasses.fields(Statistics)} | {"pool_3"}
-            arrays = {name: archive[name] for name in archive.files if name in wanted}
-    except UserError:
-        raise
-    except Exception as error:  # hostile bytes raise almost anything
-        hint = " Statistics are .npz files of plain arrays; pickles are never read."
-        raise UserError(f"{file}: cannot be read as statistics ({one_line(error)}).{hint}") from error
-    where = {"file": str(file), "file_sha256": sha256_of(file)}
+        arrays = files.arrays_of(file, wanted, LARGEST)
+    except UserError as error:
+        raise UserError(f"{error}. Statistics are .npz files of plain arrays; pickles are never read.") from error
+    where = {"file": str(file), "file_sha256": files.sha256_of(file)}
     if "pool_3" in arrays:
         arrays = _of_features(file, arrays["pool_3"])
     if not {"mu", "sigma"} <= arrays.keys():

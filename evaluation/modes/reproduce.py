@@ -1,11 +1,11 @@
 """`--mode=reproduce`: a published figure computed again, and whether it is the published one."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from evaluation import run as evaluation
 from evaluation.fold import write_json
-from evaluation.jobs.base import asked
-from evaluation.run import evaluate
 from score_flow.config.loading import flatten, module_of
 from score_flow.config.options import Config
 from score_flow.config.registries import ROOT
@@ -37,10 +37,11 @@ def presets() -> list[str]:
 def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder: str = "") -> bool:
     """Evaluate as the preset says, print and write reproduce.json, and return whether every figure is as expected."""
     expected, folder = expected_of(file), folder or f"reproduce/{Path(file).stem}"
-    missing = sorted({figure.split(".")[0] for figure in expected} - set(asked(config.eval)))
+    wanted = evaluation.prepared(run, config, workdir, "eval")
+    missing = sorted({job_of(figure, wanted.jobs) for figure in expected} - wanted.jobs.keys())
     if missing:
         raise UserError(f"{file} expects figures of the job {missing[0]}, which the config does not run.")
-    verdict = compared(expected, evaluate(run, config, workdir, "eval", folder))
+    verdict = compared(expected, evaluation.work(wanted, workdir / folder))
     passed = agree(is_main() and all(row["pass"] for row in verdict.values()))  # the others may not know all figures
     if is_main():
         for name, row in verdict.items():
@@ -52,6 +53,11 @@ def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder:
             {"preset": file, "pass": passed, "figures": verdict, "seed": config.seed, **settings},
         )
     return passed
+
+
+def job_of(figure: str, jobs: Iterable[str]) -> str:
+    """The job that a figure is of, whose name may have dots too; of none of these, what stands before its first dot."""
+    return next((name for name in jobs if figure.startswith(f"{name}.")), figure.split(".")[0])
 
 
 def compared(expected: Expected, results: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -305,4 +305,4 @@ def test_pickles_are_never_read(tmp_path):
 def test_files_are_refused_by_what_they_unpack_to(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "LARGEST", 1000)
     np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(100_000), sigma=SIGMA)
-    assert re.search("unpacks to more than 1000 bytes", refusal(read, tmp_path / "bomb.npz"))
+    assert re.search("unpacks from .* allowed: at most 1000", refusal(read, tmp_path / "bomb.npz"))
