@@ -104,7 +104,7 @@ def ddpm_256() -> ConfigDict:
 
 
 def _noise(config: ConfigDict, path: str, network: ConfigDict) -> ConfigDict:
-    """What VP and sub-VP have in common: the network predicts the noise."""
+    """What VP and sub-VP share, of both projects: the network predicts the noise."""
     config.path = component(path, beta_max=20.0, beta_min=0.1)
     config.network = network
     config.model.prediction = "noise"
@@ -194,7 +194,7 @@ def ncsn(
 def _scaled_score(
     config: ConfigDict, network: ConfigDict, *, sigma_max: float, n_steps: int, ema_rate: float
 ) -> ConfigDict:
-    """What all times and some have in common: the network predicts sigma times the score, a corrector helps."""
+    """What `ve` and `ve_discrete` share: the network predicts sigma times the score, a corrector helps."""
     config.path = component("ve", sigma_max=sigma_max, sigma_min=0.01)
     config.network = network
     config.model.ema_rate = (ema_rate,)

@@ -66,6 +66,14 @@ def test_a_mistake_in_the_call_of_a_family_names_the_line_of_the_call(tmp_path, 
     assert said in refused_in(tmp_path, f"from configs import families; c = families.{call}")
 
 
+def test_a_row_of_a_recipe_that_is_none_names_its_line(tmp_path):
+    (file := tmp_path / "row.py").write_text(
+        "from configs.reproduce.rows import evaluated, fid\n\nget_config = evaluated('digit', fid)\n"
+    )
+    with pytest.raises(UserError, match="row.py, line 3: .*configs.digit"):
+        load(str(file), [])
+
+
 def test_a_recipe_goes_on_from_a_family_as_the_docstring_of_families_does(tmp_path):
     body = families.__doc__.partition(",\n\n")[2]
     head = "from configs import families\nfrom configs.base import component\ndef get_config():\n"

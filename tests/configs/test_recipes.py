@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from jax.sharding import AxisType
 from configs import families
 from score_flow.build import build_sampler, experiment
 from score_flow.config import registries
-from score_flow.config.loading import ROOT, flatten, load, recipes, with_settings
+from score_flow.config.loading import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters
 from score_flow.pretrained.layouts import score_sde_config
 from score_flow.pretrained.projects import improved_diffusion, sit
@@ -26,7 +25,7 @@ from score_flow.training.steps import init_state, make_train_steps
 from tests.discover import thinned
 
 SOURCES = json.loads((Path(__file__).parents[1] / "golden" / "source_configs.json").read_text())
-PACKAGES = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
+REGISTRIES = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
 
 # Values that differ on purpose, by the key here.
 ELSEWHERE = {
@@ -82,8 +81,9 @@ OURS = {f"configs/{name}.py" for name in ("digits", "digits_conditional", "digit
 def values(config):
     """dotted key -> value, the arguments of components completed by their defaults, where these are known."""
     flat = flatten(json.loads(config.to_json()))
-    for section, package in PACKAGES.items():
-        parameters = inspect.signature(import_module(f"{package}.{getattr(config, section).name}").build).parameters
+    for section, registry in REGISTRIES.items():
+        build = registry.entry(getattr(config, section).name, f"config.{section}.name")
+        parameters = inspect.signature(build).parameters
         known = {k: p.default for k, p in parameters.items() if k not in ("parent", "name")}
         flat = {f"{section}.{k}": list(v) if isinstance(v, tuple) else v for k, v in known.items()} | flat
     return flat
@@ -102,7 +102,7 @@ def test_values_are_those_of_the_source(file, translate, skipped):
     theirs = translate()
     wanted = values(load("configs/base.py", [], theirs))
     assert set(skipped) <= ELSEWHERE.keys()
-    for key in theirs | dict.fromkeys(k for s in PACKAGES for k in wanted if k.startswith(f"{s}.")):
+    for key in theirs | dict.fromkeys(k for s in REGISTRIES for k in wanted if k.startswith(f"{s}.")):
         if not key.startswith(skipped) or not skipped:
             assert recipe[key] == wanted[key], key
 
@@ -113,7 +113,7 @@ CODE_LINES = 12  # two imports, `def`, `return`, and a call of a line an argumen
 @pytest.mark.parametrize("file", RECIPES)
 def test_a_recipe_of_a_source_is_its_docstring_and_one_call(file):
     """Ours are explicit, a line a field: users copy them, and no source says their values."""
-    text = (ROOT / file).read_text()
+    text = (registries.ROOT / file).read_text()
     doc, *imports, function = ast.parse(text).body
     said = doc.value.value
     assert all(said.count(f"\n{word:11}") == 1 for word in ("Hardware", "Expected", "Reached"))
@@ -125,14 +125,14 @@ def test_a_recipe_of_a_source_is_its_docstring_and_one_call(file):
 
 
 def test_no_two_recipes_are_equal():
-    texts = {file: ast.dump(ast.parse((ROOT / file).read_text())) for file in recipes()}
+    texts = {file: ast.dump(ast.parse((registries.ROOT / file).read_text())) for file in recipes()}
     assert len(set(texts.values())) == len(texts)
 
 
 def test_every_family_is_called():
     """What no recipe calls, none needs; the defaults of a project are there for recipes of one's own."""
-    called = {word for file in recipes() for word in re.findall(r"families\.(\w+)\(", (ROOT / file).read_text())}
-    assert called == set(families.__all__) - {"improved_diffusion"}
+    text = "".join((registries.ROOT / file).read_text() for file in recipes())
+    assert set(re.findall(r"families\.(\w+)\(", text)) == set(families.__all__) - {"improved_diffusion"}
 
 
 def test_what_has_no_counterpart_is_listed():
