@@ -12,14 +12,9 @@ from configs.base import component
 
 
 def get_config():
-    config = families.improved_diffusion()
-    config.path = component("ddpm", n=4000, schedule="cosine")
-    config.network = component("adm", dropout=0.3, num_heads_upsample=-1)
-    config.model.time_scale = 1000.0
-    config.model.time_shift = -0.25
-    config.data.image_shape = (32, 32, 3)
-    config.data.source = component("tfds", dataset="cifar10")
-    config.training.objective = "hybrid"
-    config.training.time_sampler = component("grid", n=4000)
-    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="range")
-    return config
+    return families.iddpm(
+        image_size=32,
+        source=component("tfds", dataset="cifar10"),
+        network=component("adm", dropout=0.3, num_heads_upsample=-1),
+        objective="hybrid",
+    )

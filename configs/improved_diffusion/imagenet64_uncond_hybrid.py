@@ -12,14 +12,9 @@ from configs.base import component
 
 
 def get_config():
-    config = families.improved_diffusion()
-    config.path = component("ddpm", n=4000, schedule="cosine")
-    config.network = component("adm", channel_mult=(1, 2, 3, 4), num_heads_upsample=-1)
-    config.model.time_scale = 1000.0
-    config.model.time_shift = -0.25
-    config.data.image_shape = (64, 64, 3)
-    config.data.source = component("tfds", dataset="downsampled_imagenet/64x64")
-    config.training.objective = "hybrid"
-    config.training.time_sampler = component("grid", n=4000)
-    config.sampling = component("ancestral", n_steps=4000, t_min=0.0, variance="range")
-    return config
+    return families.iddpm(
+        image_size=64,
+        source=component("tfds", dataset="downsampled_imagenet/64x64"),
+        network=component("adm", channel_mult=(1, 2, 3, 4), num_heads_upsample=-1),
+        objective="hybrid",
+    )

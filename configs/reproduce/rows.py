@@ -21,9 +21,10 @@ Get = Callable[[], ConfigDict]
 
 def evaluated(recipe: str, *changes: Callable[[ConfigDict], None]) -> Get:
     """configs/<recipe>.py, the one checkpoint of an imported run, no job but those of the changes."""
+    module = import_module(f"configs.{recipe.replace('/', '.')}")  # here: a name that is none is refused in its line
 
     def preset() -> ConfigDict:
-        config = import_module(f"configs.{recipe.replace('/', '.')}").get_config()
+        config = module.get_config()
         config.eval.begin_ckpt = config.eval.end_ckpt = 0
         config.eval.enable_loss = config.eval.enable_sampling = config.eval.enable_bpd = False
         for change in changes:

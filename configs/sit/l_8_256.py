@@ -8,10 +8,7 @@ Reached    not yet reached: not trained here.
 """
 
 from configs import families
-from configs.base import component
 
 
 def get_config():
-    config = families.sit(256)
-    config.network = component("sit", depth=24, num_heads=16, patch_size=8, width=1024)
-    return config
+    return families.sit(256, patch_size=8, width=1024, depth=24, num_heads=16)

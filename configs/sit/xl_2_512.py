@@ -8,10 +8,7 @@ Reached    not yet reached: not trained here.
 """
 
 from configs import families
-from configs.base import component
 
 
 def get_config():
-    config = families.sit(512)
-    config.network = component("sit", depth=28, num_heads=16, width=1152)
-    return config
+    return families.sit(512, width=1152, depth=28, num_heads=16)

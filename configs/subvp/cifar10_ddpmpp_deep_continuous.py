@@ -11,16 +11,4 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("subvp", beta_max=20.0, beta_min=0.1)
-    config.network = component("ncsnpp", dropout=0.1, num_res_blocks=8)
-    config.model.prediction = "noise"
-    config.training.n_iters = 950_001
-    config.training.reduce_mean = True
-    config.sampling = component(
-        "predictor_corrector", corrector="", n_corrector_steps=1, n_steps=1000, predictor="euler", snr=0.16, t_min=0.001
-    )
-    config.eval.begin_ckpt = 9
-    config.eval.enable_sampling = False
-    config.eval.end_ckpt = 26
-    return config
+    return families.subvp(families.cifar10(n_iters=950_001), network=component("ncsnpp", dropout=0.1, num_res_blocks=8))

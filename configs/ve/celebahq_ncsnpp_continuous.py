@@ -7,43 +7,7 @@ Reached    not yet reached: not trained here.
 """
 
 from configs import families
-from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("ve", sigma_max=1348.0, sigma_min=0.01)
-    config.network = component(
-        "ncsnpp",
-        channel_mult=(1, 2, 4, 8, 16, 32, 32, 32),
-        embedding="fourier",
-        fir=True,
-        num_res_blocks=1,
-        progressive="output_skip",
-        progressive_input="input_skip",
-        width=16,
-    )
-    config.model.input = "2x-1"
-    config.model.prediction = "scaled_score"
-    config.model.time = "log_sigma"
-    config.model.time_scale = 1.0
-    config.data.centered = False
-    config.data.image_shape = (1024, 1024, 3)
-    config.data.source = component("folder", image_size=1024)
-    config.training.batch_size = 8
-    config.training.n_iters = 2_400_001
-    config.training.n_jitted_steps = 1
-    config.training.snapshot_freq_for_preemption = 5000
-    config.sampling = component(
-        "predictor_corrector",
-        corrector="langevin",
-        n_corrector_steps=1,
-        n_steps=2000,
-        predictor="reverse_diffusion",
-        snr=0.15,
-        t_min=1e-5,
-    )
-    config.eval.begin_ckpt = 1
-    config.eval.enable_bpd = True
-    config.eval.end_ckpt = 96
-    return config
+    return families.ve_1024()

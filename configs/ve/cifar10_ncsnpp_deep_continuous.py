@@ -11,28 +11,9 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("ve", sigma_max=50.0, sigma_min=0.01)
-    config.network = component(
-        "ncsnpp", dropout=0.1, embedding="fourier", fir=True, num_res_blocks=8, progressive_input="residual"
+    return families.ve(
+        families.cifar10(n_iters=950_001),
+        network=component(
+            "ncsnpp", dropout=0.1, embedding="fourier", fir=True, num_res_blocks=8, progressive_input="residual"
+        ),
     )
-    config.model.ema_rate = (0.999,)
-    config.model.input = "2x-1"
-    config.model.prediction = "scaled_score"
-    config.model.time = "log_sigma"
-    config.model.time_scale = 1.0
-    config.data.centered = False
-    config.training.n_iters = 950_001
-    config.sampling = component(
-        "predictor_corrector",
-        corrector="langevin",
-        n_corrector_steps=1,
-        n_steps=1000,
-        predictor="reverse_diffusion",
-        snr=0.16,
-        t_min=1e-5,
-    )
-    config.eval.begin_ckpt = 9
-    config.eval.enable_sampling = False
-    config.eval.end_ckpt = 26
-    return config

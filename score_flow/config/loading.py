@@ -108,12 +108,12 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def _line_that_sets(key: str, path: Path) -> str:
-    """", line n" of the last line of a file that sets a field, where one does."""
+    """", line n" of the last line of a file that sets a field, or else that makes the config; "" of a config.json."""
     section, _, last = key.rpartition(".")
     lines = path.read_text(errors="replace").splitlines()
-    for word in (last, section.rpartition(".")[2]):
-        setting = re.compile(rf"\b{re.escape(word)}\b['\"]?\s*[=:\]]")
-        if word and (found := [n for n, line in enumerate(lines, 1) if setting.search(line)]):
+    setters = [rf"\b{re.escape(word)}\b['\"]?\s*[=:\]]" for word in (last, section.rpartition(".")[2]) if word]
+    for setter in [*setters, r"\b(families\.\w|get_config\()"]:
+        if found := [n for n, line in enumerate(lines, 1) if re.search(setter, line)]:
             return f", line {found[-1]}"
     return ""
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import families
 from score_flow.config.loading import load
 from score_flow.types import UserError
 from tests.config.test_config import PLAIN, outside, refused
@@ -49,6 +50,36 @@ def test_every_mistake_in_a_recipe_names_its_line(tmp_path, key):
 ])  # fmt: skip
 def test_whatever_goes_wrong_in_a_recipe_is_one_line(tmp_path, line, said):
     assert said in refused_in(tmp_path, line)
+
+
+@pytest.mark.parametrize("call, said", [
+    ("cifar10(n_iter=3)", "unexpected keyword argument 'n_iter'"), ("cifar11()", "no attribute 'cifar11'"),
+    ("vp(families.cifar10())", "missing 1 required keyword-only argument: 'network'"),
+    ("vp(families.cifar10(), network='ncsnpp')", "network is a section, got 'ncsnpp': give network.name"),
+    ("vp(families.cifar10(), network=component('ncsnp'))", "Did you mean 'ncsnpp'?"),
+    ("cifar10(n_iters=4e0)", "n_iters must be of type int, got 4.0"), ("ve_1024(reduce_mean=3)", "reduce_mean must be"),
+    ("lsun(batch_size=0)", "config.training.batch_size "), ("iddpm_lsun(lr=-1.0)", "config.optim.lr "),
+    ("lsun(image_size=-1)", "config.data.image_shape "), ("sit(-8)", "config.data.image_shape "),
+    ("cifar10(); c.training.n_iter = 3", "Did you mean 'n_iters'?"), ("sit(8); c.optim.lr = 'x'", "lr must be of"),
+])  # fmt: skip
+def test_a_mistake_in_the_call_of_a_family_names_the_line_of_the_call(tmp_path, call, said):
+    assert said in refused_in(tmp_path, f"from configs import families; c = families.{call}")
+
+
+def test_a_row_of_a_recipe_that_is_none_names_its_line(tmp_path):
+    (file := tmp_path / "row.py").write_text(
+        "from configs.reproduce.rows import evaluated, fid\n\nget_config = evaluated('digit', fid)\n"
+    )
+    with pytest.raises(UserError, match="row.py, line 3: .*configs.digit"):
+        load(str(file), [])
+
+
+def test_a_recipe_goes_on_from_a_family_as_the_docstring_of_families_does(tmp_path):
+    body = families.__doc__.partition(",\n\n")[2]
+    head = "from configs import families\nfrom configs.base import component\ndef get_config():\n"
+    (tmp_path / "recipe.py").write_text(head + body)
+    config = load(str(tmp_path / "recipe.py"), [])
+    assert (config.path.name, config.training.batch_size, config.training.n_iters) == ("vp", 64, 1_300_001)
 
 
 @pytest.mark.parametrize("text", ["", "x = 1", "def get_config(): return None", "def get_config(): return 3"])

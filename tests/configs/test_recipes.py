@@ -1,9 +1,10 @@
 """Every recipe of the source projects is here, value by value, and builds, has the published size and trains."""
 
+import ast
 import functools
 import inspect
 import json
-from importlib import import_module
+import re
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from configs import families
 from score_flow.build import build_sampler, experiment
 from score_flow.config import registries
 from score_flow.config.loading import flatten, load, recipes, with_settings
@@ -23,7 +25,7 @@ from score_flow.training.steps import init_state, make_train_steps
 from tests.discover import thinned
 
 SOURCES = json.loads((Path(__file__).parents[1] / "golden" / "source_configs.json").read_text())
-PACKAGES = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
+REGISTRIES = {"path": registries.PATHS, "network": registries.NETWORKS, "sampling": registries.SAMPLERS}
 
 # Values that differ on purpose, by the key here.
 ELSEWHERE = {
@@ -39,7 +41,7 @@ ELSEWHERE = {
 def score_sde_cases(project, folder):
     for file, settings in SOURCES[project].items():
         name = file.removeprefix("configs/")
-        if not name.startswith("default_"):  # no network: families.py has them
+        if not name.startswith("default_"):  # no network: configs/families has them
             yield f"configs/{folder}{name}", functools.partial(score_sde_config.translate, settings), ()
 
 
@@ -79,8 +81,9 @@ OURS = {f"configs/{name}.py" for name in ("digits", "digits_conditional", "digit
 def values(config):
     """dotted key -> value, the arguments of components completed by their defaults, where these are known."""
     flat = flatten(json.loads(config.to_json()))
-    for section, package in PACKAGES.items():
-        parameters = inspect.signature(import_module(f"{package}.{getattr(config, section).name}").build).parameters
+    for section, registry in REGISTRIES.items():
+        build = registry.entry(getattr(config, section).name, f"config.{section}.name")
+        parameters = inspect.signature(build).parameters
         known = {k: p.default for k, p in parameters.items() if k not in ("parent", "name")}
         flat = {f"{section}.{k}": list(v) if isinstance(v, tuple) else v for k, v in known.items()} | flat
     return flat
@@ -99,9 +102,37 @@ def test_values_are_those_of_the_source(file, translate, skipped):
     theirs = translate()
     wanted = values(load("configs/base.py", [], theirs))
     assert set(skipped) <= ELSEWHERE.keys()
-    for key in theirs | dict.fromkeys(k for s in PACKAGES for k in wanted if k.startswith(f"{s}.")):
+    for key in theirs | dict.fromkeys(k for s in REGISTRIES for k in wanted if k.startswith(f"{s}.")):
         if not key.startswith(skipped) or not skipped:
             assert recipe[key] == wanted[key], key
+
+
+CODE_LINES = 12  # two imports, `def`, `return`, and a call of a line an argument
+
+
+@pytest.mark.parametrize("file", RECIPES)
+def test_a_recipe_of_a_source_is_its_docstring_and_one_call(file):
+    """Ours are explicit, a line a field: users copy them, and no source says their values."""
+    text = (registries.ROOT / file).read_text()
+    doc, *imports, function = ast.parse(text).body
+    said = doc.value.value
+    assert all(said.count(f"\n{word:11}") == 1 for word in ("Hardware", "Expected", "Reached"))
+    assert all(type(node) is ast.ImportFrom and node.module.split(".")[0] == "configs" for node in imports)
+    assert function.name == "get_config" and [type(node) for node in function.body] == [ast.Return]
+    called = ast.unparse(function.body[0].value.func)
+    assert called.startswith("families.") and called.removeprefix("families.") in families.__all__
+    assert sum(bool(line.strip()) for line in text.splitlines()[doc.end_lineno :]) <= CODE_LINES
+
+
+def test_no_two_recipes_are_equal():
+    texts = {file: ast.dump(ast.parse((registries.ROOT / file).read_text())) for file in recipes()}
+    assert len(set(texts.values())) == len(texts)
+
+
+def test_every_family_is_called():
+    """What no recipe calls, none needs; the defaults of a project are there for recipes of one's own."""
+    text = "".join((registries.ROOT / file).read_text() for file in recipes())
+    assert set(re.findall(r"families\.(\w+)\(", text)) == set(families.__all__) - {"improved_diffusion"}
 
 
 def test_what_has_no_counterpart_is_listed():

@@ -11,12 +11,4 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_flow()
-    config.path = component("subvp", beta_max=20.0, beta_min=0.1)
-    config.network = component("ncsnpp", dropout=0.1)
-    config.model.prediction = "noise"
-    config.training.smallest_time = 0.01
-    config.sampling = component("ode", atol=1e-5, method="dopri5", rtol=1e-5, t_max=1.0, t_min=0.01)
-    config.eval.begin_ckpt = 26
-    config.eval.end_ckpt = 26
-    return config
+    return families.score_flow_subvp(families.score_flow(), network=component("ncsnpp", dropout=0.1))

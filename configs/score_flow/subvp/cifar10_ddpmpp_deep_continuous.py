@@ -11,13 +11,6 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_flow()
-    config.path = component("subvp", beta_max=20.0, beta_min=0.1)
-    config.network = component("ncsnpp", dropout=0.1, num_res_blocks=8)
-    config.model.prediction = "noise"
-    config.training.n_iters = 950_001
-    config.training.smallest_time = 0.01
-    config.sampling = component("ode", atol=1e-5, method="dopri5", rtol=1e-5, t_max=1.0, t_min=0.01)
-    config.eval.begin_ckpt = 19
-    config.eval.end_ckpt = 19
-    return config
+    return families.score_flow_subvp(
+        families.score_flow(n_iters=950_001), network=component("ncsnpp", dropout=0.1, num_res_blocks=8)
+    )

@@ -12,12 +12,6 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_flow()
-    config.path = component("vp", beta_max=20.0, beta_min=0.1)
-    config.network = component("ncsnpp", dropout=0.1, num_res_blocks=8)
-    config.model.prediction = "noise"
-    config.training.n_iters = 950_001
-    config.sampling = component("ode", atol=1e-5, method="dopri5", rtol=1e-5, t_max=1.0, t_min=0.001)
-    config.eval.begin_ckpt = 19
-    config.eval.end_ckpt = 19
-    return config
+    return families.score_flow_vp(
+        families.score_flow(n_iters=950_001), network=component("ncsnpp", dropout=0.1, num_res_blocks=8)
+    )

@@ -11,31 +11,12 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("ve", sigma_max=90.0, sigma_min=0.01)
-    config.network = component("ncsn", num_scales=500)
-    config.model.ema_rate = (0.0,)
-    config.model.input = "2x-1"
-    config.model.prediction = "score"
-    config.model.time = "1-t"
-    config.model.time_scale = 499.0
-    config.data.centered = False
-    config.data.image_shape = (64, 64, 3)
-    config.data.source = component("folder", image_size=64)
-    config.training.smallest_time = 0.0
-    config.training.time_sampler = component("grid", closed=True, n=500)
-    config.optim.grad_clip = -1.0
-    config.optim.lr = 0.001
-    config.optim.warmup = 0
-    config.sampling = component(
-        "predictor_corrector",
-        corrector="annealed_langevin",
+    return families.ncsn(
+        families.celeba(),
+        network=component("ncsn", num_scales=500),
+        ema_rate=0.0,
+        sigma_max=90.0,
+        n_scales=500,
         n_corrector_steps=5,
-        n_steps=500,
-        predictor="",
         snr=0.128,
-        t_min=1e-5,
     )
-    config.eval.begin_ckpt = 1
-    config.eval.end_ckpt = 26
-    return config

@@ -11,31 +11,4 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("ve", sigma_max=1.0, sigma_min=0.01)
-    config.network = component("ncsn")
-    config.model.ema_rate = (0.999,)
-    config.model.input = "2x-1"
-    config.model.prediction = "score"
-    config.model.time = "1-t"
-    config.model.time_scale = 9.0
-    config.data.centered = False
-    config.data.image_shape = (64, 64, 3)
-    config.data.source = component("folder", image_size=64)
-    config.training.smallest_time = 0.0
-    config.training.time_sampler = component("grid", closed=True, n=10)
-    config.optim.grad_clip = -1.0
-    config.optim.lr = 0.001
-    config.optim.warmup = 0
-    config.sampling = component(
-        "predictor_corrector",
-        corrector="annealed_langevin",
-        n_corrector_steps=100,
-        n_steps=10,
-        predictor="",
-        snr=0.316,
-        t_min=1e-5,
-    )
-    config.eval.begin_ckpt = 1
-    config.eval.end_ckpt = 26
-    return config
+    return families.ncsn(families.celeba(), network=component("ncsn"), ema_rate=0.999)

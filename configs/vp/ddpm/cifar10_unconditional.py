@@ -11,25 +11,4 @@ from configs.base import component
 
 
 def get_config():
-    config = families.score_sde()
-    config.path = component("ddpm", beta_max=20.0, beta_min=0.1, n=1000, schedule="linear")
-    config.network = component("ddpm", conditional=False, dropout=0.1)
-    config.model.prediction = "noise"
-    config.model.time_scale = 1000.0
-    config.model.time_shift = -1.0
-    config.training.reduce_mean = True
-    config.training.smallest_time = 0.0
-    config.training.time_sampler = component("grid", n=1000)
-    config.sampling = component(
-        "predictor_corrector",
-        corrector="",
-        n_corrector_steps=1,
-        n_steps=1000,
-        predictor="ancestral",
-        snr=0.16,
-        t_min=0.0,
-    )
-    config.eval.begin_ckpt = 9
-    config.eval.enable_sampling = False
-    config.eval.end_ckpt = 26
-    return config
+    return families.vp_discrete(families.cifar10(), network=component("ddpm", conditional=False, dropout=0.1))
