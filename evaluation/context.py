@@ -15,7 +15,6 @@ from evaluation.fold import Key, state_key
 from evaluation.weights import checkpoints_of, identity, load_params, which_of
 from sampling.base import Sampler
 from sampling.control.base import Control
-from sampling.control.inputs import existing_file
 from sampling.guidance import guide
 from score_flow.build import experiment
 from score_flow.config import registries
@@ -29,6 +28,7 @@ from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
+from score_flow.runs import files
 from score_flow.runs.sharding import batch_sharding, multiple
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
@@ -167,7 +167,7 @@ def load_base(run: Experiment, file: str) -> Batch | None:
         return None
     if not side:
         raise UserError("config.eval.low_res is given, but config.model.low_res is 0: the model refines no images.")
-    source = arrays.read(existing_file(file, "config.eval.low_res"), run.scaling.levels)
+    source = arrays.read(files.regular_file(file, "config.eval.low_res"), run.scaling.levels)
     shape = (side, side, run.image_shape[-1])
     if source.image_shape != shape:
         raise UserError(f"config.eval.low_res: {file} holds images of shape {source.image_shape}; allowed: {shape}")
