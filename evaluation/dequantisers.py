@@ -55,7 +55,7 @@ def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDeq
     return VariationalDequantizer(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
-def refuse_missing(run: Experiment, options: EvalOptions, workdir: Path, name: str) -> None:
+def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Path) -> None:
     """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
     folder, t = workdir / train_deq.FOLDER, start_time(options, name)
     if name == "variational" and not any(folder.glob("checkpoints*/*.manifest.json")):

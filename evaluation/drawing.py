@@ -22,8 +22,8 @@ from score_flow.types import NonFinite
 Drawer = Callable[..., tuple[dict[str, np.ndarray], Int[np.ndarray, "b"], Bool[np.ndarray, "b"]]]
 
 
-def drawer(run: Experiment, sampler: Sampler, stream: Stream = Stream.SAMPLES, keep: Sequence[str] = ()) -> Drawer:
-    """The samples of some global indices as pixel levels, with their conditions; compiled once for each batch size.
+def drawer(run: Experiment, sampler: Sampler, *, stream: Stream = Stream.SAMPLES, keep: Sequence[str] = ()) -> Drawer:
+    """Draw the samples of some global indices as pixel levels, with their conditions; compiled once a batch size.
 
     With an extractor, also their features ("pool", "logits"), in the same program. Only the arrays named in `keep`
     (all) leave the device.

@@ -46,7 +46,7 @@ class Fold(NamedTuple):
     finish: Callable[[State], dict[str, Any]]
 
 
-def run(fold: Fold, directory: Path, what: str, restart: bool = False) -> dict[str, Any]:
+def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dict[str, Any]:
     """The result of a fold, from `directory/result.json` if it is done, else from the newest meta-checkpoint on.
 
     The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
@@ -56,7 +56,7 @@ def run(fold: Fold, directory: Path, what: str, restart: bool = False) -> dict[s
     if (found := finished(fold.key, directory)) is not None:
         return found
     key, result_file = plain(fold.key), directory / "result.json"
-    _set_aside(key, directory, what, restart)
+    _set_aside(key, directory, what, restart=restart)
     checkpoints = Checkpoints(directory / "meta", keep=2)
     done = checkpoints.newest_good() or 0
     state = checkpoints.restore(done, {"state": fold.init()})["state"] if done else fold.init()
@@ -129,7 +129,7 @@ class Rows:
     def __init__(self, directory: Path):
         self._directory = directory
 
-    def write(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], begun: bool) -> None:
+    def write(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], *, begun: bool) -> None:
         """Put arrays of k rows at their places among the rows, counted along the `leading` axes; main process only.
 
         begun: whether rows were written before; raises UserError where they are gone.
@@ -183,14 +183,14 @@ def finished(key: Key, directory: Path) -> dict[str, Any] | None:
     result = read_json(directory / "result.json")
     if result is None or "key" not in result:
         return None
-    refuse_other_key(plain(key), result.pop("key"), directory, "a result")
+    refuse_other_key(plain(key), result.pop("key"), directory=directory, what="a result")
     return result
 
 
 def refuse_other_state(key: Key, directory: Path) -> None:
     """Raise UserError where the newest state of a fold is of another key; nothing is written."""
     if saved := state_key(directory):
-        refuse_other_key(plain(key), saved, directory, "the begun state of a result")
+        refuse_other_key(plain(key), saved, directory=directory, what="the begun state of a result")
 
 
 def refuse_other_neighbours(key: Key, folder: Path) -> None:
@@ -200,10 +200,10 @@ def refuse_other_neighbours(key: Key, folder: Path) -> None:
         theirs = flatten((read_json(file) or {}).get("key", {}))
         both = (ours.keys() & theirs.keys()) - {"job"}
         common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
-        refuse_other_key(*common, file.parent, "a result")
+        refuse_other_key(*common, directory=file.parent, what="a result")
 
 
-def refuse_other_key(key: Key, saved: Key, directory: Path, what: str) -> None:
+def refuse_other_key(key: Key, saved: Key, *, directory: Path, what: str) -> None:
     """Raise UserError, with both values of every part that differs."""
     old, new = flatten(saved), flatten(key)
     changed = [
@@ -254,12 +254,12 @@ def write_arrays(file: Path, **arrays: np.ndarray) -> None:
         files.write_arrays(file, **arrays)
 
 
-def _set_aside(key: Key, directory: Path, what: str, restart: bool) -> None:
+def _set_aside(key: Key, directory: Path, what: str, *, restart: bool) -> None:
     """Make room for a fold: a result without a key is kept under another name, its states are removed, both said."""
     saved, old = state_key(directory), directory / "result.json"
     barrier(f"looked at {directory}")
     if saved and not restart:
-        refuse_other_key(key, saved, directory, "the begun state of a result")
+        refuse_other_key(key, saved, directory=directory, what="the begun state of a result")
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)
         if old.exists():

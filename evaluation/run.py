@@ -87,21 +87,24 @@ def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wante
 def work(wanted: Wanted, folder: Path, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
+    ends = options.begin_ckpt, options.end_ckpt
     with Preemption() as preemption:
-        ends = options.begin_ckpt, options.end_ckpt
-        steps = weights.coming(workdir, *ends, preemption) if watch else weights.checkpoints_of(workdir, *ends)
-        for group in ([step] for step in steps) if watch else [steps]:
-            visits = [visit_of(wanted, *step, folder) for step in group]
+        if watch:
+            groups = ([step] for step in weights.coming(workdir, *ends, preemption=preemption))
+        else:
+            groups = iter([weights.checkpoints_of(workdir, *ends)])
+        for group in groups:
+            visits = [visit_of(wanted, folder, *step) for step in group]
             for visit in visits:
                 refuse_other_results(wanted, visit)
             with folds.held(folder, "evaluation"):
                 for visit in visits:
-                    results = one_checkpoint(wanted, visit, preemption, hashes)
+                    results = one_checkpoint(wanted, visit, preemption, hashes=hashes)
     barrier("evaluated")
     return results
 
 
-def visit_of(wanted: Wanted, checkpoints: Checkpoints, step: int, folder: Path) -> Visit:
+def visit_of(wanted: Wanted, folder: Path, checkpoints: Checkpoints, step: int) -> Visit:
     """Look at a checkpoint; raises UserError where it is of another model, or results are of other settings."""
     refuse_old_settings(folder / str(step), wanted.which.settings)
     return Visit(checkpoints, step, folder / str(step), weights.identity(wanted.which, checkpoints, step))
@@ -133,24 +136,24 @@ def refuse_other_results(wanted: Wanted, visit: Visit) -> None:
         folds.refuse_other_neighbours(fold.key, visit.directory)
 
 
-def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, hashes: dict[str, str]) -> Results:
+def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, *, hashes: dict[str, str]) -> Results:
     """Run the jobs on one checkpoint, what is done is read, and write their results; hashes: of the splits so far."""
     context, results = wanted.context, {}
     params = weights.load_params(context.run, wanted.which, visit.checkpoints, visit.step)
     for name, fold in folds_of(wanted, visit, params):
-        results[name] = run_job(fold, visit.directory / name, name, visit.step, preemption)
+        results[name] = run_job(fold, visit.directory / name, name, step=visit.step, preemption=preemption)
     if is_main():
         (visit.directory / "settings.json").unlink(missing_ok=True)  # of an older program; every result has its own now
         looked_at = any(job.needing("split") for job in wanted.jobs.values())
         if context.judged and (not context.run.latent or looked_at):
             hash_data(context.run, results, hashes)
-        record(wanted, visit, results, hashes)
+        record(wanted, visit, results, hashes=hashes)
         if context.judged:
             print(f"report: {report(wanted, visit, hashes)}", flush=True)
     return results
 
 
-def run_job(fold: Fold, directory: Path, name: str, step: int, preemption: Preemption) -> dict[str, Any]:
+def run_job(fold: Fold, directory: Path, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
     """Run one job, and print its result."""
     if preemption.agreed():
         raise Preempted(f"stopped before the job {name}; run the same command to go on.")
@@ -176,7 +179,7 @@ def hash_data(run: Experiment, results: Results, hashes: dict[str, str]) -> None
             hashes[source.name] = written.identity(source)
 
 
-def record(wanted: Wanted, visit: Visit, results: Results, hashes: dict[str, str]) -> None:
+def record(wanted: Wanted, visit: Visit, results: Results, *, hashes: dict[str, str]) -> None:
     """Write results.json and results.txt of one checkpoint; hashes: of the splits by their name."""
     context, said = wanted.context, visit.weights["weights"]
     facts = {"step": visit.step, "weights": said, "version": __version__}
@@ -185,7 +188,7 @@ def record(wanted: Wanted, visit: Visit, results: Results, hashes: dict[str, str
         facts |= {"data": context.run.test_source.name, "checksums": hashes}
         setting |= {"checksums": hashes, "split": context.run.test_source.name}
     options = frozenset(flatten(wanted.which.settings["eval"]))
-    written.write(visit.directory, results, facts, setting | {"options": options})
+    written.write(visit.directory, results, facts=facts, setting=setting | {"options": options})
 
 
 def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> Path:

@@ -64,7 +64,7 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
     return [(milestones, step) for step in steps[first - 1 : last]]
 
 
-def coming(workdir: Path, begin: int, end: int, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
+def coming(workdir: Path, begin: int, end: int, *, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
     """Milestones begin..end counted from 1 (begin = 0: the first; end = 0: the one at which training ends).
 
     Raises Preempted when asked to stop, and UserError when training ended before milestone `end`.
@@ -147,7 +147,7 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
     shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     if which.ema_std:
-        params = reconstruct(checkpoints, step, wanted, which.ema_std)
+        params = reconstruct(checkpoints, step, wanted, std=which.ema_std)
     elif which.ema < 0:
         params = checkpoints.restore(step, {"params": wanted})["params"]
     else:
@@ -157,7 +157,7 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
     return params
 
 
-def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, std: float) -> Params:
+def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, *, std: float) -> Params:
     """The power-function average of relative width std at a step, of those in all milestones up to it.
 
     Raises UserError where they cannot make it: there are none, it is too narrow, or much wider than all.

@@ -89,7 +89,7 @@ def arm_job(before: bool, job: str, number: str, fire) -> None:
 
     run_fold = folds.run
 
-    def armed(fold, directory, what, restart=False):
+    def armed(fold, directory, what, *, restart=False):
         rounds = itertools.count()  # of this process
 
         def step(state):
@@ -101,7 +101,7 @@ def arm_job(before: bool, job: str, number: str, fire) -> None:
                 fire()
             return state
 
-        return run_fold(fold._replace(step=step), directory, what, restart)
+        return run_fold(fold._replace(step=step), directory, what, restart=restart)
 
     folds.run = armed
 

@@ -33,7 +33,7 @@ def job_of(name: str = "", **report: Any) -> Job:
 def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
     """The dequantiser's name and the solver; raises UserError without either."""
     name = name or options.dequantizer
-    dequantisers.refuse_missing(run, options, workdir, name)
+    dequantisers.refuse_missing(run, options, name, workdir=workdir)
     return Opened((name, open_solver(run, options, dequantisers.start_time(options, name))))
 
 

@@ -46,7 +46,7 @@ class Terms(NamedTuple):
     offset: Float[Array, "b"]  # -E log p(x_0 | x_eps) less that entropy
 
 
-def time_sampler(path: Path, t_min: float, t_max: float, importance: bool) -> TimeSampler:
+def time_sampler(path: Path, t_min: float, t_max: float, *, importance: bool) -> TimeSampler:
     """Times in even cells of log SNR, whose density is g^2/sigma^2 on every path, or else of t."""
     return (log_snr if importance else stratified)(path, t_min, t_max)
 
@@ -55,6 +55,7 @@ def excess(
     denoiser: Denoiser,
     x0: Images,
     noise: Images,
+    *,
     t: Times,
     data_std: float,
     probes: Float[Array, "p b *d"] | None = None,
@@ -78,7 +79,7 @@ def excess(
     return square - in_square**2 * (sum_flat(noise**2) - d) - share * d
 
 
-def offset(denoiser: Denoiser, x0: Images, noise: Images, t_min: float, data_std: float) -> Float[Array, "b"]:
+def offset(denoiser: Denoiser, x0: Images, noise: Images, *, t_min: float, data_std: float) -> Float[Array, "b"]:
     """-log p(x_0 | x_eps) less the entropy of q(x_eps | x_0), at one draw of x_eps.
 
     With p(x_0 | x_eps) = N(x0_hat, (sigma/alpha)^2 I) a bound on -log p(x_eps) becomes, by Jensen's inequality, one on
@@ -86,13 +87,16 @@ def offset(denoiser: Denoiser, x0: Images, noise: Images, t_min: float, data_std
     """
     d, t = x0[0].size, jnp.full(x0.shape[:1], t_min, x0.dtype)
     share = share_of_gaussian(denoiser.path, t, data_std)
-    return 0.5 * (excess(denoiser, x0, noise, t, data_std) - d * (1 - share)) - d * jnp.log(denoiser.path.alpha(t))
+    return 0.5 * (excess(denoiser, x0, noise, t=t, data_std=data_std) - d * (1 - share)) - d * jnp.log(
+        denoiser.path.alpha(t)
+    )
 
 
 def bound_terms(
     keys: Keys,
     denoiser: Denoiser,
     x0: Images,
+    *,
     times: TimeSampler,
     t_min: float,
     t_max: float,
@@ -114,13 +118,13 @@ def bound_terms(
         if form == "ssm":
             e = probes(jax.vmap(jax.random.fold_in, (0, None))(probe_keys, i), probe, n_probes, shape).astype(x0.dtype)
         c, noise = path.at(t), normal(noise_keys, shape, i).astype(x0.dtype)
-        return weight * c.g2 / c.sigma**2 * excess(denoiser, x0, noise, t, data_std, e)
+        return weight * c.g2 / c.sigma**2 * excess(denoiser, x0, noise, t=t, data_std=data_std, probes=e)
 
     draws = jnp.arange(n_times), t.T.astype(x0.dtype), weight.T.astype(x0.dtype)
     mean = jnp.mean(jax.lax.map(at, draws), axis=0)
     integral = known_integral(path, x0, t_min, t_max, data_std) + 0.5 * (t_max - t_min) * mean
     last = normal(noise_keys, shape, n_times).astype(x0.dtype)
-    return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min, data_std))
+    return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min=t_min, data_std=data_std))
 
 
 def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> Opened:
@@ -130,26 +134,27 @@ def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> 
         raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
     if options.dequantizer == "decoder":
         raise UserError(f"config.eval.dequantizer is decoder, {refused}; allowed: uniform, variational.")
-    dequantisers.refuse_missing(run, options, workdir, options.dequantizer)
+    dequantisers.refuse_missing(run, options, options.dequantizer, workdir=workdir)
     return Opened()
 
 
 def build(context: Context, opened: None) -> Fold:
     """The bound in bits/dim of the levels, num_repeats times, with its terms; those of every image in bound.npz."""
     options, run, d = context.options, context.run, math.prod(context.run.image_shape)
-    chosen = dequantisers.choose(
-        run, options, options.dequantizer, workdir=context.workdir, begun=context.begun
-    )  # fmt: skip
+    chosen = dequantisers.choose(run, options, options.dequantizer, workdir=context.workdir, begun=context.begun)
     t_min, t_max = options.smallest_time, noisy_end(run.model.path, options.largest_time)
-    times = time_sampler(run.model.path, t_min, t_max, options.bound_importance)
-    probe = options.probe, options.n_probes
+    times = time_sampler(run.model.path, t_min, t_max, importance=options.bound_importance)
+    settings = {
+        "times": times, "t_min": t_min, "t_max": t_max, "n_times": options.bound_times,
+        "data_std": run.model.preconditioning.data_std, "form": options.bound_form, "probe": options.probe,
+        "n_probes": options.n_probes,
+    }  # fmt: skip
 
     def terms(params, batch, seeds, dequantise):  # in nats, and the dequantiser's bits/dim
         noise_keys, keys = split(example_keys(run.seed, seeds, Stream.BOUND))
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x0, levels = dequantise(noise_keys, batch["image"])
-            settings = times, t_min, t_max, options.bound_times, run.model.preconditioning.data_std, options.bound_form
-            nats = bound_terms(keys, context.denoiser(params, batch), x0, *settings, *probe)
+            nats = bound_terms(keys, context.denoiser(params, batch), x0, **settings)
         return {"levels": jnp.broadcast_to(levels, seeds.shape), **nats._asdict()}, None
 
     def in_bits(arrays):
@@ -167,7 +172,7 @@ def build(context: Context, opened: None) -> Fold:
             "network_calls_per_image": options.bound_times + 1,
             "smallest_time": t_min,
             "largest_time": t_max,
-        } | (dict(zip(("probe", "n_probes"), probe, strict=True)) if options.bound_form == "ssm" else {})
+        } | ({name: settings[name] for name in ("probe", "n_probes")} if options.bound_form == "ssm" else {})
 
     return per_image(
         context.depending_on(chosen.of), terms, finish, repeats=options.num_repeats, arguments=(chosen.dequantise,),

@@ -59,7 +59,7 @@ def build(context: Context, opened: tuple[Statistics, Extractor]) -> Fold:
         if options.save_npz:
             save_samples(context, arrays)
         names = INCEPTION if extractor.inception else OTHER
-        found = figures(collector.gaussian(state), state, reference, names)
+        found = figures(collector.gaussian(state), state, reference, names=names)
         return found | context.about_samples(state["calls"]) | about(extractor, reference)
 
     keep, each = ("image", "label") if options.save_npz else (), Each(("pool", "logits"), init, add)
@@ -95,7 +95,7 @@ INCEPTION, OTHER = Names("fid", "inception_score"), Names("frechet_distance", "c
 
 
 def figures(
-    gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, names: Names
+    gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names
 ) -> dict[str, Any]:
     """The figures of all samples against the reference; without its features, those that need only its Gaussian."""
     found = {names.distance: frechet_distance(*gaussian, reference.mu, reference.sigma)}
@@ -130,7 +130,7 @@ def cards(record: page.Record) -> list[str]:
     for key, name in (("fid", "FID"), (OTHER.distance, "Fréchet distance")):
         if key in result:
             note = f"{result.get('n_samples', 0):,} samples, {result.get('features', '')}"
-            return [page.card(name, f"{result[key]:.3g}", "", note)]
+            return [page.card(name, f"{result[key]:.3g}", note=note)]
     return []
 
 

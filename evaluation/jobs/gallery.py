@@ -45,7 +45,7 @@ def build(context: Context, opened: None) -> Fold:
         images, columns = picture.draw()
         write_arrays(context.directory / f"{picture.name}.npz", image=images)
         if is_main():
-            save_grid(context.directory / f"{picture.name}.png", images, levels, columns)
+            save_grid(context.directory / f"{picture.name}.png", images, levels, columns=columns)
         columns_by_round = state["columns"].copy()
         columns_by_round[number] = columns
         return {"columns": columns_by_round}
@@ -170,7 +170,7 @@ def section(record: page.Record) -> str:
         images = record.arrays("gallery", f"{picture['name']}.npz").get("image", record.real[:0])
         if len(images):
             caption, columns = picture["caption"], picture["columns"]
-            sheets.append(page.sheet(images, record.levels, caption, caption, columns=columns))
+            sheets.append(page.sheet(images, record.levels, caption, columns=columns))
     return page.section("Gallery", page.two_columns(*sheets))
 
 

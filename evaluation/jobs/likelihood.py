@@ -35,7 +35,7 @@ def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
             low, high = sorted((values[chosen[0]], values[chosen[-1]]))
             caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
             alt = f"The {which} likely images"
-            sheets.append(page.sheet(record.real[chosen], record.levels, alt, caption, columns=8))
+            sheets.append(page.sheet(record.real[chosen], record.levels, caption, alt=alt, columns=8))
     return "".join(sheets)
 
 
@@ -44,7 +44,11 @@ def cards(record: page.Record) -> list[str]:
     result = record.results["likelihood"]
     if "bits_per_dim" not in result:
         return []
-    return [page.card("bits / dim", f"{result['bits_per_dim']:.3f}", page.error_of(result), page.images_of(result))]
+    return [
+        page.card(
+            "bits / dim", f"{result['bits_per_dim']:.3f}", error=page.error_of(result), note=page.images_of(result)
+        )
+    ]
 
 
 job = bits.job_of(section=section, cards=cards, place=70)

@@ -22,7 +22,7 @@ def build(context: Context, opened: None) -> Fold:
         if context.control:
             shown = [np.asarray(run.pixels(picture)) for picture in context.control.pictures]
             sheet, columns = beside(shown, arrays["image"][:100])
-            save_grid(folder / "control.png", sheet, run.scaling.levels, columns)
+            save_grid(folder / "control.png", sheet, run.scaling.levels, columns=columns)
         result = context.about_samples(state["calls"]) | {"levels": run.scaling.levels}
         if context.judged and not run.latent:
             result |= {"split": run.test_source.name}
@@ -40,10 +40,10 @@ def section(record: page.Record) -> str:
     most = int(np.clip(page.SHEET // image.shape[2], 2, 10)) ** 2
     n = min(most, len(image), len(real) or most)
     alt, caption = f"{n} samples of the model", f"Samples: the first {n} of {len(image):,}"
-    sheets = [page.sheet(image[:n], record.levels, alt, caption)]
+    sheets = [page.sheet(image[:n], record.levels, caption, alt=alt)]
     if len(real):
         spread = np.linspace(0, len(real) - 1, n).astype(int)  # a split may be in order of class
-        sheets.append(page.sheet(real[spread], record.levels, f"{n} images of the test set", "Test images"))
+        sheets.append(page.sheet(real[spread], record.levels, "Test images", alt=f"{n} images of the test set"))
     features = record.results["samples"].get("features")
     note = f"Features of the Fréchet distance: {features}." if features else ""
     return page.section("Samples", page.pair(*sheets), note=note)
@@ -58,9 +58,9 @@ def cards(record: page.Record) -> list[str]:
     ):
         if key in result:
             reference = f"{split} images: {result[real]:{digits}}" if real in result else ""
-            found.append(page.card(name, f"{result[key]:{digits}}", "", reference))
+            found.append(page.card(name, f"{result[key]:{digits}}", note=reference))
     if "network_calls_per_sample" in result:
-        found.append(page.card("network calls", f"{result['network_calls_per_sample']:.0f}", "", "a sample"))
+        found.append(page.card("network calls", f"{result['network_calls_per_sample']:.0f}", note="a sample"))
     return found
 
 

@@ -57,7 +57,7 @@ def section(record: page.Record) -> str:
             rows = np.swapaxes(arrays[name][:, :N], 0, 1)  # one row a sample
             images = rows.reshape(-1, *rows.shape[2:])
             alt = f"{what} of {len(rows)} samples, one a row, at {len(arrays['t'])} times from noise to data"
-            sheets.append(page.sheet(images, record.levels, alt, what, heads=[f"{t:.2f}" for t in arrays["t"]]))
+            sheets.append(page.sheet(images, record.levels, what, alt=alt, heads=[f"{t:.2f}" for t in arrays["t"]]))
     note = "The time t is above each column: 1 is noise, 0 data."
     return page.section("From noise to data", page.pair(*sheets), note=note)
 

@@ -50,14 +50,14 @@ def blocks(x: Features, y: Real[np.ndarray, "m d"], largest: int) -> Iterator[tu
 
 
 def subset_distances(
-    x: Features, y: Real[np.ndarray, "m d"], subsets: int = 100, size: int = 1000, seed: int = 2020
+    x: Features, y: Real[np.ndarray, "m d"], *, subsets: int = 100, size: int = 1000, seed: int = 2020
 ) -> Float64[np.ndarray, "subsets"]:
     """The distance of random subsets of both sets, drawn without replacement: what torch-fidelity averages."""
-    pairs = subset_indices(len(x), len(y), subsets, size, seed)
+    pairs = subset_indices(len(x), len(y), subsets=subsets, size=size, seed=seed)
     return np.array([kernel_distance(x[i], y[j])[0] for i, j in pairs])
 
 
-def subset_indices(n: int, m: int, subsets: int, size: int, seed: int) -> list[tuple[Int[np.ndarray, "size"], ...]]:
+def subset_indices(n: int, m: int, *, subsets: int, size: int, seed: int) -> list[tuple[Int[np.ndarray, "size"], ...]]:
     """(indices into x, into y) of each subset, in the order in which RandomState(seed) draws them."""
     rng = np.random.RandomState(seed)
     return [tuple(rng.choice(total, size, replace=False) for total in (n, m)) for _ in range(subsets)]

@@ -89,14 +89,14 @@ def open_statistics(run: Experiment, options: EvalOptions, workdir: Path) -> tup
     if not file.is_file():
         raise UserError(f"no reference statistics {file}: {BUILD}, or give a file by --config.eval.stats=FILE.")
     found, extractor = read(file), extractor_of(run, options)
-    refuse_unfit(found, extractor, run, None if run.latent else reference_source(run, options))
+    refuse_unfit(found, extractor, run, source=None if run.latent else reference_source(run, options))
     if found.features is not None:
         collector = Collector(len(found.features), extractor.n_features, options.kept_features)
         found = dataclasses.replace(found, features=found.features[collector.kept])
     return found, extractor
 
 
-def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, source: Source | None) -> None:
+def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, *, source: Source | None) -> None:
     """Raise UserError unless the statistics are of these features of this data set, as far as their file says.
 
     A model of latents has no data set of images to be compared: source None.

@@ -36,7 +36,7 @@ def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -
 
     After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
     """
-    draw, chunk = drawer(run, sampler, Stream.SNAPSHOT), multiple(run.mesh, CHUNK)
+    draw, chunk = drawer(run, sampler, stream=Stream.SNAPSHOT), multiple(run.mesh, CHUNK)
 
     def save(step: int, params: Params) -> None:
         parts = []

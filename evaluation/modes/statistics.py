@@ -34,7 +34,7 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
     options, source = config.eval, statistics.reference_source(run, config.eval)
     file, extractor = statistics.statistics_file(run, options, workdir), statistics.extractor_of(run, options)
     if file.exists():
-        statistics.refuse_unfit(statistics.read(file), extractor, run, source)
+        statistics.refuse_unfit(statistics.read(file), extractor, run, source=source)
     else:
         first = checksum(source, FIRST)
         about = {"extractor": extractor.name, "data": source.name, "first": first, "preprocessing": _settings(config)}

@@ -46,7 +46,7 @@ def write(
     sections = [job.section(record) for job in parts if job.section]
     sections += [part(record) for part in (training, checkpoints, tables)]
     headline = [card for job in parts if job.cards for card in job.cards(record)] + cards(record)
-    html = page.document(record.name, _subtitle(record), headline, "".join(sections))
+    html = page.document(record.name, _subtitle(record), cards=headline, body="".join(sections))
     write_whole(file := workdir / "report.html", html)
     return file
 
@@ -56,9 +56,9 @@ def cards(record: Record) -> list[str]:
     found = []
     if seconds := training_seconds(record.rows):
         steps = f"{max(row['step'] for row in record.rows):,} steps"
-        found.append(page.card("training", page.duration(seconds), "", steps))
+        found.append(page.card("training", page.duration(seconds), note=steps))
     if total := re.search(r"Total: ([\d,]+)", record.parameters):
-        found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), "", total[1]))
+        found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), note=total[1]))
     return found
 
 

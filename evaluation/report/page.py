@@ -55,7 +55,7 @@ COLUMN = 534  # pixels of half the page
 SHEET = 640  # pixels that a sheet may be wide: the images of a wider one are reduced
 
 
-def document(title: str, subtitle: str, cards: Sequence[str], body: str) -> str:
+def document(title: str, subtitle: str, *, cards: Sequence[str], body: str) -> str:
     """A whole page."""
     figures = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
     return f"""<!doctype html>
@@ -77,7 +77,7 @@ def document(title: str, subtitle: str, cards: Sequence[str], body: str) -> str:
 """
 
 
-def card(name: str, value: str, error: str, note: str) -> str:
+def card(name: str, value: str, *, error: str = "", note: str = "") -> str:
     """One headline figure."""
     spread = f" <small>{escape(error)}</small>" if error else ""
     foot = f"<p>{escape(note)}</p>" if note else ""
@@ -107,10 +107,15 @@ def picture(png: bytes, alt: str, caption: str) -> str:
     return _figure(f'<img class="plot" src="{_uri(png)}" alt="{escape(alt)}">', caption)
 
 
-def sheet(images: Images, levels: int, alt: str, caption: str, heads: Sequence[str] = (), columns: int = 0) -> str:
-    """A sheet of images, small ones enlarged by a whole factor; with heads, one column under each."""
+def sheet(
+    images: Images, levels: int, caption: str, *, alt: str = "", heads: Sequence[str] = (), columns: int = 0
+) -> str:
+    """Set a sheet of images, small ones enlarged by a whole factor; with heads, one column under each.
+
+    alt: what it shows, where the caption does not say it all.
+    """
     columns = columns or len(heads) or math.ceil(math.sqrt(len(images)))
-    pixels = grid(reduced(images, SHEET // columns), levels, columns)
+    pixels = grid(reduced(images, SHEET // columns), levels, columns=columns)
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
     zoom = max(1, COLUMN // pixels.shape[1])
@@ -119,7 +124,9 @@ def sheet(images: Images, levels: int, alt: str, caption: str, heads: Sequence[s
     above = f'<div class="heads" style="width:{width}px">{above}</div>' if heads else ""
     enlarged = ' class="pixels"' if zoom > 1 else ""
     size = f'width="{width}" height="{height}"'
-    return _figure(f'{above}<img{enlarged} {size} src="{_uri(buffer.getvalue())}" alt="{escape(alt)}">', caption)
+    return _figure(
+        f'{above}<img{enlarged} {size} src="{_uri(buffer.getvalue())}" alt="{escape(alt or caption)}">', caption
+    )
 
 
 def reduced(images: Images, most: int) -> UInt8[np.ndarray, "n H W c"]:

@@ -11,7 +11,7 @@ Pixels = UInt8[np.ndarray, "n h w c"]
 
 
 def grid(
-    images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0, border: int = 1
+    images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0, border: int = 1
 ) -> UInt8[np.ndarray, "H W c"]:
     """Images side by side, row by row, their levels stretched to 0..255; as square as it gets without `columns`."""
     n, h, w, c = images.shape
@@ -35,9 +35,9 @@ def beside(
     return np.stack(columns, axis=1).reshape(-1, *samples.shape[1:]), len(columns)
 
 
-def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, columns: int = 0) -> None:
+def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0) -> None:
     """Write a sheet; small images are enlarged by whole factors, so that pixels stay square."""
-    sheet = grid(images, levels, columns)
+    sheet = grid(images, levels, columns=columns)
     zoom = max(1, 32 // images.shape[1])
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] < 3 else sheet[..., :3])  # three channels of latents
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(file)

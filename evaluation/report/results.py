@@ -22,7 +22,9 @@ def read(file: Path) -> dict[str, Any]:
     return {name: value for name, value in (read_json(file) or {}).items() if name != "key"}
 
 
-def write(directory: Path, results: dict[str, dict[str, Any]], facts: dict[str, Any], setting: dict[str, Any]) -> None:
+def write(
+    directory: Path, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
+) -> None:
     """directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
 
     setting: what `lines` says of every figure.
@@ -33,6 +35,7 @@ def write(directory: Path, results: dict[str, dict[str, Any]], facts: dict[str, 
 
 def lines(
     results: dict[str, dict[str, Any]],
+    *,
     weights: str,
     sampler: str = "",
     checksums: dict[str, str] | None = None,

@@ -78,7 +78,13 @@ def test_stopped_between_jobs(tmp_path):
     preemption = Preemption()
     preemption.signalled = True
     with pytest.raises(Preempted, match="before the job loss"):
-        run_job(Fold({}, lambda state: 1, dict, lambda state: state, lambda state: {}), tmp_path, "loss", 1, preemption)
+        run_job(
+            Fold({}, lambda state: 1, dict, lambda state: state, lambda state: {}),
+            tmp_path,
+            "loss",
+            step=1,
+            preemption=preemption,
+        )
 
 
 def test_jobs_of_a_config():

@@ -49,7 +49,7 @@ def training(tmp_path, monkeypatch):
 
 def steps(training, begin=0, end=0):
     with Preemption() as preemption:
-        return [step for _, step in coming(training.workdir, begin, end, preemption)]
+        return [step for _, step in coming(training.workdir, begin, end, preemption=preemption)]
 
 
 def test_to_the_end_of_training(training, capsys):
@@ -99,7 +99,7 @@ def test_other_processes_do_not_look(training, monkeypatch):
     monkeypatch.setattr(weights, "is_main", lambda: False)
     monkeypatch.setattr(weights, "agree", lambda flag: brought.append(flag) or next(agreed))
     with Preemption() as preemption:
-        assert next(coming(training.workdir, 1, 1, preemption))[1] == 10
+        assert next(coming(training.workdir, 1, 1, preemption=preemption))[1] == 10
     assert brought == [False] * 3 and training.slept == 2
 
 

@@ -84,8 +84,8 @@ def test_exact_scores_give_the_likelihood(case, monkeypatch):
         keys, times = example_keys(0, jnp.arange(len(x0))), quadrature(path, T_MIN, t_max, 160)
 
         def both(x0):
-            args = denoiser, x0, times, T_MIN, t_max, 160, DATA_STD
-            return [sum(bound_terms(keys, *args, form, "exact")) for form in ("dsm", "ssm")]
+            args = {"times": times, "t_min": T_MIN, "t_max": t_max, "n_times": 160, "data_std": DATA_STD}
+            return [sum(bound_terms(keys, denoiser, x0, **args, form=form, probe="exact")) for form in ("dsm", "ssm")]
 
         covariance = np.asarray(denoiser.rotation * denoiser.variances @ denoiser.rotation.T, np.float64)
         exact = gaps(denoiser, x0, noise, T_MIN, t_max) - multivariate_normal(cov=covariance).logpdf(np.asarray(x0))
@@ -101,11 +101,12 @@ def test_estimators_agree_and_importance_has_less_variance():
     denoiser = MixtureDenoiser(VP(), means)
     x0 = means[jnp.arange(256) % 3] + 0.2 * jax.random.normal(jax.random.key(1), (256, 16))
     keys, exact = example_keys(0, jnp.arange(len(x0))), np.asarray(-denoiser.log_prob(x0, 0.0), np.float64)
-    samplers = {importance: time_sampler(VP(), T_MIN, 1.0, importance) for importance in (True, False)}
+    samplers = {importance: time_sampler(VP(), T_MIN, 1.0, importance=importance) for importance in (True, False)}
     cases = [("dsm", True, DATA_STD), ("dsm", False, DATA_STD), ("dsm", True, 1e4), ("ssm", True, DATA_STD)]
 
     def nats(x0, form, importance, data_std):
-        return sum(bound_terms(keys, denoiser, x0, samplers[importance], T_MIN, 1.0, 16, data_std, form))
+        settings = {"n_times": 16, "data_std": data_std, "form": form}
+        return sum(bound_terms(keys, denoiser, x0, times=samplers[importance], t_min=T_MIN, t_max=1.0, **settings))
 
     spread = {}
     for case, got in zip(cases, jax.jit(lambda x0: [nats(x0, *settings) for settings in cases])(x0), strict=True):
@@ -130,9 +131,10 @@ class Wavering(GaussianDenoiser):
 def test_a_wrong_model_is_bounded_from_above():
     """The bound is above the likelihood by the ODE."""
     denoiser, d = Wavering(VP()), 4
-    keys, times = example_keys(0, jnp.arange(256)), time_sampler(VP(), T_MIN, 1.0, True)
+    keys, times = example_keys(0, jnp.arange(256)), time_sampler(VP(), T_MIN, 1.0, importance=True)
     x0 = denoiser.mean + denoiser.std * jax.random.normal(jax.random.key(1), (256, d))
-    terms = jax.jit(lambda x0: bound_terms(keys, denoiser, x0, times, T_MIN, 1.0, 64, DATA_STD))(x0)
+    settings = {"times": times, "t_min": T_MIN, "t_max": 1.0, "n_times": 64, "data_std": DATA_STD}
+    terms = jax.jit(lambda x0: bound_terms(keys, denoiser, x0, **settings))(x0)
     solver = Solver("heun", n_steps=300, grid="log_snr", per_example=False)
     ode = jax.jit(lambda x0: log_likelihood(keys, denoiser, x0, solver=solver, t_min=T_MIN, probe="exact").log_prob)(x0)
     gap, error = mean_and_error(np.asarray(sum(terms) + ode, np.float64) / d / math.log(2))
@@ -147,7 +149,7 @@ def test_ends():
         assert t_max == 1.0 or abs(float(path.log_snr(jnp.asarray(t_max))) + 10) < 1e-2
     assert noisy_end(Linear(), 1.0) < 1.0 == noisy_end(VP(), 1.0)
     with pytest.raises(UserError, match="t_min"):
-        time_sampler(VP(), 0.0, 1.0, True)
+        time_sampler(VP(), 0.0, 1.0, importance=True)
 
 
 def test_prior_is_the_paths_own():

@@ -192,7 +192,7 @@ def state_of(pool, logits=None):
 
 def test_a_set_with_itself():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool), features=pool), fid.OTHER)
+    figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool), features=pool), names=fid.OTHER)
     assert figures["frechet_distance"] < 1e-3
     assert figures["precision"] == figures["recall"] == 1
     assert figures["kid"] < 0  # unbiased: pairs of a vector with itself count across the sets alone
@@ -202,7 +202,7 @@ def test_a_set_with_itself():
 def test_a_reference_of_mu_and_sigma_has_a_distance_alone():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     for extractor, name in ((fid.OTHER, "frechet_distance"), (fid.INCEPTION, "fid")):
-        figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), extractor)
+        figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), names=extractor)
         assert set(figures) == {name}
 
 
@@ -211,7 +211,11 @@ def test_only_inceptions_figures_have_its_names():
     pool, logits = np.random.default_rng(0).normal(size=(2, 300, 8)).astype(np.float32)
     reference, state = Statistics(*moments(pool), features=pool), state_of(pool, logits)
     named = {
-        name for name in fid.figures(moments(pool), state, reference, fid.INCEPTION) if "score" in name or "fid" in name
+        name
+        for name in fid.figures(moments(pool), state, reference, names=fid.INCEPTION)
+        if "score" in name or "fid" in name
     }
     assert named == {"fid", "inception_score", "inception_score_splits", "inception_score_splits_deviation"}
-    assert not [n for n in fid.figures(moments(pool), state, reference, fid.OTHER) if "inception" in n or "fid" in n]
+    assert not [
+        n for n in fid.figures(moments(pool), state, reference, names=fid.OTHER) if "inception" in n or "fid" in n
+    ]

@@ -63,7 +63,7 @@ def times_of(process, drawn, eps, importance):
 
 def offset_of(denoiser, x0, noise, eps):
     """Ours, with |n|^2 for its mean, d."""
-    return bound.offset(denoiser, x0, noise, eps, math.inf) + 0.5 * (sum_flat(noise**2) - x0[0].size)
+    return bound.offset(denoiser, x0, noise, t_min=eps, data_std=math.inf) + 0.5 * (sum_flat(noise**2) - x0[0].size)
 
 
 def bits(process, denoiser, x0, row, drawn):
@@ -76,7 +76,7 @@ def bits(process, denoiser, x0, row, drawn):
     for t in times:
         probe, noise = next(drawn), next(drawn)
         (f, g2), sigma = drift_and_g2(process, t), denoiser.path.sigma(t)
-        excess = bound.excess(denoiser, x0, noise, t, math.inf, None if denoising else probe[None])
+        excess = bound.excess(denoiser, x0, noise, t=t, data_std=math.inf, probes=None if denoising else probe[None])
         weight = z * sigma**2 / g2 if importance else 1.0
         total += weight * (g2 / sigma**2 * excess - 2 * f * sum_flat(probe**2)) / len(times)
     end = denoiser.path.perturb(x0, next(drawn), jnp.ones(len(x0)))

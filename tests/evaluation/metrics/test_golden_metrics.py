@@ -87,10 +87,10 @@ class TestFeatures:
     def test_kernel_distance_of_subsets(self, name, sets):
         published = results("metrics.json", name)
         n, size, seed = published["kid_subsets"], published["kid_subset_size"], published["kid_rng_seed"]
-        drawn = subset_indices(len(sets["a"]), len(sets["b"]), n, size, seed)
+        drawn = subset_indices(len(sets["a"]), len(sets["b"]), subsets=n, size=size, seed=seed)
         np.testing.assert_array_equal([i for i, _ in drawn], sets["kid_subset_idx_a"])
         np.testing.assert_array_equal([j for _, j in drawn], sets["kid_subset_idx_b"])
-        values = subset_distances(sets["a"], sets["b"], n, size, seed)
+        values = subset_distances(sets["a"], sets["b"], subsets=n, size=size, seed=seed)
         np.testing.assert_allclose(values, sets["kid_subset_mmd2"], rtol=RTOL, atol=RTOL)
         assert values.mean() == pytest.approx(published["kid_subset_mean"], abs=RTOL)
         assert values.std() == pytest.approx(published["kid_subset_std_ddof0"], abs=RTOL)
