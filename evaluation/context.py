@@ -51,13 +51,13 @@ class Guidance:
     base: Batch | None = None  # the samples that a super-resolution model refines
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        """The guided denoiser; free to build inside jit."""
+        """Return the guided denoiser; free to build inside jit."""
         bad = self.bad_model and self.bad_model.bind(self.bad)
         log_prob = self.classification and functools.partial(self.classification.log_prob, self.classifier)
         return self.wrap(denoiser, bad, log_prob)
 
     def in_turn(self, indices: Integer[Array, "b"]) -> Condition:
-        """The condition of samples by their global index; a classifier guides a model without classes to its own."""
+        """Return the condition of samples by global index; a classifier guides a model without classes to its own."""
         return self.conditioning.in_turn(indices, self.base)
 
 
@@ -103,11 +103,11 @@ class Context:
         return multiple(self.run.mesh, self.options.batch_size)
 
     def examples(self, indices: Integer[np.ndarray, "b"]) -> Batch:
-        """Examples of the split, on the devices."""
+        """Read examples of the split, on the devices."""
         return gather(self.source, indices, batch_sharding(self.run.mesh))
 
     def denoiser(self, params: Params, batch: Batch) -> NetworkDenoiser:
-        """The denoiser for the examples of a batch; call it inside jit."""
+        """Bind the denoiser for the examples of a batch; call it inside jit."""
         return self.run.model.bind(params, self.run.condition(batch))
 
     @property
@@ -116,7 +116,7 @@ class Context:
         return state_key(self.directory) or {}
 
     def depending_on(self, of: Key) -> "Context":
-        """The context of a job whose result depends on more."""
+        """Return the context of a job whose result depends on more."""
         return dataclasses.replace(self, key=self.key | of)
 
     @property
@@ -126,18 +126,18 @@ class Context:
         return {"labels": "in turn"} if self.guide.conditioning.num_classes and not given else {}
 
     def about(self, repeats: int | None = None) -> dict[str, Any]:
-        """What is said beside figures of the split's images."""
+        """Say what stands beside figures of the split's images."""
         passes = {} if repeats is None else {"repeats": repeats}
         return {"n_images": len(self.source), **passes, "split": self.source.name}
 
     def about_samples(self, calls: Integer[np.ndarray, "*n"]) -> dict[str, Any]:
-        """What is said beside figures of samples of the sampler."""
+        """Say what stands beside figures of samples of the sampler."""
         of = {"network_calls_per_sample": float(calls.mean()), "sampler": self.sampler_said}
         return {"n_samples": self.n_samples, **of, **self.labels}
 
 
 def build_guide(run: Experiment, config: Config) -> Guidance:
-    """What config.guidance asks of a run's model; raises UserError where the model, or another run, cannot give it."""
+    """Build what config.guidance asks of a model; raises UserError where it, or another run, cannot give it."""
     settings = config.guidance.to_dict()
     folders = {name: settings.pop(name) for name in ("classifier", "bad")}
     if folders["bad"] and settings["scale"] == 1:
@@ -158,7 +158,7 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
 
 
 def load_base(run: Experiment, file: str) -> Batch | None:
-    """The samples of a base model, in the model's range, that config.eval.low_res gives to a super-resolution model.
+    """Load the samples of a base model that config.eval.low_res gives to a super-resolution model, in its range.
 
     The .npz holds uint8 `image` and, for a model of classes, the `label` of each, as samples.npz does.
     """
@@ -192,7 +192,7 @@ def build_control(run: Experiment, section: Component) -> Control:
 
 
 def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params]:
-    """Another run, with the weights that it evaluates of its newest checkpoint; raises UserError if it does not fit."""
+    """Load another run, with the weights of its newest checkpoint; raises UserError if it does not fit."""
     where, file = f"config.guidance.{field} = {workdir}", Path(workdir) / "config.json"
     if not file.is_file():
         raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
@@ -218,7 +218,7 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
 
 
 def identity_of_run(workdir: str) -> str:
-    """Which weights of another run guide this one, by their content."""
+    """Name the weights of another run that guide this one, by their content."""
     checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
     found = identity(which_of(load(str(Path(workdir) / "config.json"), [])), checkpoints, step)
     return f"{found['weights']} of checkpoint {found['checkpoint']}"

@@ -47,7 +47,7 @@ def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Path, b
 
 
 def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDequantizer:
-    """The EMA of the dequantiser that --mode=train_deq left at a step, as it was configured there."""
+    """Load the EMA of the dequantiser that --mode=train_deq left at a step, as it was configured there."""
     network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
@@ -70,7 +70,7 @@ def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir:
 
 
 def start_time(options: EvalOptions, name: str) -> float:
-    """The time from which the flow carries what a dequantiser draws."""
+    """Return the time from which the flow carries what a dequantiser draws."""
     return options.decoder_time if name == "decoder" and options.decoder_time else options.smallest_time
 
 
@@ -83,7 +83,7 @@ def train_for(run: Experiment, config: Config, workdir: Path) -> None:
 
 
 def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:
-    """The milestone of a step, 0 = the newest; raises UserError where there is none."""
+    """Find the milestone of a step, 0 = the newest; raises UserError where there is none."""
     checkpoints, newest = weights.checkpoints_of(workdir, 0, 0)[-1]
     if not step:
         return checkpoints, newest

@@ -55,7 +55,7 @@ def drawer(run: Experiment, sampler: Sampler, *, stream: Stream = Stream.SAMPLES
 
 
 def described(section: Component) -> str:
-    """The sampler that a config names, with every argument that it has, given or by default.
+    """Name the sampler that a config names, with every argument that it has, given or by default.
 
     A file of sampling/ may say it better itself, by a function `described` of those arguments.
     """

@@ -47,7 +47,7 @@ class Fold(NamedTuple):
 
 
 def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dict[str, Any]:
-    """The result of a fold, from `directory/result.json` if it is done, else from the newest meta-checkpoint on.
+    """Read the result of a fold from `directory/result.json`, or compute it from the newest meta-checkpoint on.
 
     The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
     UserError where the folder holds a result or, unless they are to be made anew (restart), states of another key, and
@@ -91,7 +91,7 @@ def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dic
 
 
 def held(folder: Path, what: str) -> contextlib.AbstractContextManager[None]:
-    """A folder kept to this process while it writes there; raises UserError while another has it."""
+    """Keep a folder to this process while it writes there; raises UserError while another has it."""
     return hold(folder, what) if is_main() else contextlib.nullcontext()
 
 
@@ -99,14 +99,14 @@ def held(folder: Path, what: str) -> contextlib.AbstractContextManager[None]:
 
 
 def rounds_left(missing: Bool[np.ndarray, "rows n"], size: int) -> int:
-    """How many rounds of at most `size` numbers of one row what is missing takes."""
+    """Count the rounds of at most `size` numbers of one row that what is missing takes."""
     return int(sum(-(-row.sum() // size) for row in missing.astype(np.int64)))
 
 
 def next_round(
     missing: Bool[np.ndarray, "rows n"], size: int
 ) -> tuple[int, Int[np.ndarray, "size"], Bool[np.ndarray, "size"]]:
-    """(row, numbers, which count): the first `size` that are missing of the first row that misses any.
+    """Return (row, numbers, which count): the first `size` that are missing of the first row that misses any.
 
     Where fewer are left, the last is repeated, which then does not count.
     """
@@ -152,7 +152,7 @@ class Rows:
                 os.fsync(stream.fileno())
 
     def read(self, needed: bool = True) -> Arrays:
-        """{name: array} of all that was written; raises UserError where that is gone."""
+        """Read {name: array} of all that was written; raises UserError where that is gone."""
         found = {file.stem: self._open(file) for file in sorted(self._directory.glob("*.npy"))} if needed else {}
         if needed and (not found or any(array is None for array in found.values())):
             raise UserError(
@@ -175,7 +175,7 @@ class Rows:
 
 
 def finished(key: Key, directory: Path) -> dict[str, Any] | None:
-    """The result that is there, None without one of this key's making; nothing is written.
+    """Read the result that is there, None without one of this key's making; nothing is written.
 
     Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
     key, by older programs, or only half, is none.
@@ -219,7 +219,7 @@ def refuse_other_key(key: Key, saved: Key, *, directory: Path, what: str) -> Non
 
 
 def state_key(directory: Path) -> Key | None:
-    """The key of the newest state of a fold; None without a state, {} of one that has none."""
+    """Read the key of the newest state of a fold; None without a state, {} of one that has none."""
     states = Checkpoints(directory / "meta")
     try:
         return states.meta(steps[-1]).get("key", {}) if (steps := states.steps()) else None
@@ -230,12 +230,12 @@ def state_key(directory: Path) -> Key | None:
 
 
 def plain(tree: Any) -> Any:
-    """A tree as JSON reads it back."""
+    """Return a tree as JSON reads it back."""
     return json.loads(json.dumps(tree, default=_plain))
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A JSON file's tree; None where it is not there, or was written only half."""
+    """Read a JSON file's tree; None where it is not there, or was written only half."""
     try:
         found = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):

@@ -111,7 +111,7 @@ def visit_of(wanted: Wanted, folder: Path, checkpoints: Checkpoints, step: int) 
 
 
 def folds_of(wanted: Wanted, visit: Visit, params: Any = None) -> Iterator[tuple[str, Fold]]:
-    """(job, what it does) on one checkpoint."""
+    """Yield (job, what it does) on one checkpoint."""
     context = wanted.context
     for name, job in wanted.jobs.items():
         images = {}
@@ -165,7 +165,7 @@ def run_job(fold: Fold, directory: Path, name: str, *, step: int, preemption: Pr
 
 
 def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
-    """The first test images, as pixel levels; none of a model of latents, whose data are no images."""
+    """Read the first test images, as pixel levels; none of a model of latents, whose data are no images."""
     if run.latent:
         return np.zeros((0, *run.pixel_shape), np.uint8)
     return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]

@@ -40,7 +40,7 @@ MODEL = (
 
 
 def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1; (0, 0): the newest one, else the newest good state.
+    """Find milestones begin..end counted from 1; (0, 0): the newest one, else the newest good state.
 
     A resumable state is taken where there is no milestone, or the newest is damaged, which is said then. Raises
     UserError where there is none, or where a milestone that was asked for is damaged.
@@ -65,7 +65,7 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
 
 
 def coming(workdir: Path, begin: int, end: int, *, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
-    """Milestones begin..end counted from 1 (begin = 0: the first; end = 0: the one at which training ends).
+    """Yield milestones begin..end counted from 1 (begin = 0: the first; end = 0: the one at which training ends).
 
     Raises Preempted when asked to stop, and UserError when training ended before milestone `end`.
     """
@@ -158,7 +158,7 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
 
 
 def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, *, std: float) -> Params:
-    """The power-function average of relative width std at a step, of those in all milestones up to it.
+    """Make the power-function average of relative width std at a step, of those in all milestones up to it.
 
     Raises UserError where they cannot make it: there are none, it is too narrow, or much wider than all.
     """

@@ -14,7 +14,7 @@ N_TIMES = 11
 
 
 def build(context: Context, opened: None) -> Fold:
-    """The share of a split's images whose likeliest label is theirs, at eleven times from data to noise.
+    """Compute the share of a split's images whose likeliest label is theirs, at eleven times from data to noise.
 
     Every image has noise of its own, the same at all times.
     """

@@ -43,7 +43,7 @@ class Job(NamedTuple):
     place: int = 100  # of these, from the top
 
     def needing(self, *needs: Need) -> bool:
-        """Whether it works with all of these."""
+        """Say whether it works with all of these."""
         return self.needs.issuperset(needs)
 
 
@@ -80,7 +80,7 @@ def find(name: str) -> Job:
 
 
 def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
-    """The jobs that a mode does, in order."""
+    """Find the jobs that a mode does, in order."""
     enabled = [name for field, names in ASKED.items() if getattr(options, field) for name in names]
     return {name: find(name) for name in MODES[mode][1] or [*enabled, *options.jobs]}
 

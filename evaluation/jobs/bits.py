@@ -26,19 +26,19 @@ READS = (
 
 
 def job_of(name: str = "", **report: Any) -> Job:
-    """The job of the dequantiser of a name, without one of eval.dequantizer's, and its part of the report."""
+    """Make the job of the dequantiser of a name, without one of eval.dequantizer's, and its part of the report."""
     return Job(build, frozenset({"denoiser", "pixels", "split"}), READS, functools.partial(open_for, name), **report)
 
 
 def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
-    """The dequantiser's name and the solver; raises UserError without either."""
+    """Open the dequantiser's name and the solver; raises UserError without either."""
     name = name or options.dequantizer
     dequantisers.refuse_missing(run, options, name, workdir=workdir)
     return Opened((name, open_solver(run, options, dequantisers.start_time(options, name))))
 
 
 def build(context: Context, opened: tuple[str, Solver]) -> Fold:
-    """bits/dim over the split, num_repeats times: mean, standard error over images, calls, per-image values kept."""
+    """Compute bits/dim over the split, num_repeats times: mean, standard error over images, calls; bits.npz has all."""
     (name, solver), options, run = opened, context.options, context.run
     chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
     d, t_min, t_max = math.prod(run.image_shape), dequantisers.start_time(options, name), options.largest_time

@@ -47,7 +47,7 @@ class Terms(NamedTuple):
 
 
 def time_sampler(path: Path, t_min: float, t_max: float, *, importance: bool) -> TimeSampler:
-    """Times in even cells of log SNR, whose density is g^2/sigma^2 on every path, or else of t."""
+    """Draw times in even cells of log SNR, whose density is g^2/sigma^2 on every path, or else of t."""
     return (log_snr if importance else stratified)(path, t_min, t_max)
 
 
@@ -60,7 +60,7 @@ def excess(
     data_std: float,
     probes: Float[Array, "p b *d"] | None = None,
 ) -> Float[Array, "b"]:
-    """|n_hat - n|^2 at one draw of x_t, less its mean for exact n_hat and data N(m, data_std^2 I), which is d share.
+    """Compute |n_hat - n|^2 at one draw of x_t less its mean for exact n_hat and data N(m, data_std^2 I), d share.
 
     With probes, the sliced form, by Stein's lemma E[n_hat . n] = sigma E[div n_hat] (arXiv:1905.07088). Either form is
     less a multiple of |n|^2 - d, of mean 0, that takes the noise out where the data are such. data_std = inf gives the
@@ -80,7 +80,7 @@ def excess(
 
 
 def offset(denoiser: Denoiser, x0: Images, noise: Images, *, t_min: float, data_std: float) -> Float[Array, "b"]:
-    """-log p(x_0 | x_eps) less the entropy of q(x_eps | x_0), at one draw of x_eps.
+    """Compute -log p(x_0 | x_eps) less the entropy of q(x_eps | x_0), at one draw of x_eps.
 
     With p(x_0 | x_eps) = N(x0_hat, (sigma/alpha)^2 I) a bound on -log p(x_eps) becomes, by Jensen's inequality, one on
     -log p(x_0) (arXiv:2101.09258).
@@ -106,7 +106,7 @@ def bound_terms(
     probe: Probe = "rademacher",
     n_probes: int = 1,
 ) -> Terms:
-    """An unbiased estimate of every term of the bound, from n_times + 1 network calls."""
+    """Compute an unbiased estimate of every term of the bound, from n_times + 1 network calls."""
     path, shape = denoiser.path, x0.shape[1:]
     time_keys, keys = split(keys)
     noise_keys, probe_keys = split(keys)
@@ -128,7 +128,7 @@ def bound_terms(
 
 
 def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> Opened:
-    """Raises UserError without the dequantiser, or where no density of x_0 has a finite bound."""
+    """Raise UserError without the dequantiser, or where no density of x_0 has a finite bound."""
     t, refused = options.smallest_time, "which the job bound cannot use"
     if not run.model.path.sigma(jnp.asarray(t)) > 0:
         raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
@@ -139,7 +139,7 @@ def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> 
 
 
 def build(context: Context, opened: None) -> Fold:
-    """The bound in bits/dim of the levels, num_repeats times, with its terms; those of every image in bound.npz."""
+    """Compute the bound in bits/dim of the levels, num_repeats times, term by term; bound.npz has every image's."""
     options, run, d = context.options, context.run, math.prod(context.run.image_shape)
     chosen = dequantisers.choose(run, options, options.dequantizer, workdir=context.workdir, begun=context.begun)
     t_min, t_max = options.smallest_time, noisy_end(run.model.path, options.largest_time)
@@ -181,7 +181,7 @@ def build(context: Context, opened: None) -> Fold:
 
 
 def figures(state: dict[str, Float[np.ndarray, "repeats n"]]) -> dict[str, float]:
-    """Mean, standard error over images, and the means of the terms, which add up to the bound's."""
+    """Compute the mean, its standard error over images, and the means of the terms, which add up to the bound's."""
     mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
     means = {name: float(value.mean()) for name, value in state.items()}
     return {

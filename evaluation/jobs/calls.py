@@ -48,12 +48,12 @@ class Budget(NamedTuple):
 
 
 def budgets() -> list[Budget]:
-    """Every row of the table."""
+    """List every row of the table."""
     return [Budget(name, n, section(n)) for name, (numbers, section) in SAMPLERS.items() for n in numbers]
 
 
 def build(context: Context, table: list[Budget]) -> Fold:
-    """A round draws a batch for a row; the result is {"rows": [{sampler, calls, frechet_distance, ...}]}."""
+    """Draw a batch for a row in a round; the result is {"rows": [{sampler, calls, frechet_distance, ...}]}."""
     run = context.run
 
     def finish(state, arrays):
@@ -70,12 +70,12 @@ def build(context: Context, table: list[Budget]) -> Fold:
 
 
 def sampler_of(budget: Budget) -> Sampler:
-    """The sampler of a row."""
+    """Make the sampler of a row."""
     return resolve(registries.SAMPLERS, Component.of(budget.section), "config.sampling")
 
 
 def section(record: page.Record) -> str:
-    """Quality against network calls, as curves, as a table and as a few samples of every row of it."""
+    """Show quality against network calls, as curves, as a table and as a few samples of every row of it."""
     from evaluation.report import figures  # matplotlib: mistakes are answered without waiting for it
 
     result = record.results["calls"]

@@ -37,7 +37,7 @@ def open_reference(run: Experiment, options: EvalOptions, workdir: Path) -> Open
 
 
 def build(context: Context, opened: tuple[Statistics, Extractor]) -> Fold:
-    """A round draws a batch and adds its features to float64 moments and to those that are kept.
+    """Draw a batch in a round, and add its features to float64 moments and to those that are kept.
 
     The samples stay on the device, where one program draws them and extracts their features, unless they are wanted in
     samples.npz (config.eval.save_npz).
@@ -67,7 +67,7 @@ def build(context: Context, opened: tuple[Statistics, Extractor]) -> Fold:
 
 
 def about(extractor: Extractor, reference: Statistics) -> dict[str, Any]:
-    """What was compared with what, by what."""
+    """Say what was compared with what, by what."""
     return {
         "features": extractor.name,
         "n_features": extractor.n_features,
@@ -79,7 +79,7 @@ def about(extractor: Extractor, reference: Statistics) -> dict[str, Any]:
 
 
 def n_logits(extractor: Extractor, image_shape: tuple[int, ...]) -> int:
-    """How many classes the extractor's logits tell apart; 1 where it has none, of which no image is then counted."""
+    """Count the classes that the extractor's logits tell apart; 1 where it has none, of which no image is counted."""
     logits = jax.eval_shape(extract, extractor, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)).logits
     return 1 if logits is None else logits.shape[1]
 
@@ -97,7 +97,7 @@ INCEPTION, OTHER = Names("fid", "inception_score"), Names("frechet_distance", "c
 def figures(
     gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names
 ) -> dict[str, Any]:
-    """The figures of all samples against the reference; without its features, those that need only its Gaussian."""
+    """Compute the figures of all samples against a reference; without its features, those of its Gaussian alone."""
     found = {names.distance: frechet_distance(*gaussian, reference.mu, reference.sigma)}
     x, y = state["features"], reference.features
     if y is not None and min(len(x), len(y)) > NEIGHBOURS:
@@ -117,7 +117,7 @@ def figures(
 
 
 def save_samples(context: Context, arrays: dict[str, np.ndarray]) -> None:
-    """samples.npz as ADM's evaluator reads it: arr_0 uint8 (n, h, w, c) in 0 .. 255, arr_1 the labels, if any."""
+    """Write samples.npz as ADM's evaluator reads it: arr_0 uint8 (n, h, w, c) in 0 .. 255, arr_1 the labels, if any."""
     levels = context.run.scaling.levels
     images = np.rint(arrays["image"][0] * (255 / (levels - 1))).astype(np.uint8)
     labels = {"arr_1": np.asarray(arrays["label"][0])} if "label" in arrays else {}
@@ -125,7 +125,7 @@ def save_samples(context: Context, arrays: dict[str, np.ndarray]) -> None:
 
 
 def cards(record: page.Record) -> list[str]:
-    """The distance, under the name that its features give it."""
+    """Show the distance, under the name that its features give it."""
     result = record.results["fid"]
     for key, name in (("fid", "FID"), (OTHER.distance, "Fréchet distance")):
         if key in result:

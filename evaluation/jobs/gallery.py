@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 
 def build(context: Context, opened: None) -> Fold:
-    """A picture a round, each as gallery/<name>.png and .npz; the report shows them."""
+    """Draw a picture a round, each as gallery/<name>.png and .npz; the report shows them."""
     gallery = Gallery(context)
     pictures, levels = gallery.pictures(), context.run.scaling.levels
 
@@ -69,7 +69,7 @@ class Gallery:
         self._classes = context.run.conditioning.num_classes
 
     def pictures(self) -> list[Picture]:
-        """Those with classes need a model of classes, colours three channels, coarse pixels an even number of them."""
+        """List what fits: classes need a model of classes, colours three channels, coarse pixels an even number."""
         found = []
         if self._classes:
             found.append(Picture("classes", "Samples of each class, a column a class", self._by_class))
@@ -93,7 +93,7 @@ class Gallery:
         return f"Test image, {known}, and {SAMPLES} samples that agree with it; a row an image"
 
     def _draw(self, n: int, **changed: Any) -> Pixels:
-        """Samples 0..n-1, of the context's sampler, guidance and no control, but for what is changed."""
+        """Draw samples 0..n-1, of the context's sampler, guidance and no control, but for what is changed."""
         sampler: Sampler = changed.get("sampler", self._context.sampler)
         indices = np.arange(multiple(self._run.mesh, n))
         draw = drawer(self._run, sampler)
@@ -145,7 +145,7 @@ class Gallery:
         return [np.asarray(self._run.pixels(x)) for x in control.pictures]
 
     def _inputs(self) -> Pixels:
-        """Test images: one of each class where samples go through the classes in turn, else the first few."""
+        """Read test images: one of each class where samples go through the classes in turn, else the first few."""
         source = self._run.test_source
         first = source.read(np.arange(min(len(source), 1000)))
         if not self._classes:
@@ -164,7 +164,7 @@ class Gallery:
 
 
 def section(record: page.Record) -> str:
-    """Every picture, two side by side."""
+    """Show every picture, two side by side."""
     sheets = []
     for picture in record.results["gallery"].get("pictures", []):
         images = record.arrays("gallery", f"{picture['name']}.npz").get("image", record.real[:0])

@@ -36,7 +36,7 @@ class Between(NamedTuple):
 
 
 def between(context: Context, solver: Solver) -> Callable[[Params, Batch], Between]:
-    """(parameters, a batch of first images stacked on one of second ones) -> all of each pair.
+    """Make (parameters, a batch of first images stacked on one of second ones) -> all of each pair.
 
     Leading axes, of the ends and of the shares, are mapped over: the batch axis stays on its devices.
     """
@@ -69,7 +69,7 @@ def between(context: Context, solver: Solver) -> Callable[[Params, Batch], Betwe
 
 
 def build(context: Context, solver: Solver) -> Fold:
-    """One round: the first images of the split in eight pairs, and eight between each.
+    """Take, in one round, the first images of the split in eight pairs, and eight between each.
 
     The model's flow by config.eval.solver, without guidance; a model with a condition encodes each image under its own
     and decodes what lies between under the first's. The result compares the latents z with N(0, 1) too, in units of
@@ -114,7 +114,7 @@ def refuse_lost(index: Int[np.ndarray, "n 2"], ok: Bool[np.ndarray, "n"]) -> Non
 
 
 def section(record: page.Record) -> str:
-    """What lies between the latents of pairs of images."""
+    """Show what lies between the latents of pairs of images."""
     rows = record.arrays("interpolation", "interpolation.npz").get("image", record.real[:0, None])[:N_PAIRS]
     if not len(rows):
         return ""

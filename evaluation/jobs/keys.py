@@ -27,7 +27,7 @@ NOT_OF_THE_LOSS = (
 
 
 def seen_by(job: Job, options: EvalOptions) -> EvalOptions:
-    """The options as a job sees them: those that it declares, with which its results are keyed, and no others."""
+    """Show the options as a job sees them: those that it declares, with which its results are keyed, and no others."""
     visible = {*job.reads, "batch_size", *(("bpd_dataset",) if job.needing("split") else ())}
     view = copy.copy(options)
     object.__setattr__(view, "__class__", _view(type(options), frozenset(visible)))
@@ -47,7 +47,7 @@ def _view(kind: type, visible: frozenset[str]) -> type:
 
 
 def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
-    """All settings that a result may depend on, by section, under the names by which a person could change them."""
+    """Collect all settings that a result may depend on, under the names by which a person could change them."""
     training = config.training.to_dict()
     found = {
         "version": __version__,
@@ -66,7 +66,7 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
 
 
 def key_of(job: Job, settings: Key) -> Key:
-    """Of all settings those that the results of a job depend on."""
+    """Pick, of all settings, those that the results of a job depend on."""
     names, fields = {"version", "seed", "data", "control"}, {*job.reads} - {"stats"}
     if job.needing("split"):
         fields |= {"bpd_dataset"}
@@ -81,7 +81,7 @@ def key_of(job: Job, settings: Key) -> Key:
 
 
 def images_of(job: Job, split: str, *, latent: bool, facts: Callable[[str], Key]) -> Key:
-    """The data that a job works with, by split: config.eval's, if it looks at one, and the images that it names."""
+    """Name the data that a job works with, by split: config.eval's, if it looks at one, and those that it names."""
     splits = {split} if job.needing("split") else set()
     if not latent:
         names = {"train": "training images", "test": "test images"}
@@ -90,13 +90,13 @@ def images_of(job: Job, split: str, *, latent: bool, facts: Callable[[str], Key]
 
 
 def facts_of(run: Experiment, split: str) -> Key:
-    """How many images there are, and a checksum of the first of them."""
+    """Say how many images there are, and a checksum of the first of them."""
     source = run.test_source if split == "test" else run.train_source
     return {"n": len(source), "checksum": checksum(source, FIRST)}
 
 
 def guidance(options: GuidanceOptions, null_class: bool) -> Key:
-    """The guidance, with the weights of the runs that it names in the place of their folders.
+    """Return the guidance, with the weights of the runs that it names in the place of their folders.
 
     null_class: trained without ever hiding a label, a network has none.
     """
@@ -106,12 +106,12 @@ def guidance(options: GuidanceOptions, null_class: bool) -> Key:
 
 
 def component(section: Component) -> Key:
-    """A plug-in with its arguments, and the contents of the files among them."""
+    """Return a plug-in with its arguments, and the contents of the files among them."""
     return {"name": section.name} | {name: contents(value) for name, value in section.arguments.items()}
 
 
 def contents(value: Any) -> Any:
-    """A value; in the place of a file's name (or an autoencoder's folder's) a hash of what is in it."""
+    """Return a value; in the place of a file's name (or an autoencoder folder's) a hash of what is in it."""
     if isinstance(value, Component):
         return component(value)
     if hasattr(value, "to_dict"):

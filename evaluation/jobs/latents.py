@@ -17,7 +17,7 @@ from sampling.flow import Solver
 
 
 def there_and_back(context: Context, solver: Solver) -> Compute:
-    """Latents, rms and largest error of the round trip, calls, and which images arrived.
+    """Compute latents, rms and largest error of the round trip, calls, and which images arrived.
 
     Latents are in units of the prior's standard deviation, errors in pixel levels.
     """
@@ -41,7 +41,7 @@ def there_and_back(context: Context, solver: Solver) -> Compute:
 
 
 def build(context: Context, solver: Solver) -> Fold:
-    """Every image of the split encoded and decoded by eval.solver, without guidance; latents.npz has each figure."""
+    """Encode and decode every image of the split by eval.solver, without guidance; latents.npz has each figure."""
     by_image = (*normality.MOMENTS, "round_trip_rms", "round_trip_max")
 
     def summarise(arrays):

@@ -10,7 +10,7 @@ N_EXTREMES = 16
 
 
 def section(record: page.Record) -> str:
-    """How bits per dimension are distributed; which images are the most and the least likely."""
+    """Show how bits per dimension are distributed; which images are the most and the least likely."""
     from evaluation.report import figures  # matplotlib: mistakes are answered without waiting for it
 
     values = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
@@ -26,7 +26,7 @@ def section(record: page.Record) -> str:
 
 
 def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
-    """The most and the least likely of the first images of the split."""
+    """Show the most and the least likely of the first images of the split."""
     n = min(len(values), len(record.real))
     order, k = np.argsort(values[:n]), min(N_EXTREMES, n // 2)
     sheets = []
@@ -40,7 +40,7 @@ def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
 
 
 def cards(record: page.Record) -> list[str]:
-    """The mean."""
+    """Show the mean."""
     result = record.results["likelihood"]
     if "bits_per_dim" not in result:
         return []

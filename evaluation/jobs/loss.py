@@ -15,7 +15,7 @@ N_BINS = 10
 
 
 def build(context: Context, opened: None) -> Fold:
-    """Mean loss with its standard error, and in ten bins of time; times and noise belong to the image."""
+    """Compute mean loss with its standard error, and in ten bins of time; times and noise belong to the image."""
     run, repeats = context.run, context.options.num_repeats
 
     def losses(params, batch, seeds):
@@ -36,7 +36,7 @@ def build(context: Context, opened: None) -> Fold:
 
 
 def section(record: page.Record) -> str:
-    """Bars of the loss by time."""
+    """Show bars of the loss by time."""
     from evaluation.report import figures  # matplotlib: mistakes are answered without waiting for it
 
     result = record.results["loss"]

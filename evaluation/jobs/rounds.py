@@ -37,7 +37,7 @@ def per_image(
     summarise: Callable[[Arrays], tuple[Arrays, Arrays]] = lambda arrays: (arrays, {}),
     advice: str = "",
 ) -> Fold:
-    """A fold that computes figures of every image of the split, each `repeats` times, and finishes them all.
+    """Make a fold that computes figures of every image of the split, each `repeats` times, and finishes them all.
 
     A seed is one number for an image and a pass: what is random must be folded from it. `arguments` are trees of
     arrays that the compiled program takes. `summarise` says, on the host, what is kept of a round's k images:
@@ -106,7 +106,7 @@ def drawn(
     extractor: Extractor | None = None,
     samplers: Sequence[Callable[[], Sampler]] = (),
 ) -> Fold:
-    """A fold that draws context.n_samples samples, each made once, by the context's sampler or by several in turn.
+    """Make a fold that draws context.n_samples samples, each made once, by the context's sampler or by several in turn.
 
     keep: which of their arrays are kept on disk by number (None: all); finish, which the main process alone does, gets
     the state and these, {name: (samplers, n, ...)}. state["calls"] are the network calls of each sample.

@@ -33,7 +33,7 @@ def build(context: Context, opened: None) -> Fold:
 
 
 def section(record: page.Record) -> str:
-    """As many samples as real images, side by side."""
+    """Show as many samples as real images, side by side."""
     image, real = record.arrays("samples", "samples.npz").get("image", record.real[:0]), record.real
     if not len(image):
         return ""
@@ -50,7 +50,7 @@ def section(record: page.Record) -> str:
 
 
 def cards(record: page.Record) -> list[str]:
-    """The distance to the test images, the classifier's confidence, the cost."""
+    """Show the distance to the test images, the classifier's confidence, the cost."""
     result, found = record.results["samples"], []
     for key, name, real, split, digits in (
         ("frechet_distance", "Fréchet distance", "frechet_distance_train", "training", ".3g"),

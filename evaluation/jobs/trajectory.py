@@ -17,7 +17,7 @@ SOLVER = Solver(rtol=1e-3, atol=1e-3)
 
 
 def build(context: Context, opened: None) -> Fold:
-    """One round: x_t and E[x0 | x_t] of eight samples at ten times from noise to data."""
+    """Follow, in one round, x_t and E[x0 | x_t] of eight samples at ten times from noise to data."""
     run = context.run
     t_min, t_max = context.options.smallest_time, context.options.largest_time
     times = jnp.linspace(t_max, t_min, N_TIMES)
@@ -49,7 +49,7 @@ def build(context: Context, opened: None) -> Fold:
 
 
 def section(record: page.Record) -> str:
-    """x(t) and E[x(0) | x(t)] of some samples at some times."""
+    """Show x(t) and E[x(0) | x(t)] of some samples at some times."""
     arrays = record.arrays("trajectory", "trajectory.npz")
     sheets = []
     for name, what in (("image", "State x(t)"), ("x0", "Denoised estimate E[x(0) | x(t)]")):

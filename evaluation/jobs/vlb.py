@@ -31,7 +31,7 @@ class Terms(NamedTuple):
 
 
 def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Images) -> Terms:
-    """L_i of every step i at one draw of x_{t_i}, and how far its estimates of x0 and of the noise are off.
+    """Compute L_i of every step i at one draw of x_{t_i}, and how far its estimates of x0 and of the noise are off.
 
     The sum of the bits over the steps, and bound.prior(x0), bound -log2 p(x0) per dimension (arXiv:2006.11239, eq. 5).
     """
@@ -48,7 +48,7 @@ def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Ima
 
 
 def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
-    """The bound on eval.vlb_steps even times, or on those that training drew from; its variance is what was trained.
+    """Make the bound on eval.vlb_steps even times, or on those of training; its variance is what was trained.
 
     Raises UserError where there is no chain.
     """
@@ -69,7 +69,7 @@ def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
 
 
 def build(context: Context, bound: VariationalBound) -> Fold:
-    """bits/dim of the levels, with the share of the prior and of the first step; all terms in vlb.npz."""
+    """Compute bits/dim of the levels, with the share of the prior and of the first step; all terms in vlb.npz."""
     run, options, n = context.run, context.options, len(context.source)
 
     def terms(params, batch, indices):

@@ -34,18 +34,18 @@ class Collector:
         return np.sort(shuffled(self.n)[: self.limit])
 
     def init(self) -> State:
-        """The state before any image."""
+        """Return the state before any image."""
         features = np.zeros((min(self.n, self.limit), self.n_features), np.float32)
         return {"moments": Moments.empty(self.n_features), "features": features}
 
     def add(self, state: State, indices: Int[np.ndarray, "b"], pool: Float32[np.ndarray, "b d"]) -> State:
-        """The state with the features of images of these numbers, each of which comes once."""
+        """Return the state with the features of images of these numbers, each of which comes once."""
         features, wanted = state["features"].copy(), np.isin(indices, self.kept)
         features[np.searchsorted(self.kept, indices[wanted])] = pool[wanted]
         return {"moments": state["moments"].merge(Moments.of(pool)), "features": features}
 
     def gaussian(self, state: State) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
-        """Mean and covariance of the features of all n images; raises UserError unless each came once."""
+        """Compute mean and covariance of the features of all n images; raises UserError unless each came once."""
         count = int(state["moments"].count)
         if count != self.n:
             raise UserError(
@@ -56,6 +56,6 @@ class Collector:
 
 
 def extract(extractor: Extractor, images: UInt8[Array, "b h w c"]) -> Features:
-    """Features of a batch, inside a compiled program; float32 whatever the backend prefers."""
+    """Compute features of a batch, inside a compiled program; float32 whatever the backend prefers."""
     with jax.default_matmul_precision("highest"):
         return extractor(images)

@@ -54,7 +54,7 @@ class Judge:
         return result if sampled.logits is None else result | self._classified(sampled, labels)
 
     def _classified(self, sampled: Features, labels: Labels | None) -> dict[str, Any]:
-        """Accuracy on the test split; confidence (largest probability) on samples and on test images; class counts."""
+        """Compute accuracy on the test split; confidence (largest probability) on samples and test images; counts."""
         truth = np.concatenate([self._test.read(part)["label"] for part in _chunks(np.arange(len(self._test)))])
         classes, confidence = self._decide(sampled)
         real_classes, real_confidence = self._decide(self._real)
@@ -69,7 +69,7 @@ class Judge:
         }
 
     def _decide(self, features: Features) -> tuple[Labels, Float32[np.ndarray, "n"]]:
-        """The likeliest class of each image, and its probability."""
+        """Return the likeliest class of each image, and its probability."""
         logits = features.logits
         probability = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
         return np.take(self._extractor.classes, logits.argmax(axis=1)), probability

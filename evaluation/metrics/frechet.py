@@ -20,33 +20,33 @@ class Moments(NamedTuple):
 
     @classmethod
     def empty(cls, d: int) -> "Moments":
-        """Those of no vector."""
+        """Make those of no vector."""
         return cls(np.zeros((), np.int64), np.zeros(d), np.zeros((d, d)))
 
     @classmethod
     def of(cls, features: Shaped[np.ndarray, "n d"]) -> "Moments":
-        """Those of n >= 0 vectors."""
+        """Compute those of n >= 0 vectors."""
         features = np.asarray(features, np.float64)
         n, total = len(features), features.sum(axis=0)
         centred = features - total / max(n, 1)
         return cls(np.asarray(n, np.int64), total, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Those of both sets together (Chan, Golub and LeVeque 1979): outer_a + outer_b + n_a n_b / n gap gap^T."""
+        """Merge both sets' (Chan, Golub and LeVeque 1979): outer_a + outer_b + n_a n_b / n gap gap^T."""
         n = self.count + other.count
         gap = other.total / max(other.count, 1) - self.total / max(self.count, 1)
         between = (self.count * other.count / max(n, 1)) * np.outer(gap, gap)
         return Moments(np.asarray(n, np.int64), self.total + other.total, self.outer + other.outer + between)
 
     def gaussian(self) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
-        """Mean and unbiased covariance; raises UserError for fewer than two vectors."""
+        """Compute the mean and unbiased covariance; raises UserError for fewer than two vectors."""
         if self.count < 2:
             raise UserError(f"moments: got {self.count} feature vector(s); a covariance needs at least 2")
         return self.total / self.count, self.outer / (self.count - 1)
 
 
 def moments(features: Shaped[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]:
-    """Mean and unbiased covariance of n >= 2 feature vectors, in float64; raises UserError for fewer."""
+    """Compute the mean and unbiased covariance of n >= 2 feature vectors, in float64; raises UserError for fewer."""
     return Moments.of(features).gaussian()
 
 
@@ -56,10 +56,10 @@ def frechet_distance(
     mu2: Float[np.ndarray, "d"],
     cov2: Float[np.ndarray, "d d"],
 ) -> float:
-    """Squared Frechet distance of two Gaussians, |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), in float64.
+    """Compute |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2) of two Gaussians, in float64.
 
-    Dowson and Landau 1982 (doi:10.1016/0047-259X(82)90077-X); on features of images it is the FID (Heusel et al.,
-    arXiv:1706.08500). The covariances may be singular.
+    Their squared Frechet distance (Dowson and Landau 1982, doi:10.1016/0047-259X(82)90077-X); on features of images it
+    is the FID (Heusel et al., arXiv:1706.08500). The covariances may be singular.
     """
     mu1, cov1, mu2, cov2 = (np.asarray(x, np.float64) for x in (mu1, cov1, mu2, cov2))
     values, vectors = np.linalg.eigh(cov1)
@@ -79,11 +79,11 @@ class ClassSums(NamedTuple):
 
     @classmethod
     def empty(cls, splits: int, n_classes: int) -> "ClassSums":
-        """Those of no image."""
+        """Make those of no image."""
         return cls(np.zeros(splits, np.int64), np.zeros((splits, n_classes)), np.zeros(splits))
 
     def add(self, logits: Real[np.ndarray, "n k"], split: Int[np.ndarray, "n"]) -> "ClassSums":
-        """With n more images, each of a split."""
+        """Return these sums with n more images, each of a split."""
         logits = np.asarray(logits, np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -95,11 +95,11 @@ class ClassSums(NamedTuple):
         return ClassSums(count, probability, negative_entropy)
 
     def together(self) -> "ClassSums":
-        """Those of all images in one split."""
+        """Return those of all images in one split."""
         return ClassSums(*(x.sum(axis=0, keepdims=True) for x in self))
 
     def score(self) -> tuple[float, float]:
-        """Mean and (population) standard deviation over splits of exp(E_x KL(p(y|x) | p(y))).
+        """Compute the mean and (population) standard deviation over splits of exp(E_x KL(p(y|x) | p(y))).
 
         Salimans et al. 2016 (arXiv:1606.03498). p(y) is the split's own: few images a split bias it downwards.
         """
@@ -110,7 +110,7 @@ class ClassSums(NamedTuple):
 
 
 def split_of(n: int, splits: int, seed: int | None = None) -> Int[np.ndarray, "n"]:
-    """The split of each of n images: equal stretches (to one image) of their order, or of RandomState(seed)'s."""
+    """Return the split of each of n images: equal stretches (to one image) of their order or RandomState(seed)'s."""
     bounds = np.arange(splits + 1) * n // splits
     position = np.repeat(np.arange(splits), np.diff(bounds))
     if seed is None:
@@ -121,6 +121,6 @@ def split_of(n: int, splits: int, seed: int | None = None) -> Int[np.ndarray, "n
 
 
 def inception_score(logits: Real[np.ndarray, "n k"], splits: int = 1, seed: int | None = None) -> tuple[float, float]:
-    """Inception score of a set: mean and deviation over splits, in order or shuffled by RandomState(seed)."""
+    """Compute the Inception score of a set: mean and deviation over splits, in order or of RandomState(seed)."""
     n, k = logits.shape
     return ClassSums.empty(splits, k).add(logits, split_of(n, splits, seed)).score()

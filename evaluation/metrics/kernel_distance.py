@@ -17,7 +17,7 @@ ROWS = 1024  # of a kernel matrix in memory at a time
 
 
 def kernel_distance(x: Features, y: Real[np.ndarray, "m d"]) -> tuple[float, float]:
-    """The distance over all pairs, and its standard error; raises UserError for fewer than two vectors.
+    """Compute the distance over all pairs, and its standard error; raises UserError for fewer than two vectors.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y), without pairs of a vector with itself. The error is the jackknife's to first
     order: the estimate is a mean of 2 (E_x' k(x_i, x') - E_y k(x_i, y)) over x_i plus its like over y_j. Where the sets
@@ -35,7 +35,7 @@ def kernel_distance(x: Features, y: Real[np.ndarray, "m d"]) -> tuple[float, flo
 
 
 def block_distance(x: Features, y: Real[np.ndarray, "m d"], largest: int = 1024) -> tuple[float, float]:
-    """Mean over consecutive blocks of at most `largest` vectors, and its standard error (nan of a single block).
+    """Average over consecutive blocks of at most `largest` vectors; with the standard error (nan of a single block).
 
     What TF-GAN computes (kernel_classifier_distance_and_std_from_activations), and score_sde with it.
     """
@@ -43,7 +43,7 @@ def block_distance(x: Features, y: Real[np.ndarray, "m d"], largest: int = 1024)
 
 
 def blocks(x: Features, y: Real[np.ndarray, "m d"], largest: int) -> Iterator[tuple[Features, Features]]:
-    """Both sets in equally many consecutive parts; sizes of a set differ by one at most, the larger come last."""
+    """Yield both sets in equally many consecutive parts; sizes of a set differ by one at most, the larger come last."""
     count = -(-max(len(x), len(y)) // largest)
     for i in range(count):
         yield tuple(z[_start(len(z), count, i) : _start(len(z), count, i + 1)] for z in (x, y))
@@ -52,19 +52,19 @@ def blocks(x: Features, y: Real[np.ndarray, "m d"], largest: int) -> Iterator[tu
 def subset_distances(
     x: Features, y: Real[np.ndarray, "m d"], *, subsets: int = 100, size: int = 1000, seed: int = 2020
 ) -> Float64[np.ndarray, "subsets"]:
-    """The distance of random subsets of both sets, drawn without replacement: what torch-fidelity averages."""
+    """Compute the distance of random subsets of both sets, drawn without replacement: what torch-fidelity averages."""
     pairs = subset_indices(len(x), len(y), subsets=subsets, size=size, seed=seed)
     return np.array([kernel_distance(x[i], y[j])[0] for i, j in pairs])
 
 
 def subset_indices(n: int, m: int, *, subsets: int, size: int, seed: int) -> list[tuple[Int[np.ndarray, "size"], ...]]:
-    """(indices into x, into y) of each subset, in the order in which RandomState(seed) draws them."""
+    """Draw (indices into x, into y) of each subset, in the order in which RandomState(seed) draws them."""
     rng = np.random.RandomState(seed)
     return [tuple(rng.choice(total, size, replace=False) for total in (n, m)) for _ in range(subsets)]
 
 
 def _start(n: int, count: int, i: int) -> int:
-    """Where the i-th of `count` parts of n begins."""
+    """Return where the i-th of `count` parts of n begins."""
     return i * (n // count) + max(0, i - (count - n % count))
 
 
@@ -76,7 +76,7 @@ def _kernel(products: Float64[np.ndarray, "*shape"], d: int) -> Float64[np.ndarr
 def _sums(
     x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m d"]
 ) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "m"]]:
-    """sum_j k(x_i, y_j) for each i, and sum_i k(x_i, y_j) for each j."""
+    """Compute sum_j k(x_i, y_j) for each i, and sum_i k(x_i, y_j) for each j."""
     over_y, over_x = np.empty(len(x)), np.zeros(len(y))
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)

@@ -15,7 +15,7 @@ KOLMOGOROV = math.sqrt(math.pi / 2) * math.log(2), math.sqrt(math.pi**2 / 12 - m
 
 
 def moments(z: Float[np.ndarray, "*n h w c"]) -> dict[str, Float[np.ndarray, "*n"]]:
-    """Of each image: the means of z, z^2, z^4 and of products of neighbours, in float64."""
+    """Compute, of each image, the means of z, z^2, z^4 and of products of neighbours, in float64."""
     z, axes = z.astype(np.float64), (-3, -2, -1)
     beside, below = z[..., :-1, :] * z[..., 1:, :], z[..., :-1, :, :] * z[..., 1:, :, :]
     products = (beside.sum(axes) + below.sum(axes)) / neighbours(z.shape[-3:])
@@ -23,16 +23,16 @@ def moments(z: Float[np.ndarray, "*n h w c"]) -> dict[str, Float[np.ndarray, "*n
 
 
 def neighbours(shape: tuple[int, ...]) -> int:
-    """Pairs of pixels of one channel, side by side or one above the other, in an image of this shape."""
+    """Count pairs of pixels of one channel, side by side or one above the other, in an image of this shape."""
     h, w, c = shape
     return max(1, c * (h * (w - 1) + (h - 1) * w))
 
 
 def summary(of_images: dict[str, Float[np.ndarray, "*n"]], shape: tuple[int, int, int]) -> dict[str, float]:
-    """Over all numbers of all images: mean, mean square, kurtosis and correlation of neighbours, each with two errors.
+    """Compute mean, mean square, kurtosis and correlation of neighbours over all numbers of all images.
 
-    Of independent N(0, 1) numbers they are 0, 1, 3 and 0, with the `normal_standard_error`; the `standard_error` is
-    what the spread over these images says (of ratios, to first order).
+    Each with two errors. Of independent N(0, 1) numbers they are 0, 1, 3 and 0, with the `normal_standard_error`; the
+    `standard_error` is what the spread over these images says (of ratios, to first order).
     """
     mean, square, fourth, product = (of_images[name].ravel() for name in MOMENTS)
     s, size, pairs = square.mean(), mean.size * math.prod(shape), mean.size * neighbours(shape)
@@ -52,12 +52,12 @@ def summary(of_images: dict[str, Float[np.ndarray, "*n"]], shape: tuple[int, int
 
 
 def cumulative(z: Float[np.ndarray, "..."]) -> Int[np.ndarray, "999"]:
-    """How many numbers lie below each thousandth of N(0, 1)."""
+    """Count how many numbers lie below each thousandth of N(0, 1)."""
     return np.searchsorted(np.sort(z, axis=None), EDGES.astype(z.dtype))
 
 
 def distance(below: Int[np.ndarray, "999"], n: int) -> dict[str, float]:
-    """max |F_n - Phi| over the thousandths, and what n independent N(0, 1) numbers would have (Kolmogorov's law)."""
+    """Compute max |F_n - Phi| over the thousandths, and what n normal numbers would have (Kolmogorov's law)."""
     share = np.arange(1, 1000) / 1000
     mean, deviation = (x / math.sqrt(n) for x in KOLMOGOROV)
     return {

@@ -53,7 +53,7 @@ class Statistics:
 
 
 def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
-    """What config.eval.extractor names, on every device."""
+    """Build what config.eval.extractor names, on every device."""
     if run.latent and options.extractor.name == "small":
         raise UserError(
             "config.eval.extractor = small is fitted to images of the data set, which a model of latents has not; "
@@ -65,12 +65,12 @@ def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
 
 
 def reference_source(run: Experiment, options: EvalOptions) -> Source:
-    """The split that samples are compared with."""
+    """Open the split that samples are compared with."""
     return run.open_source(options.fid_dataset)
 
 
 def statistics_file(run: Experiment, options: EvalOptions, workdir: Path) -> Path:
-    """config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
+    """Name config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
     if options.stats:
         return Path(options.stats).expanduser()
     if run.latent:
@@ -81,7 +81,7 @@ def statistics_file(run: Experiment, options: EvalOptions, workdir: Path) -> Pat
 
 
 def open_statistics(run: Experiment, options: EvalOptions, workdir: Path) -> tuple[Statistics, Extractor]:
-    """The reference of a run and its extractor; raises UserError where either is missing or they do not fit.
+    """Open the reference of a run and its extractor; raises UserError where either is missing or they do not fit.
 
     Of the features of a reference at most eval.kept_features are used, as of the samples'.
     """
@@ -115,7 +115,7 @@ def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, *, so
 
 
 def read(file: Path) -> Statistics:
-    """The statistics of a file: ours, mu and sigma of pytorch-fid, ADM or EDM, or score_sde's pool_3.
+    """Read the statistics of a file: ours, mu and sigma of pytorch-fid, ADM or EDM, or score_sde's pool_3.
 
     Raises UserError for anything else; nothing is ever unpickled.
     """

@@ -24,7 +24,7 @@ from score_flow.types import UserError
 
 
 def encode(run: Experiment, config: Config, workdir: Path) -> None:
-    """Moments of (latent - shift) scale of every image, in workdir/{train,test}/; resumable, what is done stays.
+    """Write moments of (latent - shift) scale of every image, in workdir/{train,test}/; resumable, what is done stays.
 
     With config.data.random_flip the mirrored images follow the others: mirrored latents would not be theirs. Raises
     UserError without an autoencoder or for data that are latents already, and Preempted after SIGTERM.
@@ -59,7 +59,7 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
 
 
 def made_of(facts: dict[str, Any], target: Path) -> bool:
-    """Whether a split is done; raises UserError where it is done of other images, or otherwise."""
+    """Say whether a split is done; raises UserError where it is done of other images, or otherwise."""
     found = folds.read_json(target / FACTS)
     for name in ("first", "n", "autoencoder_sha256", "mirrored") if found else ():
         if name in found and found[name] != facts[name]:
@@ -73,7 +73,7 @@ def made_of(facts: dict[str, Any], target: Path) -> bool:
 def encode_split(
     run: Experiment, config: Config, source: Source, target: Path, facts: dict[str, Any], moments: Any
 ) -> None:
-    """One split: a round writes the moments of the next images to their place in the files."""
+    """Encode one split: a round writes the moments of the next images to their place in the files."""
     mesh, n_images, n = run.mesh, len(source), facts["n"]
     size, directory, files = multiple(mesh, config.eval.batch_size), target / "rounds", folds.Rows(target)
     given = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8), jax.ShapeDtypeStruct((1,), bool)

@@ -35,7 +35,7 @@ class Published(NamedTuple):
     checkpoint: Checkpoint
 
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
-        """Overrides of our config: the settings of a .json file, else, without a recipe, those that this file holds."""
+        """Return overrides of our config: the settings of a .json file, or without a recipe those of this file."""
         if reference:
             return self.source.translate(read_json(Path(reference))) | ONE_MILESTONE
         if recipe:
@@ -45,14 +45,14 @@ class Published(NamedTuple):
         return self.source.translate(self.checkpoint.reference) | ONE_MILESTONE
 
     def params(self, model: Model, image_shape: tuple[int, int, int], shapes: PyTree, kind: str) -> PyTree:
-        """One set of weights, "ema" or "raw", as float32 parameters of our network."""
+        """Return one set of weights, "ema" or "raw", as float32 parameters of our network."""
         check_choice(f"weights of {self.file.name}", kind, self.checkpoint.weights)
         layout = self.source.layout(model, image_shape)
         return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
 
 
 def sources() -> dict[str, Source]:
-    """The projects whose checkpoints can be read: the files beside this one that export `build`."""
+    """List the projects whose checkpoints can be read: the files beside this one that export `build`."""
     return {name: registries.PROJECTS.entry(name, "project")() for name in registries.PROJECTS.names()}
 
 
@@ -67,7 +67,7 @@ def open_published(file: str) -> Published:
 
 
 def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    """What only the name of a bare state_dict says: ema_0.9999_500000.pt, model500000.pt, ..._500K.pt."""
+    """Add what only the name of a bare state_dict says: ema_0.9999_500000.pt, model500000.pt, ..._500K.pt."""
     if checkpoint.step is not None or len(checkpoint.weights) > 1:
         return checkpoint
     raw, thousands = re.fullmatch(r"model(\d+)", path.stem), re.search(r"_(\d+)K", path.stem)

@@ -17,7 +17,7 @@ Expected = dict[str, tuple[float, float]]  # {"job.figure": (value, tolerance)}
 
 
 def expected_of(file: str) -> Expected:
-    """What a preset says; raises UserError for a recipe that expects nothing."""
+    """Read what a preset expects; raises UserError for a recipe that expects nothing."""
     path = Path(file) if Path(file).is_file() else ROOT / file
     module = module_of(path)
     if not getattr(module, "expected", None):
@@ -29,7 +29,7 @@ def expected_of(file: str) -> Expected:
 
 
 def presets() -> list[str]:
-    """The names in configs/reproduce."""
+    """List the names in configs/reproduce."""
     files = (ROOT / "configs" / "reproduce").glob("*.py")
     return sorted(file.stem for file in files if "\nexpected = " in file.read_text())
 
@@ -56,12 +56,12 @@ def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder:
 
 
 def job_of(figure: str, jobs: Iterable[str]) -> str:
-    """The job that a figure is of, whose name may have dots too; of none of these, what stands before its first dot."""
+    """Find the job that a figure is of, whose name may have dots too; else what stands before the first dot."""
     return next((name for name in jobs if figure.startswith(f"{name}.")), figure.split(".")[0])
 
 
 def compared(expected: Expected, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"job.figure": {expected, tolerance, got, pass}}; nothing but a number within the tolerance passes."""
+    """Make {"job.figure": {expected, tolerance, got, pass}}; nothing but a number within the tolerance passes."""
     figures, verdict = flatten(results), {}
     for name, (value, by) in expected.items():
         got = figures.get(name)

@@ -23,7 +23,7 @@ N_STEPS = 20  # network calls of a sample
 
 
 def cheap_sampler(sampling: Component) -> Sampler:
-    """DPM-Solver++(2M) in 20 steps from where the configured sampler begins: what is seen costs little, on every path.
+    """Make DPM-Solver++(2M) in 20 steps from where the configured sampler begins: it costs little on every path.
 
     The figures of --mode=eval are the configured sampler's.
     """
@@ -32,7 +32,7 @@ def cheap_sampler(sampling: Component) -> Sampler:
 
 
 def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -> Callable[[int, Params], None]:
-    """(step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows.
+    """Make (step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows.
 
     After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
     """

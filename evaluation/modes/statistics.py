@@ -25,7 +25,7 @@ from score_flow.types import UserError
 
 
 def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
-    """`--mode=stats`: statistics of all images of a split, resumable; returns the file, which may be there already.
+    """Write the statistics of all images of a split (`--mode=stats`); resumable; returns the file, which may be there.
 
     Raises UserError where it is there and of something else, and Preempted after SIGTERM.
     """
@@ -52,7 +52,7 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
 def statistics_fold(
     run: Experiment, config: Config, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
 ) -> folds.Fold:
-    """A round extracts the features of the next images; in the end all is written to the file."""
+    """Extract the features of the next images in a round; in the end all is written to the file."""
     options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
     collector = Collector(n, extractor.n_features, options.kept_features)
     size = multiple(run.mesh, options.batch_size)
@@ -83,7 +83,7 @@ def statistics_fold(
 
 
 def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | None], str]:
-    """(first index, images) -> the SHA-256 of the levels of all images up to and with these, in order.
+    """Make (first index, images) -> the SHA-256 of the levels of all images up to and with these, in order.
 
     Images before them that were not seen (a resumed run's) are read again.
     """
@@ -104,7 +104,7 @@ def input_hash(source: Source) -> Callable[[int, UInt8[np.ndarray, "b h w c"] | 
 
 
 def _settings(config: Config) -> str:
-    """How the data set's files become images: its settings but for where they are."""
+    """Say how the data set's files become images: its settings but for where they are."""
     return json.dumps(
         {key: value for key, value in config.data.source.to_dict().items() if key != "path"}, default=list
     )

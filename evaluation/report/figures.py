@@ -23,7 +23,7 @@ def loss_curves(
     test_step: Real[np.ndarray, "m"],
     test_loss: Float[np.ndarray, "m"],
 ) -> bytes:
-    """Training losses with their running mean, and test losses; either may be empty, both finite."""
+    """Plot training losses with their running mean, and test losses; either may be empty, both finite."""
     figure, axes = _axes("step", "loss")
     smooth = running_mean(loss, max(1, len(loss) // 50))
     axes.plot(step, loss, color=BLUE, alpha=0.35, linewidth=0.8)
@@ -37,7 +37,7 @@ def loss_curves(
 
 
 def loss_by_time(values: Sequence[float | None]) -> bytes:
-    """Mean loss in equal bins of [0, 1]; None where a bin is empty."""
+    """Plot the mean loss in equal bins of [0, 1]; None where a bin is empty."""
     figure, axes = _axes("time t  (0 = data, 1 = noise)", "loss")
     heights = np.array([np.nan if value is None else value for value in values], float)
     n = len(heights)
@@ -48,7 +48,7 @@ def loss_by_time(values: Sequence[float | None]) -> bytes:
 
 
 def histogram(values: Float[np.ndarray, "n"], xlabel: str) -> bytes:
-    """How finite values are distributed, with their mean."""
+    """Plot how finite values are distributed, with their mean."""
     figure, axes = _axes(xlabel, "images")
     axes.hist(values, bins=int(np.clip(2 * np.sqrt(len(values)), 8, 60)), color=BLUE)
     axes.axvline(values.mean(), color=ORANGE, linewidth=1.6, label=f"mean {values.mean():.3f}")
@@ -58,7 +58,7 @@ def histogram(values: Float[np.ndarray, "n"], xlabel: str) -> bytes:
 
 
 def quality_by_calls(curves: dict[str, list[tuple[int, float]]], reference: float | None, ylabel: str) -> bytes:
-    """A line of (network calls, quality) for each sampler, and what data themselves would get."""
+    """Plot a line of (network calls, quality) for each sampler, and what data themselves would get."""
     figure, axes = _axes("network calls", ylabel)
     for color, (name, points) in zip(itertools.cycle(CYCLE), curves.items(), strict=False):
         calls, quality = zip(*points, strict=True)
@@ -73,7 +73,7 @@ def quality_by_calls(curves: dict[str, list[tuple[int, float]]], reference: floa
 
 
 def over_steps(curves: dict[str, list[tuple[int, float, float]]], ylabel: str) -> bytes:
-    """A line of (step, figure) with its standard errors, where they are known, for each name."""
+    """Plot a line of (step, figure) with its standard errors, where they are known, for each name."""
     figure, axes = _axes("step", ylabel)
     for color, (name, points) in zip(itertools.cycle(CYCLE), curves.items(), strict=False):
         steps, values, errors = np.array(points).T
@@ -86,7 +86,7 @@ def over_steps(curves: dict[str, list[tuple[int, float, float]]], ylabel: str) -
 
 
 def running_mean(values: Float[np.ndarray, "n"], half: int) -> Float[np.ndarray, "n"]:
-    """Mean over the neighbours at most `half` away, fewer at the ends, so that nothing is drawn towards zero."""
+    """Average over the neighbours at most `half` away, fewer at the ends: nothing is drawn towards zero."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     start, end = (
         np.maximum(np.arange(len(values)) - half, 0),
@@ -96,7 +96,7 @@ def running_mean(values: Float[np.ndarray, "n"], half: int) -> Float[np.ndarray,
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Empty axes in the style of the page; no pyplot, so no state is shared with the caller."""
+    """Make empty axes in the style of the page; no pyplot, so no state is shared with the caller."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel, color=TEXT, fontsize=9)
@@ -110,7 +110,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _log_y(axes: Axes, values: Float[np.ndarray, "n"], ratio: float) -> None:
-    """A logarithmic y axis when positive values differ by more than `ratio`."""
+    """Set a logarithmic y axis when positive values differ by more than `ratio`."""
     if not len(values) or values.min() <= 0 or values.max() / values.min() < ratio:
         return
     axes.set_yscale("log")

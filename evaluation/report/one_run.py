@@ -52,7 +52,7 @@ def write(
 
 
 def cards(record: Record) -> list[str]:
-    """The headline figures of the training."""
+    """Show the headline figures of the training."""
     found = []
     if seconds := training_seconds(record.rows):
         steps = f"{max(row['step'] for row in record.rows):,} steps"
@@ -63,7 +63,7 @@ def cards(record: Record) -> list[str]:
 
 
 def training(record: Record) -> str:
-    """Losses over steps."""
+    """Show losses over steps."""
     curves = [_series(record.rows, name) for name in figures.LOGGED]
     if not any(len(step) for step, _ in curves):
         return ""
@@ -73,7 +73,7 @@ def training(record: Record) -> str:
 
 
 def checkpoints(record: Record) -> str:
-    """Figures of every checkpoint that was evaluated in the same folder, over its step, a line a job."""
+    """Show figures of every checkpoint that was evaluated in the same folder, over its step, a line a job."""
     files = [file for file in record.evaluation.parent.glob("*/results.json") if file.parent.name.isdigit()]
     plots = {figure: {} for figure in results.OVER_STEPS}
     for file in sorted(files, key=lambda file: int(file.parent.name)):
@@ -94,7 +94,7 @@ def checkpoints(record: Record) -> str:
 
 
 def tables(record: Record) -> str:
-    """Every figure of every job, the facts, the configuration and the parameters."""
+    """Show every figure of every job, the facts, the configuration and the parameters."""
     jobs = page.two_columns(
         *(page.table(values, caption=name) for name, result in record.results.items() if (values := plain(result)))
     )
@@ -107,7 +107,7 @@ def tables(record: Record) -> str:
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a job, without the lists of rows that have a section of their own."""
+    """Pick the figures of a job, without the lists of rows that have a section of their own."""
     return {
         name: value
         for name, value in flatten(result).items()
@@ -116,7 +116,7 @@ def plain(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_seconds(rows: list[dict[str, Any]]) -> float:
-    """Seconds of training; the clock starts anew when a run is resumed, so its falls are where segments end."""
+    """Count seconds of training; the clock starts anew when a run is resumed, so its falls are where segments end."""
     clock = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
     return sum((now for now, later in itertools.pairwise([*clock, -1.0]) if later < now), 0.0)
 
@@ -129,7 +129,7 @@ def _subtitle(record: Record) -> str:
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the rows that have a finite value of this name."""
+    """Pick (steps, values) of the rows that have a finite value of this name."""
     found = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
     return np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], np.float64)
 

@@ -32,7 +32,7 @@ class Record(NamedTuple):
     facts: dict[str, str]
 
     def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
-        """The arrays of a job, {} without them."""
+        """Read the arrays of a job, {} without them."""
         path = self.evaluation / job / file
         if not path.exists():
             return {}
@@ -41,12 +41,12 @@ class Record(NamedTuple):
 
 
 def images_of(result: dict[str, Any]) -> str:
-    """297 images of digits/test."""
+    """Say "297 images of digits/test"."""
     return f"{result.get('n_images', 0):,} images of {result.get('split', 'the data')}"
 
 
 def error_of(result: dict[str, Any]) -> str:
-    """± the standard error of a result, where it has one."""
+    """Write ± the standard error of a result, where it has one."""
     error = result.get("standard_error", math.nan)
     return f"± {error:.2g}" if math.isfinite(error) else ""
 
@@ -56,7 +56,7 @@ SHEET = 640  # pixels that a sheet may be wide: the images of a wider one are re
 
 
 def document(title: str, subtitle: str, *, cards: Sequence[str], body: str) -> str:
-    """A whole page."""
+    """Set a whole page."""
     figures = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
     return f"""<!doctype html>
 <html lang="en">
@@ -78,14 +78,14 @@ def document(title: str, subtitle: str, *, cards: Sequence[str], body: str) -> s
 
 
 def card(name: str, value: str, *, error: str = "", note: str = "") -> str:
-    """One headline figure."""
+    """Set one headline figure."""
     spread = f" <small>{escape(error)}</small>" if error else ""
     foot = f"<p>{escape(note)}</p>" if note else ""
     return f'<div class="card"><p>{escape(name)}</p><p class="value">{escape(value)}{spread}</p>{foot}</div>\n'
 
 
 def section(title: str, *parts: str, note: str = "") -> str:
-    """Parts under a heading; nothing without any part."""
+    """Set parts under a heading; nothing without any part."""
     if not any(parts):
         return ""
     foot = f'<p class="note">{escape(note)}</p>' if note else ""
@@ -93,17 +93,17 @@ def section(title: str, *parts: str, note: str = "") -> str:
 
 
 def pair(*parts: str) -> str:
-    """Parts side by side where the screen is wide enough."""
+    """Set parts side by side where the screen is wide enough."""
     return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>' if any(parts) else ""
 
 
 def two_columns(*parts: str) -> str:
-    """Parts of unequal height that flow into two columns where the screen is wide enough."""
+    """Set parts of unequal height that flow into two columns where the screen is wide enough."""
     return f'<div class="columns">{"".join(parts)}</div>' if any(parts) else ""
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:
-    """A plot."""
+    """Set a plot."""
     return _figure(f'<img class="plot" src="{_uri(png)}" alt="{escape(alt)}">', caption)
 
 
@@ -130,7 +130,7 @@ def sheet(
 
 
 def reduced(images: Images, most: int) -> UInt8[np.ndarray, "n H W c"]:
-    """Images at most `most` pixels wide: means of square blocks, the remainder at the edges cut off."""
+    """Reduce images to at most `most` pixels wide: means of square blocks, the remainder at the edges cut off."""
     n, h, w, c = images.shape
     k = min(-(-w // most), h)
     blocks = images[:, : h // k * k, : w // k * k].reshape(n, h // k, k, w // k, k, c)
@@ -138,7 +138,7 @@ def reduced(images: Images, most: int) -> UInt8[np.ndarray, "n H W c"]:
 
 
 def table(rows: dict[str, Any], caption: str = "") -> str:
-    """Names and values."""
+    """Set names and values."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(
         f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(text(value))}</td></tr>\n'
@@ -148,24 +148,24 @@ def table(rows: dict[str, Any], caption: str = "") -> str:
 
 
 def matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with a head above each column."""
+    """Set a table with a head above each column."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f'<table class="matrix"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n'
 
 
 def details(summary: str, inner: str) -> str:
-    """Something long, folded."""
+    """Set something long, folded."""
     return f"<details><summary>{escape(summary)}</summary>{inner}</details>\n"
 
 
 def preformatted(lines: str) -> str:
-    """Text as it is laid out."""
+    """Set text as it is laid out."""
     return f"<pre>{escape(lines)}</pre>"
 
 
 def text(value: Any) -> str:
-    """A value for reading: six digits, lists with commas."""
+    """Write a value out for reading: six digits, lists with commas."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
@@ -174,7 +174,7 @@ def text(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
+    """Write seconds as 45 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
     whole = round(seconds)
     parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
     first = next((i for i, (value, _) in enumerate(parts) if value), 3)
@@ -182,7 +182,7 @@ def duration(seconds: float) -> str:
 
 
 def compact(n: int) -> str:
-    """327873 -> 328 k."""
+    """Write 327873 as 328 k."""
     for unit, size in ((" G", 10**9), (" M", 10**6), (" k", 10**3)):
         if n >= size:
             return f"{n / size:.3g}{unit}"

@@ -13,7 +13,7 @@ Pixels = UInt8[np.ndarray, "n h w c"]
 def grid(
     images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0, border: int = 1
 ) -> UInt8[np.ndarray, "H W c"]:
-    """Images side by side, row by row, their levels stretched to 0..255; as square as it gets without `columns`."""
+    """Lay images side by side, row by row, their levels stretched to 0..255; as square as it gets without `columns`."""
     n, h, w, c = images.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
@@ -27,7 +27,7 @@ def grid(
 def beside(
     shown: Sequence[UInt8[np.ndarray, "n h w c"]], samples: UInt8[np.ndarray, "m h w c"]
 ) -> tuple[UInt8[np.ndarray, "cells h w c"], int]:
-    """(images, columns) of a sheet with a row an input: what is shown of it, then its samples, i of input i mod n."""
+    """Make (images, columns) of a sheet with a row an input: what is shown of it, then samples i of input i mod n."""
     n = min(len(shown[0]), len(samples))
     missing = np.zeros((-len(samples) % n, *samples.shape[1:]), np.uint8)
     drawn = np.concatenate([samples, missing]).reshape(-1, n, *samples.shape[1:])

@@ -18,14 +18,14 @@ OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "F
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The figures of a result.json; none of one that was not written whole."""
+    """Read the figures of a result.json; none of one that was not written whole."""
     return {name: value for name, value in (read_json(file) or {}).items() if name != "key"}
 
 
 def write(
     directory: Path, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
 ) -> None:
-    """directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
+    """Write directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
 
     setting: what `lines` says of every figure.
     """
@@ -43,7 +43,7 @@ def lines(
     version: str = "",
     options: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """A line a figure: job.figure = value +- standard error; n; calls; data; weights; sampler or solver; evaluator.
+    """Write a line a figure: job.figure = value +- error; n; calls; data; weights; sampler; evaluator; version.
 
     checksums: of splits by their name; split: the one that results without a `split` were compared with; options: the
     names of config.eval, whose values among a result are no figures; version: of this program.
@@ -72,14 +72,14 @@ def lines(
 
 
 def with_what(result: dict[str, Any], sampler: str) -> str:
-    """The solver or sampler of a result, and whose labels its samples have."""
+    """Name the solver or sampler of a result, and whose labels its samples have."""
     said = [f"{kind} {result[kind]}" for kind in ("solver", "sampler") if kind in result]
     said = said or ([f"sampler {sampler}"] if sampler else [])
     return "; ".join([*said, *([f"labels {result['labels']}"] if "labels" in result else [])])
 
 
 def figures(result: dict[str, Any], options: frozenset[str] = frozenset()) -> list[tuple[str, float, float]]:
-    """(name, value, standard error or nan) of every number of a result that is neither a count nor an option.
+    """List (name, value, standard error or nan) of every number of a result that is neither a count nor an option.
 
     The error of `x` is `x_standard_error`; a plain `standard_error` is that of the figure before it.
     """
@@ -95,7 +95,7 @@ def figures(result: dict[str, Any], options: frozenset[str] = frozenset()) -> li
 
 
 def identity(source: Source) -> str:
-    """The SHA-256 of a split, shortened; of a huge one, that of its ends, which it then says."""
+    """Compute the SHA-256 of a split, shortened; of a huge one, that of its ends, which it then says."""
     n = len(source)
     if n * math.prod(source.image_shape) <= WHOLE:
         return f"sha256 {checksum(source)}"

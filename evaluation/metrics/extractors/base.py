@@ -31,4 +31,4 @@ class Extractor(flax.struct.PyTreeNode, abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
-        """Features of pixel levels as the data set has them; each image's depend on that image alone."""
+        """Compute features of pixel levels as the data set has them; each image's depend on that image alone."""

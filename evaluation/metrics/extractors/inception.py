@@ -37,7 +37,7 @@ class Inception(Extractor):
 def build(
     weights: str = "", levels: LevelsGiven = 256, biased_logits: bool = False, dtype: Dtype = "float32"
 ) -> Inception:
-    """The extractor of a file of weights: .pth as published, or the same tensors in .npz or .safetensors.
+    """Build the extractor of a file of weights: .pth as published, or the same tensors in .npz or .safetensors.
 
     The Inception score of Salimans et al. 2016 (arXiv:1606.03498) and torch-fidelity takes logits without their bias,
     TF-GAN's with it. Raises UserError, first of all for a missing file.

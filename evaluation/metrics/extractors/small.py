@@ -49,13 +49,13 @@ class Components(Extractor):
 
 
 def build(train: Annotated[Source, Given("the training images")]) -> Extractor:
-    """Features fitted to a data set's training images."""
+    """Fit features to a data set's training images."""
     return fit(train, labelled=train.num_classes > 0)
 
 
 @threadpool_limits.wrap(limits=1)  # small matrices: threads cost more than they give, and round by their number
 def fit(train: Source, labelled: bool) -> Extractor:
-    """A classifier's hidden layer, or principal components unless the images are `labelled`, of two classes or more."""
+    """Fit a classifier's hidden layer; principal components unless images are `labelled`, of two classes or more."""
     order = shuffled(len(train))
     examples = train.read(order[:CLASSIFIER_IMAGES]) if labelled else {}
     if labelled and len(np.unique(examples["label"])) > 1:
