@@ -68,7 +68,7 @@ def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wante
 
     The one reader of the config: what follows sees values.
     """
-    options, controlled = config.eval, mode == "control"
+    options, which, controlled = config.eval, weights.which_of(config), mode == "control"
     jobs = base.asked(options, mode)
     base.refuse_unfit(run, jobs)
     control = build_control(run, config.control) if controlled else None
@@ -81,7 +81,7 @@ def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wante
         sampler_said=drawing.described(config.sampling),
     )  # fmt: skip
     facts = functools.cache(functools.partial(keys.facts_of, run))
-    return Wanted(jobs, opened, context, weights.which_of(config), keys.settings_of(run, config, controlled), facts)
+    return Wanted(jobs, opened, context, which, keys.settings_of(run, config, controlled), facts)
 
 
 def work(wanted: Wanted, folder: Path, watch: bool = False) -> Results:

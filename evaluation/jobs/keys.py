@@ -55,8 +55,8 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
         "data": {"uniform_dequantization": run.dequantised, "centered": config.data.centered},
         # A file of statistics is keyed by its content, by the job that opens it.
         "eval": {name: contents(value) for name, value in vars(config.eval).items() if name != "stats"},
-        "sampling": component(with_defaults(registries.SAMPLERS, config.sampling, "config.sampling")),
         "guidance": guidance(config.guidance, config.training.label_dropout > 0),
+        "sampling": component(with_defaults(registries.SAMPLERS, config.sampling, "config.sampling")),
         "autoencoder": contents(run.autoencoder),
         "training": {name: value for name, value in training.items() if name not in NOT_OF_THE_LOSS},
     }

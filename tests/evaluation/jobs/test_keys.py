@@ -12,6 +12,7 @@ from evaluation.drawing import described
 from evaluation.fold import plain
 from evaluation.jobs import keys
 from evaluation.jobs.base import Job, asked, find, refuse_unfit
+from sampling.base import Stream
 from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.components import Component
@@ -110,6 +111,20 @@ def test_no_list_of_jobs():
     for file in ("run.py", "report/one_run.py", "modes/reproduce.py", "jobs/keys.py"):
         strings = set(re.findall(r"\"(\w+)\"|'(\w+)'", (ROOT / "evaluation" / file).read_text()))
         assert not {word for pair in strings for word in pair} & set(JOBS), file
+
+
+def test_no_job_imports_another():
+    """What jobs share is no job: base, rounds, keys, bits."""
+    for name in JOBS:
+        text = (ROOT / "evaluation" / "jobs" / f"{name}.py").read_text()
+        imported = re.findall(r"evaluation\.jobs import (.*)|evaluation\.jobs\.(\w+)", text)
+        assert imported and not {word for pair in imported for word in re.findall(r"\w+", "".join(pair))} & set(JOBS)
+
+
+def test_streams_of_keys_stay():
+    """Their numbers are in every sample and likelihood that was ever computed."""
+    names = ["OWN", "LIKELIHOOD", "LOSS", "SAMPLES", "SNAPSHOT", "VLB", "ACCURACY", "BOUND", "ENCODING"]
+    assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
 def test_every_job_is_a_value():
