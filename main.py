@@ -76,9 +76,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     if options.mode == "import":
         return import_checkpoint(options, overrides)
     config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
-    from score_flow.runs import sharding
+    from score_flow.runs import processes
 
-    peers = sharding.initialise()
+    peers = processes.initialise()
     if peers:
         peers.where = lambda: newest_saved(options.workdir)
     from score_flow.build import build_sampler, check_components, experiment

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Int, PyTree
 from score_flow.config.loading import flatten
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.files import write_whole
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import agree, barrier, is_main
 from score_flow.runs.progress import progress
-from score_flow.runs.sharding import agree, barrier, is_main
 from score_flow.runs.workdir import hold
-from score_flow.training.steps import Preemption
 from score_flow.types import Preempted, UserError
 
 SHARE = 0.05  # of the time of an evaluation may go into saving its state

@@ -27,8 +27,8 @@ from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.runs.sharding import barrier, is_main
-from score_flow.training.steps import Preemption
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import barrier, is_main
 from score_flow.types import Preempted, UserError
 
 Step = tuple[Checkpoints, int]

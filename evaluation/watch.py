@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evaluation.weights import checkpoints_of
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.runs.sharding import agree, is_main
-from score_flow.training.steps import Preemption
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import agree, is_main
 from score_flow.types import Preempted, UserError
 
 INTERVAL = 5.0  # seconds between two looks

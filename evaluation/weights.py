@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
-from score_flow.runs.sharding import is_main, replicated, to_host
+from score_flow.runs.processes import is_main
+from score_flow.runs.sharding import replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages
 from score_flow.training.saver import refuse_other_config
 from score_flow.training.steps import all_finite

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.types import Images, Times
@@ -64,3 +65,10 @@ def value_and_divergence(
     # One probe at a time: memory stays that of one call however many there are.
     products = jax.lax.map(lambda probe: sum_flat(probe * jvp(probe)), probes)
     return value, jnp.mean(products, axis=0)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error of independent values."""
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)

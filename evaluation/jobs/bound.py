@@ -28,12 +28,11 @@ from sampling.base import example_keys, normal, split
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
-from score_flow.numerics import sum_flat, value_and_divergence
+from score_flow.numerics import mean_and_error, sum_flat, value_and_divergence
 from score_flow.paths.base import Path
 from score_flow.process.bound import known_integral, prior, share_of_gaussian
 from score_flow.process.grid import noisy_end
 from score_flow.process.times import TimeSampler, log_snr, stratified
-from score_flow.runs.progress import mean_and_error
 from score_flow.types import Images, Keys, Times, UserError
 
 Form = Literal["dsm", "ssm"]

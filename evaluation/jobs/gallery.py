@@ -18,7 +18,8 @@ from sampling.control.base import Control
 from sampling.guidance import guide
 from score_flow.config import registries
 from score_flow.config.components import Component, resolve
-from score_flow.runs.sharding import barrier, is_main, multiple
+from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.sharding import multiple
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 STRENGTHS = (0.3, 0.5, 0.7)  # times from which SDEdit starts

@@ -16,7 +16,8 @@ from sampling.encoding import decode, encode, slerp
 from sampling.ode import Solver
 from score_flow.data.levels import middles, to_model
 from score_flow.data.pipeline import gather
-from score_flow.runs.sharding import batch_sharding, is_main, multiple, to_host
+from score_flow.runs.processes import is_main
+from score_flow.runs.sharding import batch_sharding, multiple, to_host
 from score_flow.types import NonFinite
 
 N_PAIRS, N_BETWEEN = 8, 8

@@ -15,9 +15,10 @@ from score_flow import __version__
 from score_flow.config import registries
 from score_flow.config.components import Component, Registries
 from score_flow.config.options import Config, EvalOptions
-from score_flow.data.base import FIRST, checksum, sha256_of
+from score_flow.data.base import FIRST, checksum
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
+from score_flow.runs.files import sha256_of
 
 # What training decides of a run's speed and logs, but not of its loss
 NOT_OF_THE_LOSS = (

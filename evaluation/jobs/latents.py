@@ -19,7 +19,7 @@ from sampling.encoding import decode, encode
 from sampling.ode import Solver
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.runs.progress import mean_and_error
+from score_flow.numerics import mean_and_error
 
 STREAM = 8  # of example keys
 MOMENTS = ("mean", "mean_square", "fourth", "neighbours")  # of each image

@@ -20,8 +20,7 @@ from sampling.ode import Solver, solve_flow
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
-from score_flow.numerics import value_and_divergence
-from score_flow.runs.progress import mean_and_error
+from score_flow.numerics import mean_and_error, value_and_divergence
 from score_flow.types import Images, Keys
 
 Probe = Literal["rademacher", "gaussian", "exact"]

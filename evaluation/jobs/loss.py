@@ -9,7 +9,7 @@ from evaluation.jobs.base import Job
 from evaluation.jobs.rounds import per_image
 from evaluation.report import page
 from sampling.base import example_keys
-from score_flow.runs.progress import mean_and_error
+from score_flow.numerics import mean_and_error
 
 STREAM = 2  # of example keys
 N_BINS = 10

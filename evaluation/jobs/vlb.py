@@ -17,9 +17,8 @@ from sampling.guidance import Thresholded
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
-from score_flow.numerics import mean_flat
+from score_flow.numerics import mean_and_error, mean_flat
 from score_flow.process.bound import VariationalBound
-from score_flow.runs.progress import mean_and_error
 from score_flow.types import Images, Keys, UserError
 
 STREAM = 5  # of example keys

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int, Real
 
-from score_flow.runs.progress import mean_and_error
+from score_flow.numerics import mean_and_error
 from score_flow.types import UserError
 
 Features = Real[np.ndarray, "n d"]

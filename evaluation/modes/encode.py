@@ -14,12 +14,14 @@ from evaluation.fold import run as run_fold
 from evaluation.jobs.rounds import Rows
 from score_flow import __version__
 from score_flow.config.options import Config
-from score_flow.data.base import FIRST, Source, checksum, sha256_of
+from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
-from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, place, replicated, to_host
+from score_flow.runs.files import sha256_of
+from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.sharding import batch_sharding, multiple, place, replicated, to_host
 from score_flow.types import UserError
 
 

@@ -11,12 +11,12 @@ from jaxtyping import PyTree
 from score_flow.config import registries
 from score_flow.config.loading import read_json
 from score_flow.config.options import Config
-from score_flow.data.base import sha256_of
 from score_flow.experiment import Experiment
 from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.files import sha256_of
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages

@@ -1,17 +1,16 @@
 """`--mode=reproduce`: a published figure computed again, and whether it is the published one."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from evaluation.fold import write_json
 from evaluation.jobs.base import asked
 from evaluation.run import evaluate
-from score_flow.config.loading import flatten
+from score_flow.config.loading import flatten, module_of
 from score_flow.config.options import Config
 from score_flow.config.registries import ROOT
 from score_flow.experiment import Experiment
-from score_flow.runs.sharding import agree, is_main
+from score_flow.runs.processes import agree, is_main
 from score_flow.types import UserError
 
 Expected = dict[str, tuple[float, float]]  # {"job.figure": (value, tolerance)}
@@ -20,10 +19,7 @@ Expected = dict[str, tuple[float, float]]  # {"job.figure": (value, tolerance)}
 def expected_of(file: str) -> Expected:
     """What a preset says; raises UserError for a recipe that expects nothing."""
     path = Path(file) if Path(file).is_file() else ROOT / file
-    spec = importlib.util.spec_from_file_location("preset", path) if path.suffix == ".py" else None
-    module = importlib.util.module_from_spec(spec) if spec else None
-    if module:
-        spec.loader.exec_module(module)
+    module = module_of(path)
     if not getattr(module, "expected", None):
         raise UserError(
             f"--mode=reproduce needs a preset, --config=configs/reproduce/NAME.py, got {file or 'none'}; names: "

@@ -12,9 +12,10 @@ from sampling import multistep
 from sampling.base import Sampler
 from score_flow.config.components import Component
 from score_flow.experiment import Experiment
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import is_main
 from score_flow.runs.progress import progress
-from score_flow.runs.sharding import is_main, multiple
-from score_flow.training.steps import Preemption
+from score_flow.runs.sharding import multiple
 from score_flow.types import Params
 
 STREAM = 4  # of example keys

@@ -22,10 +22,12 @@ from score_flow import __version__
 from score_flow.config import registries
 from score_flow.config.components import resolve
 from score_flow.config.options import Config, EvalOptions
-from score_flow.data.base import FIRST, Source, checksum, sha256_of
+from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
-from score_flow.runs.sharding import barrier, batch_sharding, is_main, multiple, place, to_host
+from score_flow.runs.files import sha256_of
+from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import UserError, one_line
 
 LARGEST = 16 << 30  # bytes that an array of a file may unpack to

@@ -10,9 +10,9 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.base import regular_file
 from score_flow.data.folder import FORMATS, Decoder
 from score_flow.data.scaling import Scaling
+from score_flow.runs.files import array_of, regular_file
 from score_flow.types import UserError, one_line
 
 MAX_PIXELS = 64_000_000
@@ -78,22 +78,9 @@ def read_array(file: str | Path, what: str, name: str) -> Float[np.ndarray, "...
     """A real array from an .npy file, or the one called `name` (or the only one) of an .npz; raises UserError."""
     path = existing_file(file, what)
     try:
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                arrays.refuse_bombs(path, archive, MAX_BYTES, f"{what}: at most")
-        elif path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{what}: {path} holds {path.stat().st_size} bytes; allowed: {MAX_BYTES}")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                only = loaded.files[0] if len(loaded.files) == 1 else name
-                if only not in loaded.files:
-                    raise UserError(f"{what}: {path} holds {', '.join(loaded.files) or 'nothing'}; allowed: {name}")
-                loaded = loaded[only]
-    except UserError:
-        raise
-    except Exception as error:  # hostile bytes raise almost anything
-        raise UserError(f"{what}: {path} is no readable .npy or .npz of plain arrays ({one_line(error)})") from error
+        loaded = array_of(path, name, MAX_BYTES)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
     if loaded.dtype.kind not in "fiub" or not loaded.size or not np.isfinite(loaded).all():
         raise UserError(f"{what}: {path} holds {loaded.dtype} of shape {loaded.shape}; allowed: finite real numbers")
     return loaded

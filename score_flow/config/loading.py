@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from score_flow.config import components
@@ -72,12 +73,8 @@ def recipes() -> list[str]:
 
 def from_recipe(path: Path) -> dict[str, Any]:
     """get_config() of a Python file, as plain dicts; what goes wrong in it is one line that names file and line."""
-    sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
     try:
-        spec = importlib.util.spec_from_file_location("recipe", path)
-        module = spec and importlib.util.module_from_spec(spec)
-        if spec:
-            spec.loader.exec_module(module)
+        module = module_of(path)
         found = module.get_config() if hasattr(module, "get_config") else None
     except UserError:
         raise
@@ -89,6 +86,16 @@ def from_recipe(path: Path) -> dict[str, Any]:
             f"--config is '{path}'{got}; give a Python file with get_config(), or the config.json of a run."
         )
     return dict(found) if isinstance(found, Mapping) else found.to_dict()
+
+
+def module_of(path: Path) -> ModuleType | None:
+    """A Python file, run as a module that no import finds; None for a file of another kind."""
+    sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = spec and importlib.util.module_from_spec(spec)
+    if spec:
+        spec.loader.exec_module(module)
+    return module
 
 
 def _line_of(error: Exception, path: Path) -> str:

@@ -1,8 +1,5 @@
 """Image arrays in `.npz` files, read whole into memory and never unpickled."""
 
-import contextlib
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +8,13 @@ from jaxtyping import Int32, UInt8
 
 from score_flow.config.limits import Limits
 from score_flow.data import splits
-from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source, existing_path, regular_file
-from score_flow.types import UserError, check_choice, one_line, printable
+from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
+from score_flow.runs import files
+from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")
-MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so tightly: zeros pack 1000 times
+LIMIT = "config.data.source.max_bytes ="
 
 
 def build(
@@ -33,7 +31,7 @@ def build(
 
     The number of classes is the largest label of the train and test files + 1, for the splits to agree. Labels that
     are none leave the images unlabelled, which says why. A file with an entry that unpacks to more than `max_bytes`,
-    or MAX_RATIO times its size, is refused before it is read. Raises UserError.
+    or is packed more tightly than images are, is refused before it is read. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
     train, test = _files(path)
@@ -51,8 +49,8 @@ def build(
 
 def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
     """All images of one file; of at least so many classes. Raises UserError."""
-    file = regular_file(file, PATH)
-    with _opened(file, max_bytes) as archive:
+    file = files.regular_file(file, PATH)
+    with files.opened_arrays(file, max_bytes, LIMIT) as archive:
         image = _images(file, archive, levels)
         label, reason = _labels(archive, len(image))
     if label is None:
@@ -64,16 +62,16 @@ def _files(path: str) -> tuple[Path | None, Path | None]:
     """The training and the test file, as far as there are any."""
     if "{split}" in path:
         return splits.both(*(_by_pattern(path, split) for split in splits.NAMES))
-    found = existing_path(path)
+    found = files.existing_path(path, PATH)
     if not found.is_dir():
-        return regular_file(found, PATH), None
+        return files.regular_file(found, PATH), None
     return splits.both(*(splits.find(found, split, ".npz") for split in splits.NAMES))
 
 
 def _by_pattern(path: str, split: str) -> Path | None:
     names = [spelt for name in splits.NAMES[split] for spelt in (name, name.capitalize(), name.upper())]
-    files = [Path(path.replace("{split}", name)).expanduser() for name in names]
-    return next((file for file in files if file.is_file()), None)
+    possible = [Path(path.replace("{split}", name)).expanduser() for name in names]
+    return next((file for file in possible if file.is_file()), None)
 
 
 def _missing(path: str) -> str:
@@ -82,58 +80,27 @@ def _missing(path: str) -> str:
     return f"{PATH}: no such file: {file}; .npz files beside it: {', '.join(there[:10]) or 'none'}"
 
 
-def _num_classes(files: tuple[Path | None, ...], max_bytes: int) -> int:
+def _num_classes(both: tuple[Path | None, ...], max_bytes: int) -> int:
     """The largest label of several files + 1."""
     largest = -1
-    for file in filter(None, files):
-        with _opened(file, max_bytes) as archive:
+    for file in filter(None, both):
+        with files.opened_arrays(file, max_bytes, LIMIT) as archive:
             label, _ = _labels(archive)
         largest = max(largest, -1 if label is None else int(label.max(initial=-1)))
     return largest + 1
 
 
-@contextlib.contextmanager
-def _opened(file: Path, max_bytes: int) -> Iterator[np.lib.npyio.NpzFile]:
-    """The archive, its table of entries checked; whatever goes wrong while it is read becomes one line."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            refuse_bombs(file, archive, max_bytes, "config.data.source.max_bytes =")
-        with np.load(file, allow_pickle=False) as archive:
-            if len(set(archive.files)) < len(archive.files):
-                raise UserError(f"{file}: two arrays of one name; got {_names(archive)}")
-            yield archive
-    except UserError:
-        raise
-    except Exception as error:  # hostile bytes raise almost anything: zip, zlib, header, memory and value errors
-        raise UserError(f"{file}: not a readable .npz of plain arrays ({one_line(error)})") from error
-
-
-def refuse_bombs(file: Path, archive: zipfile.ZipFile, max_bytes: int, key: str) -> None:
-    """Raises UserError where an entry would unpack to too much, or to too much for its size."""
-    for entry in archive.infolist():
-        packed = min(entry.compress_size, file.stat().st_size)
-        got = f"{file}: {printable(entry.filename)} unpacks from {packed} to {entry.file_size} bytes"
-        if entry.file_size > max_bytes:
-            raise UserError(f"{got}; allowed: {key} {max_bytes}")
-        if entry.file_size > max(SMALL, MAX_RATIO * packed):
-            raise UserError(f"{got}; allowed: {MAX_RATIO} times (such arrays go into an uncompressed .npz, np.savez)")
-
-
-def _names(archive: np.lib.npyio.NpzFile) -> str:
-    return ", ".join(printable(name) for name in archive.files[:10]) or "nothing"
-
-
-def _pick(file: Path, archive: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
+def _pick(file: Path, archive: files.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
     found = [name for name in names if name in archive.files]
     if len(found) > 1:
         raise UserError(f"{file}: got {' and '.join(found)}; allowed: only one of {', '.join(names)}")
     return np.asarray(archive[found[0]]) if found else None
 
 
-def _images(file: Path, archive: np.lib.npyio.NpzFile, levels: int) -> UInt8[np.ndarray, "n h w c"]:
+def _images(file: Path, archive: files.NpzFile, levels: int) -> UInt8[np.ndarray, "n h w c"]:
     image = _pick(file, archive, IMAGE_NAMES)
     if image is None:
-        raise UserError(f"{file}: no images in it; got {_names(archive)}; allowed names: {', '.join(IMAGE_NAMES)}")
+        raise UserError(f"{file}: no images in it; got {files.named(archive)}; allowed names: {', '.join(IMAGE_NAMES)}")
     if image.dtype != np.uint8:
         raise UserError(f"{file}: images are {image.dtype}; allowed: uint8")
     shape = image.shape
@@ -150,7 +117,7 @@ def _images(file: Path, archive: np.lib.npyio.NpzFile, levels: int) -> UInt8[np.
     return image
 
 
-def _labels(archive: np.lib.npyio.NpzFile, n: int | None = None) -> tuple[Int32[np.ndarray, "n"] | None, str]:
+def _labels(archive: files.NpzFile, n: int | None = None) -> tuple[Int32[np.ndarray, "n"] | None, str]:
     """The labels (of n images), or None and why what is called so is none: only who needs labels has to mind."""
     found = [name for name in LABEL_NAMES if name in archive.files]
     if len(found) != 1:

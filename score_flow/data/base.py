@@ -2,14 +2,10 @@
 
 import dataclasses
 import hashlib
-import stat
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
-
-from score_flow.types import UserError
 
 FIRST = 256  # images by which a data set is told from another without reading it whole
 MAX_CLASSES = 1_000_000
@@ -117,43 +113,6 @@ def _digest_of_labels(names: list[str], label: Int32[np.ndarray, "n"]) -> str:
     return digest.hexdigest()[:16]
 
 
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def shuffled(n: int) -> Int[np.ndarray, "n"]:
     """The order in which examples are taken where not all are: always the same."""
     return np.random.RandomState(0).permutation(n)  # legacy generator: its stream is frozen for ever
-
-
-def existing_path(path: str, key: str = PATH) -> Path:
-    """`path` with ~ expanded; raises UserError, which names the key it came from, when nothing is there."""
-    if not path:
-        raise UserError(f"{key}: got nothing; give the file or the folder of the data set")
-    found = Path(path).expanduser()
-    try:
-        found.stat()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: no such file or folder: {path}{_unless_missing(error)}") from error
-    return found
-
-
-def regular_file(path: str | Path, key: str) -> Path:
-    """`path` with ~ expanded; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
-    if not str(path):
-        raise UserError(f"{key}: got nothing; give a file")
-    found = Path(path).expanduser()
-    try:
-        mode = found.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: no such file: {path}{_unless_missing(error)}") from error
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise UserError(f"{key}: {path} is {kind}; allowed: a regular file")
-    return found
-
-
-def _unless_missing(error: Exception) -> str:
-    return "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from score_flow.config.limits import Limits
 from score_flow.data import splits
-from score_flow.data.base import PATH, Examples, Source, existing_path, regular_file
+from score_flow.data.base import PATH, Examples, Source
 from score_flow.data.listing import Listing, list_images, split_folders
+from score_flow.runs.files import existing_path, regular_file
 from score_flow.types import UserError, check_choice, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # a closed list: PIL also knows formats that start other programs (EPS)
@@ -218,7 +219,7 @@ def build(
     if image_size**2 > max_pixels:
         allowed = f"1 to {math.isqrt(max_pixels)} ({SECTION}.max_pixels = {max_pixels})"
         raise UserError(f"{SECTION}.image_size: got {image_size}; allowed: {allowed}")
-    base = existing_path(path)
+    base = existing_path(path, PATH)
     if not base.is_dir():
         raise UserError(f"{PATH}: {base} is not a folder")
     stem, decoder = Path(os.path.abspath(base)).name, Decoder(image_size, channels, max_pixels)

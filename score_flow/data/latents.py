@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from score_flow.data.base import MAX_CLASSES, PATH, Examples, existing_path, regular_file
+from score_flow.data.base import MAX_CLASSES, PATH, Examples
 from score_flow.data.splits import Split
+from score_flow.runs.files import existing_path, regular_file
 from score_flow.types import UserError, one_line
 
 FACTS = "latents.json"  # written last: a folder without it was not finished
@@ -46,7 +47,7 @@ class LatentSource:
 
 def build(split: Split = "train", path: str = "") -> LatentSource:
     """The split of a folder that `--mode=encode` made, <path>/<split>/{mean,std,label}.npy; raises UserError."""
-    folder = existing_path(path) / split
+    folder = existing_path(path, PATH) / split
     if not (folder / FACTS).exists():
         raise UserError(f"{PATH}: {folder} holds no {FACTS}: make it by --mode=encode, or let that finish.")
     if regular_file(folder / FACTS, PATH).stat().st_size > FACTS_BYTES:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from score_flow.data import splits
-from score_flow.data.base import MAX_CLASSES, PATH, regular_file
+from score_flow.data.base import MAX_CLASSES, PATH
+from score_flow.runs.files import regular_file
 from score_flow.types import UserError, one_line
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")

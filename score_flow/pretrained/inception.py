@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from score_flow.data.base import sha256_of
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
 from score_flow.pretrained.readers import files, torch_legacy
+from score_flow.runs.files import arrays_of, sha256_of
 from score_flow.types import UserError, one_line
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -103,18 +102,12 @@ def _parse(file: Path) -> Any:
         head = stream.read(len(torch_legacy.MAGIC))
     if head == torch_legacy.MAGIC:
         return torch_legacy.read(file)
-    if head.startswith(b"PK") and (entries := _npz_entries(file)):
-        if sum(entry.file_size for entry in entries) > MAX_BYTES:
-            raise UserError(f"unpacks to more than {MAX_BYTES} bytes")
-        if len({entry.filename for entry in entries}) < len(entries):
-            raise UserError("holds two arrays of one name")
-        with np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
+    if head.startswith(b"PK") and _is_npz(file):
+        return arrays_of(file, most=MAX_BYTES)
     return files.read(file)
 
 
-def _npz_entries(file: Path) -> list[zipfile.ZipInfo]:
-    """The members of an .npz; none for any other zip, as torch's are."""
+def _is_npz(file: Path) -> bool:
+    """Whether a zip is an .npz; torch's files are zips too."""
     with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    return entries if all(entry.filename.endswith(".npy") for entry in entries) else []
+        return all(name.endswith(".npy") for name in archive.namelist())

@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from score_flow.runs import manifest
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
-from score_flow.runs.sharding import barrier, is_main
+from score_flow.runs.processes import barrier, is_main
 from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save

@@ -1,34 +1,161 @@
-"""Files that are there whole or not at all, and the one line that says why one could not be written."""
+"""Files: written whole or not at all, read without trusting them, and the one line that says why that cannot be."""
 
+import contextlib
 import errno
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from score_flow.types import UserError
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from score_flow.types import UserError, one_line, printable
 
 # What a file system answers; libraries that are not Python repeat it as text.
 CODES = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOENT
 )  # fmt: skip
 REASONS = tuple(os.strerror(code) for code in CODES)
+LARGEST = 16 << 30  # bytes that an array from a file may take, unless its reader allows less
+MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so tightly: zeros pack 1000 times
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a kill or a full disk at any moment leaves the old one or the new one; raises UserError."""
+def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a kill or a full disk at any moment leaves the old one or the new one; raises UserError.
+
+    content: what is written, or a function that writes it into an open file.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
+            if callable(content):
+                content(file)
+            else:
+                file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz, compressed, as `write_whole` does."""
+    write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def arrays_of(file: Path, names: Iterable[str] | None = None, most: int = LARGEST) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz, or those of some names that it has; together of at most `most` bytes.
+
+    Raises UserError as `opened_arrays` does.
+    """
+    with opened_arrays(file, most) as archive:
+        wanted = [name for name in archive.files if names is None or name in set(names)]
+        sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.zip.infolist()}
+        if (size := sum(sizes[name] for name in wanted)) > most:
+            raise UserError(f"{file}: its arrays unpack to {size} bytes; allowed: at most {most}")
+        return {name: archive[name] for name in wanted}
+
+
+def array_of(file: Path, name: str, most: int = LARGEST) -> np.ndarray:
+    """Read the array of an .npy, or of an .npz the one called `name`, or its only one.
+
+    Raises UserError as `opened_arrays` does.
+    """
+    if file.suffix == ".npz" or zipfile.is_zipfile(file):
+        with opened_arrays(file, most) as archive:
+            only = archive.files[0] if len(archive.files) == 1 else name
+            if only not in archive.files:
+                raise UserError(f"{file} holds {', '.join(archive.files) or 'nothing'}; allowed: {name}")
+            return archive[only]
+    if (size := file.stat().st_size) > most:
+        raise UserError(f"{file} holds {size} bytes; allowed: {most}")
+    try:
+        with open(file, "rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    except Exception as error:  # hostile bytes raise almost anything
+        raise UserError(f"{file}: not a readable .npy of a plain array ({one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def opened_arrays(file: Path, most: int = LARGEST, allowed: str = "at most") -> Iterator[NpzFile]:
+    """Open an .npz whose arrays are read as they are asked for; they are plain ones: nothing is ever unpickled.
+
+    Raises UserError, also for what goes wrong while the file is open: for bytes that are no .npz, for two arrays of one
+    name, and, before it is read, for an array of more than `most` bytes (`allowed` says where that is set), or packed
+    more tightly than images are.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _refuse_bombs(file, archive, most, allowed)
+        with np.load(file, allow_pickle=False) as archive:
+            if len(set(archive.files)) < len(archive.files):
+                raise UserError(f"{file}: two arrays of one name; got {named(archive)}")
+            yield archive
+    except UserError:
+        raise
+    except Exception as error:  # hostile bytes raise almost anything: zip, zlib, header, memory and value errors
+        raise UserError(f"{file}: not a readable .npz of plain arrays ({one_line(error)})") from error
+
+
+def named(archive: NpzFile) -> str:
+    """The names of the arrays of an .npz, as they may be shown."""
+    return ", ".join(printable(name) for name in archive.files[:10]) or "nothing"
+
+
+def _refuse_bombs(file: Path, archive: zipfile.ZipFile, most: int, allowed: str) -> None:
+    for entry in archive.infolist():
+        packed = min(entry.compress_size, file.stat().st_size)
+        got = f"{file}: {printable(entry.filename)} unpacks from {packed} to {entry.file_size} bytes"
+        if entry.file_size > most:
+            raise UserError(f"{got}; allowed: {allowed} {most}")
+        if entry.file_size > max(SMALL, MAX_RATIO * packed):
+            raise UserError(f"{got}; allowed: {MAX_RATIO} times (such arrays go into an uncompressed .npz, np.savez)")
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def existing_path(path: str, key: str) -> Path:
+    """`path` with ~ expanded; raises UserError, which names the key it came from, when nothing is there."""
+    if not path:
+        raise UserError(f"{key}: got nothing; give a file or a folder")
+    found = Path(path).expanduser()
+    try:
+        found.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: no such file or folder: {path}{_unless_missing(error)}") from error
+    return found
+
+
+def regular_file(path: str | Path, key: str) -> Path:
+    """`path` with ~ expanded; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
+    if not str(path):
+        raise UserError(f"{key}: got nothing; give a file")
+    found = Path(path).expanduser()
+    try:
+        mode = found.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: no such file: {path}{_unless_missing(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{key}: {path} is {kind}; allowed: a regular file")
+    return found
+
+
+def _unless_missing(error: Exception) -> str:
+    return "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
 
 
 def sync(path: Path) -> None:

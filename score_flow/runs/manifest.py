@@ -8,8 +8,7 @@ from pathlib import Path
 
 import tensorstore
 
-from score_flow.data.base import sha256_of
-from score_flow.runs.files import first_line, reason
+from score_flow.runs.files import first_line, reason, sha256_of
 
 META, STEP, ITEM = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
 

@@ -6,16 +6,12 @@ import json
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from score_flow.runs.files import cannot_write, write_whole
-from score_flow.runs.sharding import is_main
-from score_flow.training.steps import Metrics, TrainState, check_finite, crossed
+from score_flow.runs.processes import is_main
 
 
 def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
@@ -133,48 +129,3 @@ class _Board:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class Recorder:
-    """The hook that logs losses, moves the bar and finds non-finite steps, without ever waiting for the newest program.
-
-    At a log step it fetches the metrics of all programs but the last, so the host stays at most log_freq steps ahead.
-    `flush` fetches the rest: call it before anything is saved.
-    """
-
-    def __init__(self, log: MetricLog, log_freq: int, start: int, n_steps: int):
-        self._log, self._log_freq = log, log_freq
-        self._pending: deque[tuple[int, Metrics]] = deque()
-        self._started, self._bar = time.time(), progress(n_steps, start, "step", "train")
-
-    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
-        self._pending.append((previous, metrics))
-        self._bar.update(step - previous)
-        if crossed(self._log_freq, previous, step):
-            self._drain(leave=1)
-
-    def flush(self) -> None:
-        """Check and log every step so far; raises NonFinite."""
-        self._drain(leave=0)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _drain(self, leave: int) -> None:
-        while len(self._pending) > leave:
-            previous, metrics = self._pending.popleft()
-            metrics = check_finite(previous, metrics)
-            for i in self._logged(previous, len(metrics.loss)):
-                row = {"loss": float(metrics.loss[i]), "grad_norm": float(metrics.grad_norm[i])}
-                self._log.write(previous + i + 1, row | {"seconds": round(time.time() - self._started, 3)})
-                self._bar.set_postfix_str(f"loss {metrics.loss[i]:.4f}", refresh=False)
-
-    def _logged(self, previous: int, k: int) -> Iterable[int]:
-        return [i for i in range(k) if (previous + i + 1) % self._log_freq == 0]
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error of independent values."""
-    values = np.asarray(values, np.float64)
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return float(values.mean()), float(error)

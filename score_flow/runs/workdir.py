@@ -11,7 +11,7 @@ from pathlib import Path
 
 from score_flow.config.options import Config
 from score_flow.runs.files import cannot_write, write_whole
-from score_flow.runs.sharding import is_main
+from score_flow.runs.processes import is_main
 from score_flow.types import UserError
 
 LOCK = ".lock"

@@ -19,12 +19,16 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory
-from score_flow.runs.progress import MetricLog, Recorder
-from score_flow.runs.sharding import batch_sharding, is_main, multiple, replicated, state_shardings
+from score_flow.runs.files import write_whole
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.processes import is_main
+from score_flow.runs.progress import MetricLog
+from score_flow.runs.sharding import batch_sharding, multiple, replicated, state_shardings
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
+from score_flow.training.recorder import Recorder
 from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
-from score_flow.training.steps import Metrics, Preemption, TrainState, crossed, fit, init_state, make_train_steps
+from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Batch, Key, Params, Preempted
 
 
@@ -93,7 +97,7 @@ def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, o
         flush=True,
     )
     overview = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+    write_whole(workdir / "parameters.txt", overview + "\n")
 
 
 def check_data(run: Experiment, options: TrainOptions, begins: bool) -> None:

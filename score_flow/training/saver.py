@@ -11,8 +11,8 @@ from score_flow.config.loading import differences
 from score_flow.config.options import Config
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
-from score_flow.runs.progress import Recorder
 from score_flow.runs.sharding import to_host
+from score_flow.training.recorder import Recorder
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
 

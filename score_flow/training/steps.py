@@ -1,9 +1,8 @@
 """The training state, the compiled steps, and the loop around them."""
 
 import functools
-import signal
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -14,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.losses.base import Loss
-from score_flow.runs.sharding import agree, batch_sharding, replicated, to_host
+from score_flow.runs.preemption import Preemption
+from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
 from score_flow.types import Batch, NonFinite, Params
 
@@ -131,40 +131,6 @@ def make_train_steps(
         donate_argnums=1,
     )
     return functools.partial(program, loss)
-
-
-class Preemption:
-    """SIGTERM and SIGINT as a flag, agreed on by all processes once a loop: finish the step, save, leave.
-
-    One inside another sees what that one saw, and hands on what it sees itself.
-    """
-
-    def __init__(self):
-        self.signalled = False
-        self._previous: dict[int, Any] = {}
-        self._outer: Preemption | None = None
-
-    def __enter__(self) -> "Preemption":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._set)
-        outer = getattr(self._previous[signal.SIGTERM], "__self__", None)
-        self._outer = outer if isinstance(outer, Preemption) else None
-        self.signalled |= self._outer is not None and self._outer.signalled
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._outer is not None:
-            self._outer.signalled |= self.signalled
-
-    def _set(self, number, frame) -> None:
-        if self.signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C leaves at once
-        self.signalled = True
-
-    def agreed(self) -> bool:
-        return agree(self.signalled)
 
 
 # (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_flow.data import arrays, base, folder
+from score_flow.data import arrays, folder
+from score_flow.runs import files
 from score_flow.types import UserError
 
 N = 20
@@ -55,7 +56,7 @@ def test_regular_file_never_opens_anything_else(kind, tmp_path):
     elif kind in ("circle", "broken"):
         file.symlink_to(file if kind == "circle" else tmp_path / "gone")
     given = "a\0b" if kind == "zero byte" else file
-    assert refusal(base.regular_file, given, "config.eval.stats").startswith("config.eval.stats: ")
+    assert refusal(files.regular_file, given, "config.eval.stats").startswith("config.eval.stats: ")
     if kind in ("pipe", "circle", "broken"):  # among images it is one that cannot be read; it does not hang
         save_images(tmp_path, 4)
         assert "x.png" in refusal(open_folder, tmp_path)

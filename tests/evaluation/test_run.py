@@ -12,7 +12,7 @@ from evaluation.report.results import figures, identity, lines
 from evaluation.run import run_job
 from score_flow.config.loading import load
 from score_flow.data.base import ArraySource, checksum
-from score_flow.training.steps import Preemption
+from score_flow.runs.preemption import Preemption
 from score_flow.types import Preempted
 
 RESULT = {

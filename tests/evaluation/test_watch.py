@@ -13,7 +13,7 @@ from evaluation import watch
 from evaluation.watch import coming
 from main import EXIT_USER_ERROR, main
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.training.steps import Preemption
+from score_flow.runs.preemption import Preemption
 from score_flow.types import Preempted, UserError
 from tests.launch import TINY, finish, launch, run
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from score_flow.runs.sharding import PLACE, make_mesh, multiple, place_of, state_shardings
+from score_flow.runs.processes import PLACE, place_of
+from score_flow.runs.sharding import make_mesh, multiple, state_shardings
 from score_flow.types import UserError
 from tests.launch import ROOT, environment, finish, places
 
@@ -63,18 +64,18 @@ def test_a_run_is_refused_before_it_writes(tmp_path):
 TOGETHER = """
 import jax
 import numpy as np
-from score_flow import sharding
+from score_flow.runs import processes, sharding
 
-sharding.initialise()
+processes.initialise()
 rank, mesh = jax.process_index(), sharding.make_mesh(fsdp=True)
-assert (jax.process_count(), jax.device_count(), sharding.is_main()) == (2, 4, rank == 0)
-assert [sharding.agree(rank == last) for last in (0, 1, 2)] == [True, True, False]
+assert (jax.process_count(), jax.device_count(), processes.is_main()) == (2, 4, rank == 0)
+assert [processes.agree(rank == last) for last in (0, 1, 2)] == [True, True, False]
 array = np.arange(24.0, dtype=np.float32).reshape(8, 3)
 for split, rows in ((True, 2), (False, 8)):
     placed = sharding.place(mesh, array, split=split)
     assert [shard.data.shape for shard in placed.addressable_shards] == [(rows, 3)] * 2
     np.testing.assert_array_equal(sharding.to_host({"x": placed})["x"], array)
-sharding.barrier("end")
+processes.barrier("end")
 print("agreed")
 """
 

@@ -20,10 +20,10 @@ from score_flow.networks.mlp import MLP
 from score_flow.paths.linear import Linear
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
+from score_flow.runs.preemption import Preemption
 from score_flow.runs.sharding import BATCH_AXES, make_mesh, state_shardings, to_host
 from score_flow.training.steps import (
     Metrics,
-    Preemption,
     TrainState,
     check_finite,
     crossed,

@@ -16,12 +16,12 @@ from evaluation.jobs.bound import bound_terms, time_sampler
 from evaluation.jobs.likelihood import log_likelihood
 from sampling.base import example_keys
 from sampling.ode import Solver
+from score_flow.numerics import mean_and_error
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.process.grid import noisy_end
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import TimeSampler
-from score_flow.runs.progress import mean_and_error
 from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import CorrelatedDenoiser, GaussianDenoiser, MixtureDenoiser

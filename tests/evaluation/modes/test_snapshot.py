@@ -16,8 +16,8 @@ from evaluation.modes.snapshot import CHUNK, N_STEPS, N, cheap_sampler, sheet
 from score_flow.build import experiment
 from score_flow.config.components import Component
 from score_flow.config.loading import load
+from score_flow.runs.preemption import Preemption
 from score_flow.runs.sharding import replicated
-from score_flow.training.steps import Preemption
 from tests.launch import TINY
 
 FLAGS = [flag for flag in TINY if not flag.startswith("--config=")]

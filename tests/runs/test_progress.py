@@ -1,16 +1,14 @@
-"""What a run says: rows that survive interruptions, every log step once, and non-finite steps found before saving."""
+"""What a run says: rows that survive interruptions."""
 
 import math
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.runs.progress import MetricLog, Recorder, mean_and_error, read_lines
-from score_flow.training.steps import Metrics, TrainState
-from score_flow.types import NonFinite, UserError
+from score_flow.runs.progress import MetricLog, read_lines
+from score_flow.types import UserError
 from tests.launch import ROOT, environment
 
 RNG = np.random.default_rng(0)
@@ -61,68 +59,6 @@ def test_tensorboard_files_are_written(tmp_path):
     log.close()
     events = list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert len(events) == 1 and b"loss" in events[0].read_bytes()
-
-
-@pytest.fixture
-def recorder(tmp_path):
-    """Makes recorders on tmp_path."""
-    opened = []
-
-    def make(log_freq, start=0, n_steps=100):
-        log = MetricLog(tmp_path, start)
-        opened.extend([log, Recorder(log, log_freq, start, n_steps)])
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        each.close()
-
-
-def program(previous, step, loss=None):
-    """A hook's arguments: the losses of steps previous + 1 .. step are their numbers."""
-    steps = np.arange(previous + 1, step + 1, dtype=np.float32)
-    metrics = Metrics(jnp.asarray(steps if loss is None else loss), jnp.asarray(2 * steps))
-    return previous, step, TrainState(step, {}, (), (), ()), metrics
-
-
-@pytest.mark.parametrize("log_freq", [1, 3, 4, 50])
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
-def test_every_multiple_is_logged_once(recorder, tmp_path, k, log_freq):
-    start, n_steps = 6, 31
-    record = recorder(log_freq, start, n_steps)
-    for previous in range(start, n_steps, k):
-        record(*program(previous, min(previous + k, n_steps)))
-    record.flush()
-    record.flush()  # nothing is left to log
-    rows = read_lines(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [step for step in range(start + 1, n_steps + 1) if step % log_freq == 0]
-    assert all(row["loss"] == row["step"] and row["grad_norm"] == 2 * row["step"] for row in rows)
-    assert all(row["seconds"] >= 0 for row in rows)
-
-
-def test_flush_finds_what_is_not_finite_and_logging_never_waits_for_the_newest(recorder, tmp_path):
-    record = recorder(2)
-    record(*program(0, 2))
-    record(*program(2, 4, [1.0, np.nan]))  # a log step: looks at the programs before
-    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [2]
-    with pytest.raises(NonFinite, match="step 4"):
-        record.flush()
-    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [2]
-
-
-def test_a_log_step_finds_what_is_not_finite_before_the_newest(recorder):
-    record = recorder(2)
-    record(*program(0, 2, [np.inf, 1.0]))
-    with pytest.raises(NonFinite, match="step 1"):
-        record(*program(2, 4))
-
-
-def test_mean_and_error():
-    values = RNG.normal(size=50)
-    mean, error = mean_and_error(values)
-    np.testing.assert_allclose([mean, error], [values.mean(), np.sqrt(values.var() / 49)], rtol=1e-12)
-    mean, error = mean_and_error(np.array([2.0]))
-    assert mean == 2.0 and math.isnan(error)
 
 
 def test_nothing_imports_tensorflow_or_torch():
