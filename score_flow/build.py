@@ -9,6 +9,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from score_flow.config import registries
 from score_flow.config.components import Component, call, check, find, resolve
@@ -18,16 +19,18 @@ from score_flow.config.options import SCHEMA, Config, make
 from score_flow.data.base import Source
 from score_flow.data.compare import refuse_unfit
 from score_flow.data.conditioning import Conditioning
+from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
+from score_flow.pretrained import autoencoder_kl
 from score_flow.process.grid import choose
 from score_flow.process.prediction import PREDICTIONS, edm
 from score_flow.process.times import TIME_SAMPLERS, TimeSampler
-from score_flow.runs.sharding import make_mesh
+from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
 from score_flow.types import UserError, check_choice
 
@@ -59,6 +62,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     check_shapes(model, image_shape, conditioning, config.network.name)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
+    mesh = make_mesh(training.fsdp)
     optimiser = make_optimiser(
         optim.optimizer,
         optim.lr,
@@ -74,15 +78,32 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
         loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
         optimiser=optimiser,
         open_source=open_source,
+        open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
         image_shape=image_shape,
         scaling=scaling,
         conditioning=conditioning,
         dequantised=dequantised,
-        mesh=make_mesh(training.fsdp),
+        mesh=mesh,
         seed=config.seed,
         latent=latent,
         autoencoder=config.eval.autoencoder,
     )
+
+
+def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:
+    """From samples to pixel levels; of latents by their autoencoder, on every device. Raises UserError without it."""
+    folder = config.eval.autoencoder
+    if not is_latent(config):
+        return Pixels(scaling, dequantised)
+    if not folder:
+        raise UserError(
+            "samples are latents: give --config.eval.autoencoder=FOLDER to decode them "
+            "(training without it: --config.training.snapshot_sampling=False)."
+        )
+    if scaling.levels != LEVELS:
+        raise UserError(f"config.eval.autoencoder makes {LEVELS} levels: config.data.levels is {scaling.levels}.")
+    network, params, scale, shift = autoencoder_kl.load(folder)
+    return Pixels(scaling, dequantised, network, jax.device_put(params, replicated(mesh)), scale, shift)
 
 
 def is_latent(config: Config) -> bool:

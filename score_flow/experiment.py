@@ -11,11 +11,11 @@ from jaxtyping import Array
 
 from score_flow.data.base import Source, facts
 from score_flow.data.conditioning import Conditioning
-from score_flow.data.levels import Pixels, by_key, pixels_of, to_model
+from score_flow.data.levels import Pixels, by_key, to_model
 from score_flow.data.scaling import Scaling
 from score_flow.losses.base import Loss
 from score_flow.model import Model
-from score_flow.types import Batch, Condition, Images, Key, Keys, Params, UserError
+from score_flow.types import Batch, Condition, Images, Key, Keys, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Experiment:
     loss: Loss
     optimiser: optax.GradientTransformation
     open_source: Callable[[str], Source]  # the data set's split; opened when first needed
+    open_pixels: Callable[[], Pixels]  # from samples to pixel levels; an autoencoder is read when first needed
     image_shape: tuple[int, int, int]
     scaling: Scaling
     conditioning: Conditioning
@@ -33,7 +34,7 @@ class Experiment:
     mesh: Mesh
     seed: int
     latent: bool = False  # whether the model makes latents instead of pixels
-    autoencoder: str = ""  # ... the folder of theirs
+    autoencoder: str = ""  # ... the folder of what decodes them
 
     @functools.cached_property
     def train_source(self) -> Source:
@@ -50,13 +51,8 @@ class Experiment:
 
     @functools.cached_property
     def pixels(self) -> Pixels:
-        """From samples to pixel levels; raises UserError without the autoencoder."""
-        if self.latent and not self.autoencoder:
-            raise UserError(
-                "samples are latents: give --config.eval.autoencoder=FOLDER to decode them "
-                "(training without it: --config.training.snapshot_sampling=False)."
-            )
-        return pixels_of(self.scaling, self.dequantised, self.autoencoder, self.mesh)
+        """From samples to pixel levels; raises UserError without the autoencoder of latents."""
+        return self.open_pixels()
 
     @functools.cached_property
     def pixel_shape(self) -> tuple[int, int, int]:

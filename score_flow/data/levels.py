@@ -6,12 +6,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from score_flow.data.scaling import Scaling
-from score_flow.pretrained import autoencoder_kl
-from score_flow.runs.sharding import replicated
 from score_flow.tree import static
 from score_flow.types import Images, Keys, UserError
 
@@ -24,7 +21,7 @@ class Pixels:
     """Samples -> pixel levels.
 
     A tree whose leaves are the parameters of the autoencoder, if there is one: hand it to a compiled function as an
-    argument, and they are none of its constants.
+    argument, and they are none of its constants. The autoencoder has a method `decode` and `latent_channels`.
     """
 
     scaling: Scaling = static()
@@ -75,13 +72,3 @@ def by_key(keys: Keys) -> Draw:
 def middles(law: Callable[..., Array], shape: tuple[int, ...]) -> Array:
     """No noise but the middle of each cell."""
     return jnp.full(shape, 0.5)
-
-
-def pixels_of(scaling: Scaling, dequantised: bool, folder: str, mesh: Mesh) -> Pixels:
-    """The map of a model of pixels, or of one of the latents of the autoencoder in a folder, on every device."""
-    if not folder:
-        return Pixels(scaling, dequantised)
-    if scaling.levels != LEVELS:
-        raise UserError(f"config.eval.autoencoder makes {LEVELS} levels: config.data.levels is {scaling.levels}.")
-    network, params, scale, shift = autoencoder_kl.load(folder)
-    return Pixels(scaling, dequantised, network, jax.device_put(params, replicated(mesh)), scale, shift)
