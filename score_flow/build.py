@@ -27,9 +27,9 @@ from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
+from score_flow.process import prediction
 from score_flow.process.grid import choose
-from score_flow.process.prediction import PREDICTIONS, edm
-from score_flow.process.times import TIME_SAMPLERS, TimeSampler
+from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
 from score_flow.types import UserError, check_choice
@@ -168,12 +168,10 @@ def build_conditioning(config: Config, num_classes: int, why: str = "") -> Condi
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
     """The static half: network, path, prediction and preconditioning, for images of so many channels."""
     options = config.model
-    check_choice("config.model.prediction", options.prediction, PREDICTIONS)
-    prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
     return Model(
         network=build_network(config, channels, conditioning),
         path=resolve(registries.PATHS, config.path, "config.path"),
-        prediction=prediction,
+        prediction=prediction.choose(options.prediction, options.data_std),
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
@@ -250,9 +248,8 @@ def build_times(config: Config, model: Model) -> TimeSampler:
                 f"{section.name!r}: give one of them."
             )
         section = Component("log_snr")
-    check_choice("config.training.time_sampler.name", section.name, TIME_SAMPLERS)
-    return call(
-        TIME_SAMPLERS[section.name], section, "config.training.time_sampler",
+    return resolve(
+        registries.TIME_SAMPLERS, section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
     )  # fmt: skip
 

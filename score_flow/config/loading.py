@@ -218,7 +218,7 @@ def _with(old: Component, last: str, value: Any, section: str) -> Component:
         parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
         value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
     if last == "name":
-        check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
+        SCHEMA[section].metadata["limits"].refuse(f"config.{section}.name", value)
         return old if value == old.name else Component(value)
     return old.with_arguments(**{last: tuple(value) if isinstance(value, list) else value})
 
