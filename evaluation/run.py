@@ -22,7 +22,7 @@ from evaluation.report.results import identity as identity_of_data
 from evaluation.report.results import write as write_results
 from evaluation.watch import coming
 from evaluation.weights import checkpoints_of, identity, load_params
-from score_flow.build import build_sampler
+from sampling.building import build_sampler
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment

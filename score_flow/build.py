@@ -12,10 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
-from score_flow.config.components import Component, call, check, find, resolve
+from score_flow.config.components import Component, call, find, resolve
 from score_flow.config.hints import parameters_of
-from score_flow.config.loading import values_of
-from score_flow.config.options import SCHEMA, Config, make
+from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.data.compare import refuse_unfit
 from score_flow.data.conditioning import Conditioning
@@ -28,7 +27,6 @@ from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
-from score_flow.process.grid import choose
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
@@ -252,24 +250,3 @@ def build_times(config: Config, model: Model) -> TimeSampler:
         registries.TIME_SAMPLERS, section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
     )  # fmt: skip
-
-
-def check_components(config: Config) -> Config:
-    """The config with the arguments of every plug-in as the types of its `build`; no file is read, no data opened.
-
-    Raises UserError for a wrong name, type or value in any section, whether or not the mode at hand needs it.
-    """
-    sections = {key: field for key, field in SCHEMA.items() if isinstance(field.default, Component)}
-    values = values_of(config)
-    found = {
-        key: check(field.metadata["limits"].among, values[key], f"config.{key}") for key, field in sections.items()
-    }
-    config = make(values | found)
-    build_sampler(config)  # what depends on two arguments
-    choose("config.eval.solver.grid", config.eval.solver.grid)
-    return config
-
-
-def build_sampler(config: Config) -> Callable:
-    """The sampler that config.sampling names."""
-    return resolve(registries.SAMPLERS, config.sampling, "config.sampling")

@@ -211,7 +211,7 @@ def assign(values: Values, key: str, value: Any) -> None:
 
 
 def _with(old: Component, last: str, value: Any, section: str) -> Component:
-    """A section's component with another name, or another argument, which `build.check_components` checks."""
+    """A section's component with another name, or another argument, which `check_components` checks."""
     if isinstance(value, Text):
         among = SCHEMA[section].metadata["limits"].among
         kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")

@@ -19,7 +19,8 @@ from evaluation.metrics.frechet import frechet_distance, inception_score, moment
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.manifold import precision_recall
 from evaluation.modes.statistics import Statistics, read, write_statistics
-from score_flow.build import build_sampler, experiment
+from sampling.building import build_sampler
+from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.types import Preempted, UserError
 

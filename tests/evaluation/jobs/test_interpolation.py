@@ -9,8 +9,9 @@ from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.jobs.interpolation import N_BETWEEN, build
 from evaluation.report.one_run import write
+from sampling.building import build_sampler
 from sampling.ode import Solver
-from score_flow.build import build_sampler, experiment
+from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.sharding import replicated
 from tests.launch import TINY
