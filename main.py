@@ -81,7 +81,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     peers = processes.initialise()
     if peers:
         peers.where = lambda: newest_saved(options.workdir)
-    from score_flow.build import build_sampler, check_components, experiment
+    from evaluation.modes.checking import check_components
+    from sampling.building import build_sampler
+    from score_flow.build import experiment
     from score_flow.runs.workdir import workdir as opened
     from score_flow.training.saver import remembered
 
@@ -132,8 +134,9 @@ def config_of(workdir: str) -> str:
 
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
+    from evaluation.modes.checking import check_components
     from evaluation.modes.importing import import_into, open_published
-    from score_flow.build import check_components, experiment
+    from score_flow.build import experiment
     from score_flow.config.loading import load
     from score_flow.runs.workdir import workdir as opened
     from score_flow.types import UserError

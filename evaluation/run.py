@@ -18,8 +18,8 @@ from evaluation.context import Context, build_control, build_guide
 from evaluation.fold import Fold, Key
 from evaluation.jobs import base, keys
 from evaluation.report import results as written
+from sampling.building import build_sampler
 from score_flow import __version__
-from score_flow.build import build_sampler
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment

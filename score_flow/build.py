@@ -12,10 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
-from score_flow.config.components import Component, call, check, find, resolve
+from score_flow.config.components import Component, call, find, resolve
 from score_flow.config.hints import parameters_of
-from score_flow.config.loading import values_of
-from score_flow.config.options import SCHEMA, Config, make
+from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.data.compare import refuse_unfit
 from score_flow.data.conditioning import Conditioning
@@ -27,9 +26,8 @@ from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
-from score_flow.process.grid import choose
-from score_flow.process.prediction import PREDICTIONS, edm
-from score_flow.process.times import TIME_SAMPLERS, TimeSampler
+from score_flow.process import prediction
+from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
 from score_flow.types import UserError, check_choice
@@ -168,12 +166,10 @@ def build_conditioning(config: Config, num_classes: int, why: str = "") -> Condi
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
     """The static half: network, path, prediction and preconditioning, for images of so many channels."""
     options = config.model
-    check_choice("config.model.prediction", options.prediction, PREDICTIONS)
-    prediction = edm(options.data_std) if options.prediction == "edm" else PREDICTIONS[options.prediction]
     return Model(
         network=build_network(config, channels, conditioning),
         path=resolve(registries.PATHS, config.path, "config.path"),
-        prediction=prediction,
+        prediction=prediction.choose(options.prediction, options.data_std),
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
@@ -250,29 +246,7 @@ def build_times(config: Config, model: Model) -> TimeSampler:
                 f"{section.name!r}: give one of them."
             )
         section = Component("log_snr")
-    check_choice("config.training.time_sampler.name", section.name, TIME_SAMPLERS)
-    return call(
-        TIME_SAMPLERS[section.name], section, "config.training.time_sampler",
+    return resolve(
+        registries.TIME_SAMPLERS, section, "config.training.time_sampler",
         path=model.path, t_min=training.smallest_time, t_max=training.largest_time,
     )  # fmt: skip
-
-
-def check_components(config: Config) -> Config:
-    """The config with the arguments of every plug-in as the types of its `build`; no file is read, no data opened.
-
-    Raises UserError for a wrong name, type or value in any section, whether or not the mode at hand needs it.
-    """
-    sections = {key: field for key, field in SCHEMA.items() if isinstance(field.default, Component)}
-    values = values_of(config)
-    found = {
-        key: check(field.metadata["limits"].among, values[key], f"config.{key}") for key, field in sections.items()
-    }
-    config = make(values | found)
-    build_sampler(config)  # what depends on two arguments
-    choose("config.eval.solver.grid", config.eval.solver.grid)
-    return config
-
-
-def build_sampler(config: Config) -> Callable:
-    """The sampler that config.sampling names."""
-    return resolve(registries.SAMPLERS, config.sampling, "config.sampling")

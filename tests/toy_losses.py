@@ -1,9 +1,10 @@
 """Losses of arrays: a batch is given as it is, its other entries are the condition."""
 
-from score_flow.losses.base import WEIGHTINGS, Noising
+from score_flow.losses.base import Noising
 from score_flow.losses.hybrid import Hybrid
 from score_flow.losses.simple import Denoising
 from score_flow.losses.vlb import ChainBound
+from score_flow.losses.weightings import WEIGHTINGS
 
 
 def as_given(key, batch):

@@ -211,14 +211,14 @@ def assign(values: Values, key: str, value: Any) -> None:
 
 
 def _with(old: Component, last: str, value: Any, section: str) -> Component:
-    """A section's component with another name, or another argument, which `build.check_components` checks."""
+    """A section's component with another name, or another argument, which `check_components` checks."""
     if isinstance(value, Text):
         among = SCHEMA[section].metadata["limits"].among
         kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")
         parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
         value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
     if last == "name":
-        check_choice(f"config.{section}.name", value, SCHEMA[section].metadata["limits"].choices())
+        SCHEMA[section].metadata["limits"].refuse(f"config.{section}.name", value)
         return old if value == old.name else Component(value)
     return old.with_arguments(**{last: tuple(value) if isinstance(value, list) else value})
 

@@ -5,7 +5,6 @@ A loss is a file of score_flow/losses/ that exports `build`; config.training.obj
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -18,7 +17,6 @@ from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.losses.coupling import optimal
 from score_flow.model import Model
-from score_flow.paths.base import Coefficients
 from score_flow.process.times import TimeSampler
 from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
 
@@ -59,22 +57,6 @@ class Loss(Protocol):
     ) -> tuple[Float[Array, ""], Aux]:
         """The mean loss of a batch of pixel levels; the key decides all that is random. train=False: no dropout."""
         ...
-
-
-@functools.cache
-def min_snr(gamma: float = 5.0) -> Callable[[Coefficients], Times]:
-    """min(SNR, gamma) |x0 error|^2 = min(1, gamma/SNR) |noise error|^2 (Hang et al. 2023, arXiv:2303.09556)."""
-    return lambda c: jnp.minimum(1.0, gamma * (c.sigma / c.alpha) ** 2)
-
-
-# Weights of |noise_hat - noise|^2. Each is written as the space in which the error is a plain mean square.
-WEIGHTINGS: dict[str, Callable[[Coefficients], Times]] = {
-    "simple": lambda c: jnp.ones_like(c.alpha),  # |noise error|^2 (Ho et al. 2020, eq. 14)
-    "velocity": lambda c: (c.det / c.alpha) ** 2,  # |velocity error|^2 (Lipman et al. 2023)
-    "data": lambda c: (c.sigma / c.alpha) ** 2,  # |x0 error|^2
-    "likelihood": lambda c: c.g2 / c.sigma**2,  # g^2 |score error|^2 (Song et al. 2021, thm. 1, arXiv:2101.09258)
-    "min_snr": min_snr(),
-}
 
 
 def unused(options: TrainOptions, *names: str, by: str = "") -> None:

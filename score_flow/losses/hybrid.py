@@ -10,8 +10,9 @@ from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
 from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
-from score_flow.losses.simple import Denoising, weighting_of
+from score_flow.losses.simple import Denoising
 from score_flow.losses.vlb import ChainBound, variational
+from score_flow.losses.weightings import weighting_of
 from score_flow.model import Model
 from score_flow.process.bound import VariationalBound
 from score_flow.process.times import TimeSampler
@@ -80,5 +81,5 @@ def build(
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")
     noising, reduce = noising_of(options, times, prepare, num_classes), "mean" if options.reduce_mean else "sum"
-    simple = Denoising(model, noising, weighting_of(options), reduce)
+    simple = Denoising(model, noising, weighting_of(options, model.preconditioning.data_std), reduce)
     return Hybrid(simple, ChainBound(model, noising, bound, reduce), options.vlb_weight)

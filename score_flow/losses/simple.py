@@ -1,6 +1,5 @@
 """training.objective = simple: one loss for every path, prediction and weighting."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import flax.struct
@@ -9,14 +8,14 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import WEIGHTINGS, Noising, OfNoisyImages, Product, min_snr, noising_of, unused
+from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.weightings import Weighting, weighting_of
 from score_flow.model import Model
 from score_flow.numerics import expand, mean_flat, sum_flat
-from score_flow.paths.base import Coefficients
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times
 
 
 @flax.struct.dataclass
@@ -28,7 +27,7 @@ class Denoising(OfNoisyImages):
 
     model: Model = static()
     noising: Noising = static()
-    weighting: Callable[[Coefficients], Times] = static()
+    weighting: Weighting = static()
     reduce: Literal["mean", "sum"] = static(default="mean")
 
     produces: ClassVar[Product] = "denoiser"
@@ -63,19 +62,5 @@ def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: in
     """The weighted squared error as config.training describes it."""
     unused(options, "vlb_weight", "decoder")
     noising = noising_of(options, times, prepare, num_classes)
-    return Denoising(model, noising, weighting_of(options), "mean" if options.reduce_mean else "sum")
-
-
-def weighting_of(options: TrainOptions) -> Callable[[Coefficients], Times]:
-    """The weighting of config.training; raises UserError for two, or for the gamma of another."""
-    name = options.weighting
-    if options.likelihood_weighting and name not in ("simple", "likelihood"):
-        raise UserError(
-            f"config.training.likelihood_weighting is True, but config.training.weighting is {name!r}: "
-            "give one of them."
-        )
-    name = "likelihood" if options.likelihood_weighting else name
-    if name == "min_snr":
-        return min_snr(options.min_snr_gamma)
-    unused(options, "min_snr_gamma", by=f"training.weighting = {name}")
-    return WEIGHTINGS[name]
+    weighting = weighting_of(options, model.preconditioning.data_std)
+    return Denoising(model, noising, weighting, "mean" if options.reduce_mean else "sum")

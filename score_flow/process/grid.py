@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from score_flow.config import registries
 from score_flow.config.limits import Limits
 from score_flow.paths.base import Path
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 Grid = Float[np.ndarray, "times"]
 Intervals = Float[np.ndarray, "n 2"] | Float[Array, "n 2"]  # rows (s, t), s < t
@@ -51,11 +52,22 @@ def intervals(times: Grid) -> Float[np.ndarray, "times-1 2"]:
     return np.stack([times[1:], times[:-1]], axis=1)
 
 
-GRIDS = {"uniform": uniform, "quadratic": quadratic, "karras": karras, "log_snr": log_snr}
+GRIDS: dict[str, GridFunction] = {"uniform": uniform, "quadratic": quadratic, "karras": karras, "log_snr": log_snr}
+"""The grids by name; whatever takes a `grid` takes module.function for one of another package.
+
+A row is a function `row(path, n_steps, t_min, t_max) -> times`, computed on the host in float64: n_steps + 1 numbers
+that descend from exactly t_max to exactly t_min. It may look at the path (`path.log_snr(t)` is infinite where alpha or
+sigma is 0, see STEEP), and is called again for each number of steps.
+"""
 
 # What a `grid` may be: a name, or the times one by one.
 Listed = Annotated[tuple[float, ...], Limits(least=0, most=1, fewest=2)]
-GridChoice = Annotated[str, Limits(among=tuple(GRIDS))] | Listed
+GridChoice = Annotated[str, Limits(among=registries.GRIDS)] | Listed
+
+
+def listed(grid: str | Sequence[float]) -> bool:
+    """Whether a grid is times given one by one, which its text may be too, and not a name."""
+    return not isinstance(grid, str) or grid.startswith(("(", "["))
 
 
 def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
@@ -64,10 +76,9 @@ def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
     Given times are taken as they are, whatever n_steps, t_min and t_max say. Raises UserError unless they descend
     within [0, 1].
     """
+    if not listed(grid):
+        return registries.GRIDS.entry(grid, what)
     if isinstance(grid, str):
-        if not grid.startswith(("(", "[")):
-            check_choice(what, grid, GRIDS)
-            return GRIDS[grid]
         grid = grid.strip("()[] ,").split(",")
     try:
         times = np.array([float(t) for t in grid])

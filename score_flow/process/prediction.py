@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.config import registries
 from score_flow.paths.base import Coefficients
-from score_flow.types import Images
+from score_flow.types import Images, UserError
 
 
 class Estimate(NamedTuple):
@@ -106,3 +107,23 @@ PREDICTIONS: dict[str, Prediction] = {
     "noise": noise, "data": data, "score": score, "scaled_score": scaled_score,
     "velocity": velocity, "v": v, "edm": edm(),
 }  # fmt: skip
+"""The predictions by name; config.model.prediction takes module.name for one of another package.
+
+A row is a Prediction: three functions in jax.numpy, linear in x0 and noise, with decode(target(e, c), x_t, c) = e for
+x_t = alpha e.x0 + sigma e.noise, and gain(c) the derivative of the decoded noise by the output at a fixed x_t. c holds
+alpha, sigma, their derivatives dalpha, dsigma and det = alpha dsigma - sigma dalpha (paths.base.Coefficients), each of
+a shape that broadcasts over one example. What is finite at both ends of every path trains there, too.
+"""
+
+
+def choose(name: str, data_std: float) -> Prediction:
+    """The prediction that config.model.prediction names; edm is the one for data of standard deviation data_std.
+
+    Raises UserError for what is none.
+    """
+    if name == "edm":
+        return edm(data_std)
+    row = registries.PREDICTIONS.entry(name, "config.model.prediction")
+    if not isinstance(row, Prediction):
+        raise UserError(f"config.model.prediction is {name!r}, which is no Prediction but {type(row).__name__}.")
+    return row

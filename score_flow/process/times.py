@@ -232,7 +232,14 @@ def shifted(path: PathGiven, t_min: First, t_max: Last = 1.0, shift: Positive = 
     return _stateless(sample)
 
 
-TIME_SAMPLERS = {
+TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
     "uniform": uniform, "stratified": stratified, "grid": grid, "loss_second_moment": loss_second_moment,
     "log_snr": log_snr, "lognormal": lognormal, "logit_normal": logit_normal, "shifted": shifted,
 }  # fmt: skip
+"""The laws of time by name; config.training.time_sampler.name takes module.function for one of another package.
+
+A row is a function that returns a TimeSampler, whose functions are traced by jax and draw t from [t_min, t_max] by
+their key alone. By parameters of these names it asks for what the rest of the config says: `path`, `t_min` and `t_max`
+(config.training.smallest_time and largest_time). Every other parameter is a field of config.training.time_sampler, with
+its default and the limits of its annotation (config.hints: Positive, Share, ...).
+"""

@@ -22,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from score_flow import __version__
 from score_flow.runs import manifest
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.runs.processes import barrier, is_main
@@ -76,7 +77,7 @@ class Checkpoints:
         if step in self.steps():
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        args["meta"] = ocp.args.JsonSave(meta | {"step": step})
+        args["meta"] = ocp.args.JsonSave({"version": __version__} | meta | {"step": step})
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         with self._told(step, size):
             self._orbax.save(self.directory / str(step), args=ocp.args.Composite(**args), force=True)
@@ -124,7 +125,7 @@ class Checkpoints:
         return {name: restored[name] for name in items}
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved as `meta`, and the `step`."""
+        """What was saved as `meta`, the `step`, and the `version` of the program, which older ones do not say."""
         return json.loads((self.directory / str(step) / manifest.META).read_text())
 
     def digest(self, step: int) -> str:

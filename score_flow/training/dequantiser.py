@@ -8,9 +8,10 @@ from score_flow.config.components import Component, call
 from score_flow.config.options import Config
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.experiment import Experiment
-from score_flow.losses.base import WEIGHTINGS, Noising
+from score_flow.losses.base import Noising
 from score_flow.losses.dequantisation import Dequantisation
 from score_flow.losses.simple import Denoising
+from score_flow.losses.weightings import likelihood
 from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
@@ -42,7 +43,7 @@ def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisa
     finite_log_snr(path, t_min)
     prepare = Preprocessing(run.scaling, run.conditioning, run.dequantised, config.data.random_flip)
     noising = Noising(prepare, log_snr(path, t_min, t_max))
-    matching = Denoising(run.model, noising, WEIGHTINGS["likelihood"], "sum")
+    matching = Denoising(run.model, noising, likelihood, "sum")
     network = build_network(config.dequantizer, run.image_shape)
     return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
 

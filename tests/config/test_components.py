@@ -8,7 +8,8 @@ import math
 import flax.linen as nn
 import pytest
 
-from score_flow.build import check_components, check_shapes, experiment
+from evaluation.modes.checking import check_components
+from score_flow.build import check_shapes, experiment
 from score_flow.config import registries
 from score_flow.config.components import Component, check, explain, find, resolve
 from score_flow.config.hints import accept, arguments_of, hint_of, kind_of, limits_of, members

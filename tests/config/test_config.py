@@ -9,14 +9,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from score_flow.build import (
-    build_conditioning,
-    build_loss,
-    build_model,
-    build_sampler,
-    experiment,
-    is_latent,
-)
+from sampling.building import build_sampler
+from score_flow.build import build_conditioning, build_loss, build_model, experiment, is_latent
 from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
 from score_flow.config.limits import convert

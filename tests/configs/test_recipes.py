@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import AxisType
 
 from configs import families
-from score_flow.build import build_sampler, experiment
+from sampling.building import build_sampler
+from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from score_flow.losses.base import WEIGHTINGS
+from score_flow.losses.weightings import WEIGHTINGS
 from score_flow.process.bound import tables
 from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.process.times import TIME_SAMPLERS, LossHistory, log_snr, uniform

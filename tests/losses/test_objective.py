@@ -11,9 +11,9 @@ from score_flow.config.loading import load
 from score_flow.config.options import SCHEMA
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import WEIGHTINGS, min_snr
 from score_flow.losses.hybrid import Hybrid
 from score_flow.losses.vlb import ChainBound
+from score_flow.losses.weightings import WEIGHTINGS, min_snr
 from score_flow.model import Model, Preconditioning
 from score_flow.networks.mlp import MLP
 from score_flow.numerics import mean_flat
@@ -225,4 +225,4 @@ def test_min_snr_caps_the_signal_to_noise_ratio_of_data_errors():
     snr = np.exp(np.asarray(c.log_snr, np.float64))
     assert snr.min() < 5 < snr.max()
     np.testing.assert_allclose(WEIGHTINGS["min_snr"](c), np.minimum(snr, 5) / snr, rtol=1e-4)
-    np.testing.assert_allclose(min_snr(1.0)(c), np.minimum(snr, 1) / snr, rtol=1e-4)
+    np.testing.assert_allclose(min_snr(c, min_snr_gamma=1.0), np.minimum(snr, 1) / snr, rtol=1e-4)

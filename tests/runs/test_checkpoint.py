@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow import __version__
 from score_flow.runs import checkpoint, manifest
 from score_flow.runs.checkpoint import Checkpoints, good_states, target
 from score_flow.runs.sharding import make_mesh, replicated, state_shardings, to_host
@@ -52,7 +53,7 @@ def test_a_state_comes_back_bitwise_on_another_layout(written, fsdp):
         assert jax.tree.structure(restored) == jax.tree.structure(items(state))
         assert_equal(to_host(restored), to_host(items(state)))
         assert [leaf.sharding for leaf in jax.tree.leaves(restored)] == [s.sharding for s in jax.tree.leaves(wanted)]
-        assert checkpoints.meta(step) == {"step": step, "name": f"é{step}"}
+        assert checkpoints.meta(step) == {"version": __version__, "step": step, "name": f"é{step}"}
         alone = checkpoints.restore(step, {"ema": wanted["ema"]})  # all that an evaluation reads
         assert_equal(to_host(alone), to_host({"ema": list(state.ema)}))
     checkpoints.close()

@@ -1,5 +1,6 @@
 """What a run saves, and where it goes on: the newest good state of both folders, and nothing that is not finite."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow import __version__
 from score_flow.config.loading import load
+from score_flow.runs import manifest
 from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training.saver import Saver
 from score_flow.training.steps import Metrics
@@ -144,10 +147,24 @@ def test_a_checkpoint_says_its_step_its_config_and_its_data(tmp_path):
     run = Run(tmp_path, facts={"name": "digits/train", "n": 1500}).train(10, 20)
     for checkpoints, step in ((run.saver.meta, 10), (run.saver.milestones, 20)):
         meta = checkpoints.meta(step)
+        assert meta["version"] == __version__
         assert meta["step"] == step and meta["data"] == {"name": "digits/train", "n": 1500}
         assert meta["config"]["network"]["width"] == 32 and meta["weights"] == {"raw": "raw", "ema": "ema"}
         assert checkpoints.damage(step) is None
     run.saver.close()
+
+
+def test_a_checkpoint_of_a_program_that_said_no_version_is_gone_on_from(tmp_path):
+    Run(tmp_path).train(20).saver.close()
+    folder = tmp_path / "checkpoints"
+    file = folder / "20" / manifest.META
+    older = json.loads(file.read_text())
+    del older["version"]
+    file.write_text(json.dumps(older))
+    manifest.path_of(folder, 20).write_text(json.dumps(manifest.hashes(folder / "20")))
+    step, state, _ = Run(tmp_path).resume()
+    assert step == 20
+    assert_is(state, 20)
 
 
 def test_nothing_is_saved_after_a_step_that_was_not_finite(tmp_path):

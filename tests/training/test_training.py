@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import WEIGHTINGS, Noising
+from score_flow.losses.base import Noising
 from score_flow.losses.simple import Denoising
+from score_flow.losses.weightings import WEIGHTINGS
 from score_flow.model import Model
 from score_flow.networks.mlp import MLP
 from score_flow.paths.linear import Linear

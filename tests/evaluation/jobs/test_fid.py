@@ -20,7 +20,8 @@ from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.manifold import precision_recall
 from evaluation.metrics.statistics import Statistics, read
 from evaluation.modes.statistics import write_statistics
-from score_flow.build import build_sampler, experiment
+from sampling.building import build_sampler
+from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.types import Preempted, UserError
 

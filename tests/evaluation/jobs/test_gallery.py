@@ -9,7 +9,8 @@ from evaluation.drawing import drawer
 from evaluation.fold import run as run_fold
 from evaluation.jobs import calls, gallery
 from evaluation.report import one_run
-from score_flow.build import build_sampler, experiment
+from sampling.building import build_sampler
+from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.sharding import replicated
 from tests.launch import TINY

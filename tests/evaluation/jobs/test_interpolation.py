@@ -10,8 +10,9 @@ from evaluation.fold import run as run_fold
 from evaluation.jobs import interpolation
 from evaluation.jobs.interpolation import N_BETWEEN, build
 from evaluation.report import one_run
+from sampling.building import build_sampler
 from sampling.flow import Solver
-from score_flow.build import build_sampler, experiment
+from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.sharding import replicated
 from tests.launch import TINY

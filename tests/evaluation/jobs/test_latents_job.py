@@ -7,8 +7,9 @@ import pytest
 from evaluation.context import Context, build_guide
 from evaluation.fold import run as run_fold
 from evaluation.jobs.latents import build
+from sampling.building import build_sampler
 from sampling.flow import Solver
-from score_flow.build import build_sampler, experiment
+from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
 from score_flow.runs.sharding import replicated
 from tests.launch import TINY

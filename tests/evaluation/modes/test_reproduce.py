@@ -10,7 +10,8 @@ import pytest
 from evaluation.jobs.base import asked
 from evaluation.modes.reproduce import compared, expected_of, presets
 from main import EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, main
-from score_flow.build import build_sampler, experiment
+from sampling.building import build_sampler
+from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import ROOT, load
 from score_flow.runs.checkpoint import Checkpoints
