@@ -9,6 +9,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import optax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
@@ -42,9 +43,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     `remembered`: the facts of the training data in the newest checkpoint of the run, if it has one (none in it: {}).
     What they say of images and classes need not be asked of the data set, which is then opened by who reads it.
     """
-    data, training, optim = config.data, config.training, config.optim
-    latent = is_latent(config)
-    labelled = uses_labels(config)
+    data, latent, labelled = config.data, is_latent(config), uses_labels(config)
     split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
     declared, whose = _declared(config, remembered, split)
     image_shape = tuple(declared.image_shape)
@@ -57,24 +56,14 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
 
     conditioning = build_conditioning(config, declared.num_classes, getattr(declared, "unlabelled", ""))
     model = build_model(config, image_shape[-1], conditioning)
-    check_shapes(model, image_shape, conditioning, config.network.name)
+    check_shapes(model, image_shape, conditioning, name=config.network.name)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
-    mesh = make_mesh(training.fsdp)
-    optimiser = make_optimiser(
-        optim.optimizer,
-        optim.lr,
-        optim.beta1,
-        optim.beta2,
-        optim.eps,
-        optim.warmup,
-        optim.grad_clip,
-        optim.weight_decay,
-    )
+    mesh = make_mesh(config.training.fsdp)
     return Experiment(
         model=model,
         loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
-        optimiser=optimiser,
+        optimiser=build_optimiser(config),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
         image_shape=image_shape,
@@ -86,6 +75,12 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
         latent=latent,
         autoencoder=config.eval.autoencoder,
     )
+
+
+def build_optimiser(config: Config) -> optax.GradientTransformation:
+    """The optimiser that config.optim describes."""
+    settings = config.optim.to_dict()
+    return make_optimiser(settings.pop("optimizer"), **settings)
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:
@@ -209,7 +204,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
 
 
 @functools.lru_cache(maxsize=64)
-def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Conditioning, name: str) -> None:
+def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Conditioning, *, name: str) -> None:
     """Raise UserError unless the network can be built for such images: traced once, nothing is computed."""
     condition = conditioning.example(1, image_shape[-1])
     try:

@@ -24,7 +24,7 @@ def _order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat().batch(batch_size)
 
 
-def indices(n: int, batch_size: int, seed: int, step: int) -> Int[np.ndarray, "batch"]:
+def indices(n: int, batch_size: int, *, seed: int, step: int) -> Int[np.ndarray, "batch"]:
     """The examples of a step: its stretch of an endless row of epochs, each a fresh permutation of 0 .. n - 1."""
     return _order(n, batch_size, seed)[step]
 
@@ -72,7 +72,7 @@ class Batches:
     call is answered just as well, only later. Raises UserError as `check` does.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, sharding: NamedSharding):
+    def __init__(self, source: Source, batch_size: int, *, seed: int, sharding: NamedSharding):
         n_devices = sharding.mesh.size // sharding.shard_shape((1, sharding.mesh.size))[1]
         check(source, batch_size, n_devices)
         if seed < 0:
@@ -97,5 +97,7 @@ class Batches:
         return self._thread.submit(self._read, step, n_steps)
 
     def _read(self, step: int, n_steps: int) -> Batch:
-        ids = np.stack([indices(len(self._source), self._batch_size, self._seed, step + i) for i in range(n_steps)])
+        ids = np.stack(
+            [indices(len(self._source), self._batch_size, seed=self._seed, step=step + i) for i in range(n_steps)]
+        )
         return gather(self._source, ids, self._sharding)

@@ -77,7 +77,7 @@ def build(
 ) -> Hybrid:
     """Both as config.training describes them; raises UserError without a variance to be trained."""
     unused(options, "coupling")
-    bound = variational(model, times, scaling, dequantised, learn_sigma, options)
+    bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")
     noising, reduce = noising_of(options, times, prepare, num_classes), "mean" if options.reduce_mean else "sum"

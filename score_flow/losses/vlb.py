@@ -66,13 +66,13 @@ def build(
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
     unused(options, "coupling", "likelihood_weighting", "min_snr_gamma", "vlb_weight")
-    bound = variational(model, times, scaling, dequantised, learn_sigma, options)
+    bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")
 
 
 def variational(
-    model: Model, times: TimeSampler, scaling: Scaling, dequantised: bool, learn_sigma: bool, options: TrainOptions
+    model: Model, times: TimeSampler, scaling: Scaling, *, dequantised: bool, learn_sigma: bool, options: TrainOptions
 ) -> VariationalBound:
     """The bound of the chain at the times that training draws from; raises UserError where there is none."""
     objective = f"config.training.objective = {options.objective}"
@@ -89,5 +89,11 @@ def variational(
             f"got {options.variance!r}."
         )
     return VariationalBound(
-        model.path, times.times, options.variance, options.decoder, scaling.low, scaling.high, scaling.levels
+        model.path,
+        times.times,
+        options.variance,
+        decoder=options.decoder,
+        low=scaling.low,
+        high=scaling.high,
+        levels=scaling.levels,
     )

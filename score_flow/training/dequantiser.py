@@ -45,7 +45,7 @@ def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisa
     noising = Noising(prepare, log_snr(path, t_min, t_max))
     matching = Denoising(run.model, noising, likelihood, "sum")
     network = build_network(config.dequantizer, run.image_shape)
-    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
+    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min=t_min, t_max=t_max, score=score)
 
 
 def settings(config: Config, score_step: int) -> Config:

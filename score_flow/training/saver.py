@@ -25,7 +25,7 @@ Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a shee
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, facts: dict[str, Any] | None = None):
+    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, *, facts: dict[str, Any] | None = None):
         """facts: of the data set, kept in every checkpoint as meta["data"]."""
         self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
         self.milestones = Checkpoints(workdir / "checkpoints")
@@ -66,7 +66,9 @@ class Saver:
         """
         step = None
         for checkpoints, step in good_states(self.meta, self.milestones):
-            refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
+            refuse_other_run(
+                checkpoints.meta(step), config, self._saved.get("data"), sections=fixed, where=checkpoints.directory
+            )
             state = _restore(checkpoints, step, begin, shapes, shardings)
             if to_host(all_finite(state)):
                 self._cut(checkpoints, step)
@@ -122,7 +124,7 @@ def _from_items(items: dict) -> dict:
 
 
 def refuse_other_run(
-    meta: dict, config: Config, facts: dict[str, Any] | None, sections: tuple[str, ...], where: Path
+    meta: dict, config: Config, facts: dict[str, Any] | None, *, sections: tuple[str, ...], where: Path
 ) -> None:
     """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
 

@@ -40,7 +40,7 @@ class Metrics(NamedTuple):
 
 
 def make_optimiser(
-    name: str, lr: float, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
+    name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
 ) -> optax.GradientTransformation:
     """Adam or AdamW after clipping by the global norm; lr grows linearly over `warmup` steps, from 0 at step 0."""
     rate = (lambda step: lr * jnp.minimum(step / warmup, 1.0)) if warmup > 0 else lr
@@ -58,7 +58,7 @@ def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array,
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
+def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, *, n_ema: int) -> TrainState:
     """The state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
@@ -89,6 +89,7 @@ REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim
 def make_train_steps(
     loss: Loss,
     optimiser: optax.GradientTransformation,
+    *,
     ema_rates: Sequence[float],
     ema_warmup: bool,
     seed: int,
@@ -158,6 +159,7 @@ def fit(
     state: TrainState,
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     batches: Callable[[int, int], Batch],
+    *,
     start: int,
     n_steps: int,
     n_jitted_steps: int,
