@@ -192,7 +192,7 @@ def test_what_a_kernel_of_ones_own_refuses(kick, arguments, message):
 
 
 def test_arguments_of_kernels_are_listed_and_those_of_others_refused():
-    assert re.search(r"eta +float, at least 0  \[0.0\] with predictor = ddim", explain(registries.SAMPLERS))
+    assert re.search(r"eta +float: at least 0  \[0.0\] with predictor = ddim", explain(registries.SAMPLERS))
     with pytest.raises(UserError, match="unknown key 'eta'"):
         check(registries.SAMPLERS, section(predictor="euler", eta=0.5), WHERE)
     with pytest.raises(TypeError, match="eta"):
