@@ -13,7 +13,7 @@ from evaluation.weights import checkpoints_of, load_params
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.losses.dequantisation import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
+from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
 from score_flow.runs.checkpoint import Checkpoints, target
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
@@ -21,14 +21,14 @@ from score_flow.training import dequantiser as train_deq
 from score_flow.types import UserError
 
 
-def build_dequantizer(context: Context, name: str) -> Dequantizer:
+def build_dequantizer(context: Context, name: str) -> Dequantiser:
     """The dequantiser of a name that `dequantising` put into a context, a tree of arrays for compiled functions."""
     run, options = context.run, context.options
     if name == "variational":
         return load(run, context.workdir, context.key["dequantizer_step"])
     if name == "decoder":
-        return Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
-    return UniformDequantizer(run.scaling)
+        return DecoderDequantiser(run.model.path, run.scaling, start_time(options, name), run.dequantised)
+    return UniformDequantiser(run.scaling)
 
 
 def described(context: Context, name: str) -> dict[str, Any]:
@@ -51,14 +51,14 @@ def dequantising(context: Context, name: str) -> Context:
     return dataclasses.replace(context, key=context.key | of)
 
 
-def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantizer:
+def load(run: Experiment, workdir: Path, step: int) -> VariationalDequantiser:
     """The EMA of the dequantiser of a step that --mode=train_deq left in a run's folder, as it was configured there."""
     checkpoints, step = milestone(workdir / train_deq.FOLDER, step, "the dequantiser")
     network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
-    return VariationalDequantizer(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
+    return VariationalDequantiser(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
 def refuse_missing(run: Experiment, options: EvalOptions, workdir: Path, name: str) -> None:
@@ -85,7 +85,7 @@ def train_for(run: Experiment, config: Config, workdir: Path) -> None:
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score, config = load_params(run, config, checkpoints, step), train_deq.settings(config, step)
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
-        train_deq.train_dequantizer(run, config, folder, score)
+        train_deq.train_dequantiser(run, config, folder, score)
 
 
 def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:
