@@ -13,7 +13,7 @@ from score_flow.config.loading import read_json
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.model import Model, count_parameters
-from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
+from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.files import sha256_of
@@ -31,7 +31,7 @@ class Published(NamedTuple):
 
     file: Path
     project: str
-    source: Source
+    source: Project
     checkpoint: Checkpoint
 
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Published(NamedTuple):
         return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
 
 
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, Project]:
     """List the projects whose checkpoints can be read: the files beside this one that export `build`."""
     return {name: registries.PROJECTS.entry(name, "project")() for name in registries.PROJECTS.names()}
 

@@ -90,8 +90,8 @@ class AutoencoderKL(nn.Module):
 
     def setup(self):
         shape = (self.channels, self.layers_per_block)
-        self.encoder = Encoder(*shape, 2 * self.latent_channels, self.groups, self.dtype)
-        self.decoder = Decoder(*shape, self.out_channels, self.groups, self.dtype)
+        self.encoder = AutoencoderEncoder(*shape, 2 * self.latent_channels, self.groups, self.dtype)
+        self.decoder = AutoencoderDecoder(*shape, self.out_channels, self.groups, self.dtype)
         if self.quant_convs:
             self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
             self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
@@ -124,7 +124,7 @@ class AutoencoderKL(nn.Module):
             )
 
 
-class Encoder(nn.Module):
+class AutoencoderEncoder(nn.Module):
     """Residual blocks at falling resolution, then the middle ones; features of each latent pixel."""
 
     channels: tuple[int, ...]
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         return _conv(self.out_channels, self.dtype, "conv_out")(h)
 
 
-class Decoder(nn.Module):
+class AutoencoderDecoder(nn.Module):
     """The middle blocks, then residual blocks at rising resolution; levels are numbered as in the encoder."""
 
     channels: tuple[int, ...]

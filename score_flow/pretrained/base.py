@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     constants: dict[str, np.ndarray | None]
 
 
-class Source(NamedTuple):
+class Project(NamedTuple):
     """How one project writes its networks down.
 
     read(tree) takes the plain contents of a file (files.read) and returns None unless they are of this project;

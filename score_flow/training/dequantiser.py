@@ -12,7 +12,7 @@ from score_flow.losses.base import Noising
 from score_flow.losses.dequantisation import Dequantisation
 from score_flow.losses.simple import Denoising
 from score_flow.losses.weightings import likelihood
-from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
+from score_flow.networks.flowpp import PRESETS, FlowppDequantiser
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
 from score_flow.training.run import FIXED, train
@@ -20,20 +20,20 @@ from score_flow.types import Params, check_choice
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
 NETWORKS = PRESETS | {
-    "small": FlowppDequantizer(
+    "small": FlowppDequantiser(
         width=32, components=8, blocks=1, block=("conv", "norm"), context_width=16, context_blocks=1
     )
 }
 
 
-def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
+def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantiser:
     """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
     check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
     side = max(image_shape[:2])
     by_size = "small" if side < 32 else "cifar10" if side < 64 else "imagenet64"
     network = NETWORKS[by_size if section.name == "auto" else section.name]
     preset = {f.name: getattr(network, f.name) for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
-    return call(partial(FlowppDequantizer, **preset), section, "config.dequantizer")
+    return call(partial(FlowppDequantiser, **preset), section, "config.dequantizer")
 
 
 def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
@@ -60,7 +60,7 @@ def settings(config: Config, score_step: int) -> Config:
     )
 
 
-def train_dequantizer(run: Experiment, config: Config, folder: Path, score: Params) -> None:
+def train_dequantiser(run: Experiment, config: Config, folder: Path, score: Params) -> None:
     """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
     run = dataclasses.replace(run, loss=dequantisation(run, config, score))
     train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Source, conv, pointwise, same
+from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, conv, pointwise, same
 from score_flow.types import UserError, check_choice
 
 FREQUENCIES, OLD_FREQUENCIES = "time_proj.weight", "time_proj.W"  # one tensor under both names at first
@@ -244,5 +244,5 @@ def _process(settings: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"path.name": "ve"} | {f"sampling.{name}": value for name, value in sampler.items()}
 
 
-def build() -> Source:
-    return Source(read, layout, translate)
+def build() -> Project:
+    return Project(read, layout, translate)

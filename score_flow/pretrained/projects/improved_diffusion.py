@@ -290,6 +290,6 @@ def _process(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build() -> base.Source:
+def build() -> base.Project:
     """The project as a source of weights."""
-    return base.Source(read, layout, translate)
+    return base.Project(read, layout, translate)

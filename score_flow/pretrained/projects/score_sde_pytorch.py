@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_flow.model import Model
-from score_flow.pretrained.base import Checkpoint, Layout, Source
+from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts import ncsn as ncsn_layout
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
 from score_flow.pretrained.layouts.score_sde_config import translate
@@ -51,5 +51,5 @@ def layouts(model: Model) -> Any:
     return kinds[kind]
 
 
-def build() -> Source:
-    return Source(read, layout, functools.partial(translate, torch=True))
+def build() -> Project:
+    return Project(read, layout, functools.partial(translate, torch=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 from score_flow.model import Model
 from score_flow.networks.sit import SiT, sincos_positions
-from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Source, Tensors, conv, dense, same, stacked
+from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, Tensors, conv, dense, same, stacked
 from score_flow.process.prediction import velocity
 from score_flow.types import UserError, check_choice
 
@@ -171,5 +171,5 @@ def _schedule(theirs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build() -> Source:
-    return Source(read, layout, translate)
+def build() -> Project:
+    return Project(read, layout, translate)
