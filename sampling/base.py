@@ -2,13 +2,14 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer
 
 from score_flow.model import Denoiser
+from score_flow.paths.base import Path
 from score_flow.process.grid import Intervals
 from score_flow.process.transition import Gaussian
 from score_flow.types import Images, Key, Keys, Times
@@ -32,9 +33,38 @@ class Samples(NamedTuple):
 # batch nor the devices nor an interruption can change a sample.
 Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
 
-# (denoiser, x, s, t) -> the law of x_s given x_t = x, s < t; one network call. A corrector keeps x at t. One whose step
-# looks at the noise it is about to add (the published Langevin corrector) returns noise -> law instead.
-Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian | Callable[[Images], Gaussian]]
+# What a kernel returns: a law, or, where its step looks at the very noise that it adds (the published Langevin
+# corrector, SiT's Heun step), noise -> law.
+Law = Gaussian | Callable[[Images], Gaussian]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """One step of a chain: the law of the next state, of which `chain` then draws.
+
+    A predictor arrives at s: as steps get shorter, a chain of it carries the law of x_t to that of x_s for every t to
+    s, with an error that falls at least as fast as the steps. A corrector stays at t: it changes the law of x_t, which
+    it leaves as it is but for an error of second order in (distance moved)^2.
+
+    A file of sampling/kernels/ exports `predictor(**fields) -> Kernel`, `corrector(**fields) -> Kernel`, or both. Its
+    fields are arguments of the sampler predictor_corrector, those that have a default with theirs; fields of the names
+    of that sampler's own arguments (snr, t_min, ...) get its values, and `chain: ChainGiven` (sampling.published) the
+    published chain, without which a kernel is refused there.
+    """
+
+    def __call__(self, denoiser: Denoiser, x: Images, s: Times, t: Times) -> Law:
+        """The law of the next state, given x at time t, s < t.
+
+        Times are () or (b,), coefficients come from denoiser.path, `expand` makes them broadcast over x. It makes one
+        call of the denoiser, at (x, t), of whichever of estimate, x0, score and velocity: samplers count on it.
+
+        It draws nothing, and each example's law is its own: `chain` draws the noise, by the keys of the examples, so
+        that a sample depends on nothing but its number. mean has the shape of x; std >= 0 broadcasts over it.
+
+        It is finite wherever chains go on any path: alpha(t) may be 0, where g2, the drift and log SNR are infinite
+        (score, velocity and estimate are not), and s may be 0, where sigma(s) may be 0; sigma(t) and alpha(s) are not.
+        """
+        ...
 
 
 class Stream(enum.IntEnum):
@@ -63,7 +93,13 @@ def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Im
 
 
 def chain(
-    keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals, denoise: bool = True
+    keys: Keys,
+    denoiser: Denoiser,
+    x: Images,
+    *,
+    kernels: Sequence[Kernel],
+    intervals: Intervals,
+    denoise: bool = True,
 ) -> Images:
     """Apply every kernel on each interval (s, t) in turn; denoise: return the last mean, without the last noise.
 
@@ -89,14 +125,14 @@ def chain(
     return mean if denoise else x
 
 
-def chain_sampler(kernels: Sequence[Kernel], times: Callable, denoise: bool = True) -> Sampler:
-    """Draw from the prior where the intervals that times(path) gives begin, then `chain` over them."""
+def chain_sampler(kernels: Sequence[Kernel], times: Callable[[Path], Intervals], denoise: bool = True) -> Sampler:
+    """A sampler that draws from the prior where the intervals times(path) begin, then runs `chain` over them."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         intervals = times(denoiser.path)
         prior_keys, noise_keys = split(keys)
         x = denoiser.start(prior_keys, shape, float(intervals[0, 1]))
-        x = chain(noise_keys, kernels, denoiser, x, intervals, denoise)
+        x = chain(noise_keys, denoiser, x, kernels=kernels, intervals=intervals, denoise=denoise)
         return Samples(x, jnp.asarray(len(intervals) * len(kernels)), finite(x))
 
     return sample

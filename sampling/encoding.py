@@ -1,11 +1,11 @@
-"""Latents of a denoiser: encoding, decoding, interpolation (no plug-in: no `build`)."""
+"""Encoding: images to latents of the flow and back, and what lies between latents."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sampling.ddim import ddim
 from sampling.flow import Solver, Stats, flow
+from sampling.kernels import ddim
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.grid import Grid, intervals
@@ -48,9 +48,10 @@ def _length(z: Images) -> Float[Array, "b *_"]:
 
 def ddim_flow(denoiser: Denoiser, x: Images, times: Grid) -> Images:
     """Deterministic DDIM steps from times[0] to times[-1], up or down: the flow to first order in the steps."""
+    kernel = ddim.predictor()
 
     def step(x, row):
-        return ddim()(denoiser, x, *row).mean, None
+        return kernel(denoiser, x, *row).mean, None
 
     return jax.lax.scan(step, x, jnp.asarray(intervals(times), x.dtype))[0]
 

@@ -82,7 +82,7 @@ class Solver:
 
     def refuse(self, path: Path, t_min: float, t_max: float) -> None:
         """Raise UserError where it cannot integrate from one time to the other, before it has to."""
-        _steps(path, t_min, t_max, self)
+        _steps(self, path, t0=t_min, t1=t_max)
 
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
         """The times of fixed steps, descending."""
@@ -110,7 +110,7 @@ def solve_flow(
     jit: a failed example has ok = False.
     """
     method, per_step, first = METHODS[solver.method]
-    steps, max_steps = _steps(path, t0, t1, solver)
+    steps, max_steps = _steps(solver, path, t0=t0, t1=t1)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
@@ -137,7 +137,7 @@ def solve_flow(
     return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok, n_steps * per_step + first)
 
 
-def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> tuple[diffrax.AbstractStepSizeController, int]:
+def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[diffrax.AbstractStepSizeController, int]:
     """What chooses the steps, and how many there may be."""
     if not solver.fixed:
         proportional, integral = CONTROLS[solver.control]

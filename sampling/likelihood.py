@@ -27,7 +27,7 @@ class LogLikelihood(NamedTuple):
     calls: Int[Array, "b"]  # of each image's own steps
 
 
-def probes(keys: Keys, kind: Probe, n: int, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
+def probes(keys: Keys, kind: Probe, n: int, *, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
     """Probe vectors with E[e e^T] = I: n random ones, or all d basis vectors scaled by sqrt(d), whose mean is exact."""
     if kind == "exact":
         d = math.prod(shape)
@@ -55,7 +55,7 @@ def log_likelihood(
     x0 is taken as the state at t_min. Probes are drawn once and kept for the whole solve, so that the right-hand side
     is a function of (t, x) and the solver's error control means what it says.
     """
-    e = jnp.moveaxis(probes(keys, probe, n_probes, x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
+    e = jnp.moveaxis(probes(keys, probe, n_probes, shape=x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
     e = e.astype(x0.dtype)
 
     def field(t, y, args):

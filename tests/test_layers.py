@@ -22,7 +22,7 @@ LAYERS = [
 ]  # fmt: skip
 # library -> the files that may import it
 SEAMS = {
-    "diffrax": ("sampling/flow.py", "sampling/sde.py"),
+    "diffrax": ("sampling/flow.py", "sampling/reverse_sde.py"),
     "orbax": ("score_flow/runs/checkpoint.py",),
     "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from sampling.control.measurement import Measured, Measurement
-from sampling.guidance import Around, with_x0
+from sampling.guided import Around, with_x0
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
 from score_flow.data.scaling import Scaling
@@ -162,6 +162,7 @@ def measured(
     measurement: Measurement,
     y: Float[Array, "n *m"],
     method: str,
+    *,
     sigma_y: float,
     data_std: float,
     images: Float[Array, "n h w c"] | None = None,

@@ -14,6 +14,7 @@ def build(
     image_shape: ShapeGiven,
     scaling: ScalingGiven,
     dequantised: DequantisedGiven,
+    *,
     input: str,
     mask: str,
     method: Method = "pseudo_inverse",
@@ -26,12 +27,13 @@ def build(
     or replacement (of the known pixels by the noised input after every kernel of a chain). sigma_y: standard deviation
     of the noise in what is known, of pixels in [0, 1]. data_std: of the data, in the model's range.
     """
-    images = read_images(input, "config.control.input", image_shape[-1], scaling.levels)
+    images = read_images(input, "config.control.input", channels=image_shape[-1], levels=scaling.levels)
     require_size(images, image_shape[:2], "config.control.input")
-    white = read_images(mask, "config.control.mask", 1, 256)
+    white = read_images(mask, "config.control.mask", channels=1, levels=256)
     require_size(white, image_shape[:2], "config.control.mask")
     known = (white[0] >= 128).astype(np.float32)
     if not known.any():
         raise UserError(f"config.control.mask: {mask} has no white pixel; allowed: white where the image is known")
     x0 = to_model(images, scaling, dequantised)
-    return measured(Mask(known), known * x0, method, sigma_y * (scaling.high - scaling.low), data_std, x0)
+    sigma_y *= scaling.high - scaling.low
+    return measured(Mask(known), known * x0, method, sigma_y=sigma_y, data_std=data_std, images=x0)

@@ -24,7 +24,7 @@ def existing_file(file: str | Path, what: str) -> Path:
     return regular_file(str(file), what)
 
 
-def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
+def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
     """Levels 0 .. levels - 1 of one image file, or of the stack in an .npz (uint8 `image`, as in samples.npz).
 
     An image file is stretched from 0..255; alpha is dropped. Raises UserError.

@@ -17,6 +17,7 @@ def build(
     image_shape: ShapeGiven,
     scaling: ScalingGiven,
     dequantised: DequantisedGiven,
+    *,
     input: str,
     matrix: str,
     method: Method = "pseudo_inverse",
@@ -40,9 +41,9 @@ def build(
             raise UserError(f"config.control.input: got measurements of shape {y.shape}; allowed: (n, {len(h)})")
         y = scaling.low * h.sum(axis=1) + width * y
     else:
-        images = read_images(input, "config.control.input", image_shape[-1], scaling.levels)
+        images = read_images(input, "config.control.input", channels=image_shape[-1], levels=scaling.levels)
         require_size(images, image_shape[:2], "config.control.input")
         x0 = to_model(images, scaling, dequantised)
         y = np.asarray(x0, np.float64).reshape(len(x0), -1) @ h.T
     y = jnp.asarray(measurement.rotate(y), jnp.float32)
-    return measured(measurement, y, method, sigma_y * width, data_std, x0)
+    return measured(measurement, y, method, sigma_y=sigma_y * width, data_std=data_std, images=x0)

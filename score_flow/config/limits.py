@@ -44,9 +44,14 @@ class Limits:
     def _among(self) -> tuple[str | int | Registry, ...]:
         return (self.among,) if isinstance(self.among, Registry) else self.among
 
+    @property
+    def registries(self) -> tuple[Registry, ...]:
+        """Those among which a text names a plug-in."""
+        return tuple(entry for entry in self._among if isinstance(entry, Registry))
+
     def _foreign(self, item: Any) -> bool:
         """Whether a text names a plug-in of another package."""
-        return isinstance(item, str) and "." in item and any(isinstance(entry, Registry) for entry in self._among)
+        return isinstance(item, str) and "." in item and bool(self.registries)
 
     def said(self) -> str:
         """What is allowed, for a person: "at least 1, below 10"."""

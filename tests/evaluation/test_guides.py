@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.context import build_guide
 from main import EXIT_USER_ERROR, main
-from sampling.guidance import Autoguided, ClassifierGuided, Extrapolation
+from sampling.guided import Autoguided, ClassifierGuided, Extrapolation
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
 from score_flow.runs.checkpoint import Checkpoints
