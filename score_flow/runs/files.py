@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -45,6 +46,25 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object])
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a tree of plain values and numpy's as JSON, as `write_whole` does."""
+    write_whole(path, json_of(value, indent=1) + "\n")
+
+
+def json_of(value: Any, indent: int | None = None) -> str:
+    """Return a tree of plain values and numpy's as JSON."""
+    return json.dumps(value, indent=indent, default=lambda leaf: leaf.tolist())
+
+
+def json_at(path: Path) -> dict[str, Any] | None:
+    """Read the object in a JSON file; None where it is not there, or was written only half."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
