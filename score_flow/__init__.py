@@ -13,11 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what an editor knows of them
-    from evaluation.opened import Run as Run
-    from evaluation.opened import open as open
-    from evaluation.opened import open_published as open_published
-
     import sampling as samplers
+    from evaluation.opened import Run as Run
+    from evaluation.opening import open as open
+    from evaluation.opening import open_published as open_published
     from sampling.base import example_keys as example_keys
     from sampling.base import keys as keys
     from score_flow import data as data
@@ -34,8 +33,8 @@ __version__ = "0.2.0"
 
 # name -> the module that it is, or "module:what it has"
 _FACE = {
-    "open": "evaluation.opened:open",
-    "open_published": "evaluation.opened:open_published",
+    "open": "evaluation.opening:open",
+    "open_published": "evaluation.opening:open_published",
     "Run": "evaluation.opened:Run",
     "Model": "score_flow.model:Model",
     "Preconditioning": "score_flow.model:Preconditioning",
