@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what an editor knows of them
     import sampling as samplers
-    from evaluation.opened import Run as Run
-    from evaluation.opening import open as open
-    from evaluation.opening import open_published as open_published
+    from evaluation.opened.opening import open as open
+    from evaluation.opened.opening import open_published as open_published
+    from evaluation.opened.run import Run as Run
     from sampling.base import example_keys as example_keys
     from sampling.base import keys as keys
     from score_flow import data as data
@@ -33,9 +33,9 @@ __version__ = "0.2.0"
 
 # name -> the module that it is, or "module:what it has"
 _FACE = {
-    "open": "evaluation.opening:open",
-    "open_published": "evaluation.opening:open_published",
-    "Run": "evaluation.opened:Run",
+    "open": "evaluation.opened.opening:open",
+    "open_published": "evaluation.opened.opening:open_published",
+    "Run": "evaluation.opened.run:Run",
     "Model": "score_flow.model:Model",
     "Preconditioning": "score_flow.model:Preconditioning",
     "Denoiser": "score_flow.model:Denoiser",

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from evaluation import given, programs
 from evaluation.context import Guidance, build_guide
 from evaluation.drawing import refuse_failed
-from evaluation.given import Labels, Levels
+from evaluation.opened import given, programs
+from evaluation.opened.given import Labels, Levels
 from sampling import encoding
 from sampling.base import Sampler, Stream, example_keys
 from sampling.control import inpaint

@@ -8,7 +8,7 @@ import jax
 from evaluation import weights as checkpoints
 from evaluation.modes import importing
 from evaluation.modes.checking import check_components
-from evaluation.opened import Run
+from evaluation.opened.run import Run
 from score_flow.build import experiment
 from score_flow.config.loading import BASE, flatten, load
 from score_flow.config.options import Config
