@@ -12,7 +12,8 @@ from score_flow.runs.sharding import multiple, place, to_host
 from score_flow.types import NonFinite, UserError
 
 Levels = UInt8[np.ndarray, "n h w c"]
-Labels = int | Sequence[int] | Integer[np.ndarray, "n"]  # one for all, or one each
+AnyArray = np.ndarray | jax.Array | Sequence[Any]  # what it must hold, the functions below say in words
+Labels = int | Sequence[int] | Integer[np.ndarray, "n"] | Integer[jax.Array, "n"]  # one for all, or one each
 
 
 def levels_of(images: Any, shape: tuple[int, int, int], levels: int) -> Levels:

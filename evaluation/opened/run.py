@@ -12,12 +12,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 
 from evaluation.context import Guidance, build_guide
 from evaluation.drawing import refuse_failed
 from evaluation.opened import given, programs
-from evaluation.opened.given import Labels, Levels
+from evaluation.opened.given import AnyArray, Labels, Levels
 from sampling import encoding
 from sampling.base import Sampler, Stream, example_keys
 from sampling.control import inpaint
@@ -28,10 +28,9 @@ from score_flow.config.options import Config, EvalOptions
 from score_flow.data.base import Source
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser, Model
-from score_flow.types import Images, Params, Times, UserError
+from score_flow.types import Images, Params, UserError
 
 Settings = Mapping[str, Any]  # of a section of the config: {"rtol": 1e-3}
-Pixels = UInt8[np.ndarray, "*b h w c"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,8 +101,8 @@ class Run:
 
     def inpaint(
         self,
-        images: Levels,
-        mask: Bool[np.ndarray, "h w"],
+        images: AnyArray,
+        mask: AnyArray,
         n: int = 1,
         *,
         labels: Labels | None = None,
@@ -115,7 +114,8 @@ class Run:
     ) -> UInt8[np.ndarray, "b n h w c"]:
         """Draw n samples for each of b images, of which the pixels are known where the mask is True (--mode=control).
 
-        method: pseudo_inverse, or replacement for samplers that are chains. The rest as of `sample`.
+        images: levels (b, h, w, c). mask: bool (h, w). method: pseudo_inverse, or replacement for samplers that are
+        chains. The rest as of `sample`.
         """
         images, mask, run = self._levels("inpaint", images), np.asarray(mask), self.experiment
         if mask.dtype != bool or mask.shape != self.image_shape[:2] or not mask.any():
@@ -144,14 +144,14 @@ class Run:
 
     def bits_per_dim(
         self,
-        images: Levels,
+        images: AnyArray,
         *,
         labels: Labels | None = None,
-        indices: Integer[np.ndarray, "n"] | None = None,
+        indices: AnyArray | None = None,
         seed: int | None = None,
         solver: Settings | None = None,
     ) -> Float[np.ndarray, "n"]:
-        """Compute -log2 p of the levels of each image, a dimension, as the job likelihood does.
+        """Compute -log2 p of the levels (n, h, w, c) of each image, a dimension, as the job likelihood does.
 
         indices: the number of each image, on which its noise depends; else 0, 1, ... solver: settings of
         config.eval.solver, beside those configured.
@@ -167,9 +167,9 @@ class Run:
         return found.astype(np.float64)
 
     def encode(
-        self, images: Levels, *, labels: Labels | None = None, solver: Settings | None = None
+        self, images: AnyArray, *, labels: Labels | None = None, solver: Settings | None = None
     ) -> Float[np.ndarray, "n h w c"]:
-        """Carry images along the flow to their encodings z, about N(0, sigma(t_max)^2 I).
+        """Carry images, levels (n, h, w, c), along the flow to their encodings z, about N(0, sigma(t_max)^2 I).
 
         Each level stands for the middle of its cell: `decode` gives the same levels again. solver: as of bits_per_dim.
         """
@@ -180,9 +180,9 @@ class Run:
         return z
 
     def decode(
-        self, z: Float[np.ndarray, "n h w c"], *, labels: Labels | None = None, solver: Settings | None = None
+        self, z: AnyArray, *, labels: Labels | None = None, solver: Settings | None = None
     ) -> Levels:
-        """Carry encodings back to images; undoes `encode` under the same labels."""
+        """Carry encodings (n, h, w, c) back to images, as levels; undoes `encode` under the same labels."""
         z, decode = given.floats_of("z", z, self.image_shape), self._flow(_frozen(solver)).decode
         batch = {"z": z.astype(np.float32)} | self._label(labels, len(z))
         levels, ok = self._by_batches(functools.partial(decode, self.params, self.experiment.pixels), batch)
@@ -191,16 +191,17 @@ class Run:
 
     def interpolate(
         self,
-        first: Pixels,
-        second: Pixels,
+        first: AnyArray,
+        second: AnyArray,
         n: int = 8,
         *,
         labels: tuple[Labels | None, Labels | None] = (None, None),
         solver: Settings | None = None,
     ) -> UInt8[np.ndarray, "*b n h w c"]:
-        """Decode n encodings, along the arc between those of two images, or of b pairs, as the job interpolation does.
+        """Decode n encodings, along the arc between those of two images, as the job interpolation does.
 
-        labels: those of the first and of the second; what lies between is decoded under the first's.
+        first, second: levels of an image each (h, w, c), or of b (b, h, w, c). labels: those of the first and of the
+        second; what lies between is decoded under the first's.
         """
         first, second, n = np.asarray(first), np.asarray(second), given.count_of(n)
         if first.shape != second.shape:
@@ -214,7 +215,7 @@ class Run:
         decoded = self.decode(np.asarray(between), labels=None if own is None else np.tile(own, n), solver=solver)
         return decoded.reshape(n, len(first), *decoded.shape[1:]).swapaxes(0, 1)
 
-    def score(self, x: Images, t: Times | float, *, labels: Labels | None = None) -> Images:
+    def score(self, x: AnyArray, t: float | AnyArray, *, labels: Labels | None = None) -> Images:
         """Compute grad log p_t(x) of x (n, h, w, c), in the model's range, at one time or one each."""
         x = given.floats_of("x", x, self.image_shape)
         label = self._label(labels, len(x))
