@@ -21,6 +21,7 @@ from score_flow.config.options import SCHEMA, Config, make
 from score_flow.config.registries import ROOT
 from score_flow.types import UserError, check_choice, nearest
 
+BASE = "configs/base.py"  # the defaults, as a recipe
 LIKENESS = 0.5  # of keys, which are short
 Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component
 SECTIONS = {key.rpartition(".")[0] for key in SCHEMA} | {"eval"}
@@ -37,7 +38,7 @@ def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None
             raise UserError(
                 f"--config is {file!r}, which is no regular file; give a recipe or the config.json of a run."
             )
-        check_choice("--config", file, recipes())
+        check_choice("--config", file, [BASE, *recipes()])
         path = ROOT / file
     values = {key: field.default for key, field in SCHEMA.items()}
     found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
@@ -68,7 +69,7 @@ def values_of(config: Config) -> Values:
 def recipes() -> list[str]:
     """The files of configs/ that have a get_config()."""
     files = sorted((ROOT / "configs").rglob("*.py"))
-    return [str(f.relative_to(ROOT)) for f in files if f.stem != "base" and "def get_config(" in f.read_text()]
+    return [name for f in files if (name := str(f.relative_to(ROOT))) != BASE and "def get_config(" in f.read_text()]
 
 
 def from_recipe(path: Path) -> dict[str, Any]:
