@@ -5,6 +5,8 @@ The examples of the text are the files: each is written into a copy of the proje
 
 import ast
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -13,11 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from score_flow.config import registries
+from score_flow.config.registries import Registry
+from score_flow.networks.mlp import MLP
 from tests.launch import ROOT, environment
 
 
@@ -58,7 +65,7 @@ def inserted(text: str, block: Block) -> str:
         and block.table in [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     )  # fmt: skip
     line, column = table.value.lineno - 1, table.value.col_offset + 1
-    lines[line] = f"{lines[line][:column]}{block.row}, {lines[line][column:]}"
+    lines[line] = f"{lines[line][:column]}\n    {block.row},\n{lines[line][column:].lstrip()}"
     above = table.lineno - 1
     return "".join([*lines[:above], block.code + "\n\n" if block.code else "", *lines[above:]])
 
@@ -86,7 +93,7 @@ def project(tmp_path_factory):
 
 def run(project: Path, *flags: str, expected: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "main.py", *flags], cwd=project, env=environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, "main.py", *flags], cwd=project, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == expected, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stderr
@@ -99,3 +106,123 @@ def named(*names: str) -> list[str]:
 
 def result(project: Path, folder: str, job: str) -> dict:
     return json.loads((project / folder / "results.json").read_text())[job]
+
+
+TRAINING = ("tiny", "cubic", "displacement", "squared", "affine", "variance", "stripes")
+QUIET = [
+    "--config.training.eval_freq=0",
+    "--config.training.snapshot_freq=0",
+    "--config.training.snapshot_sampling=False",
+]
+LOOSE = ["--config.eval.solver.rtol=1e-2", "--config.eval.solver.atol=1e-2"]
+
+
+def test_every_registry_has_an_example():
+    places = {(block.file if block.table else f"{Path(block.file).parent}/", block.table) for block in BLOCKS.values()}
+    for key, registry in vars(registries).items():
+        if isinstance(registry, Registry):
+            assert (registry.place, registry.table) in places, key
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """A workdir of a path, prediction, law of times, network, weighting, data set and recipe of one's own."""
+    refused = run(project, *named(*TRAINING), "--workdir=run", "--mode=train", "--config.path.bend=-1", expected=2)
+    assert refused.splitlines()[-1] == "error: config.path.bend is -1.0; it must be at least 0."
+    run(project, *named(*TRAINING), *QUIET, "--workdir=run", "--mode=train")
+    return project
+
+
+def test_one_of_each_is_evaluated(trained):
+    """A sampler on a grid, a method with a step control, an extractor, a job."""
+    flags = [*named("straight", "cosine", "reversible_heun", "gentle", "projections"), *LOOSE, "--workdir=run"]
+    run(trained, *flags, "--mode=stats")
+    run(trained, *flags, "--mode=eval", "--config.eval.jobs=('brightness','fid')")
+    of = {job: result(trained, "run/eval/6", job) for job in ("samples", "likelihood", "brightness", "fid")}
+    assert of["samples"]["network_calls_per_sample"] == 5 and "n_steps=5 grid=cosine" in of["samples"]["sampler"]
+    assert of["likelihood"]["solver"].startswith("reversible_heun") and np.isfinite(of["likelihood"]["bits_per_dim"])
+    assert of["brightness"]["mean_level"] == 127.5
+    assert of["fid"]["features"] == "8 random projections" and of["fid"]["n_reference"] == 32
+    assert (trained / "run/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_predictor_and_a_corrector_take_a_control(trained):
+    """Two network calls a step, and what is known is kept to the bit: the left columns are black."""
+    flags = ["--config.sampling.n_steps=5", "--config.control.method=replacement", "--workdir=run", "--mode=control"]
+    run(trained, *named("churned", "margin"), *flags)
+    assert result(trained, "run/control/6", "samples")["network_calls_per_sample"] == 10
+    with np.load(trained / "run/control/6/samples/samples.npz", allow_pickle=False) as samples:
+        assert not samples["image"][:, :, :2].any() and samples["image"][:, :, 2:].any()
+
+
+@pytest.mark.slow
+def test_a_loss_is_trained(project):
+    """Of a network that begins with 0: E|noise - x0| of pixels that are -1 or 1, to four standard errors."""
+    run(project, *named("tiny", "stripes", "absolute"), *QUIET, "--workdir=absolute", "--mode=train")
+    first = json.loads((project / "absolute/metrics.jsonl").read_text().splitlines()[0])
+    density, inside = math.exp(-0.5) / math.sqrt(2 * math.pi), math.erf(math.sqrt(0.5))
+    mean = 2 * density + inside
+    assert abs(first["loss"] - mean) < 4 * math.sqrt((2 - mean**2) / (16 * 64)) + 1 / 256
+
+
+@pytest.mark.slow
+def test_a_classifier_is_trained(project):
+    """Stripes of either kind are told apart by a linear map: without noise none is mistaken."""
+    flags = [*named("tiny", "stripes", "pooled"), *QUIET, "--config.training.n_iters=100", "--config.optim.lr=1e-2"]
+    flags += ["--config.optim.warmup=0", "--config.model.ema_rate=(0.9,)", "--workdir=classifier"]
+    run(project, *flags, "--mode=train")
+    only = ["--config.eval.enable_sampling=False", "--config.eval.enable_bpd=False", "--config.eval.jobs=('accuracy',)"]
+    run(project, *flags, *only, "--mode=eval")
+    assert result(project, "classifier/eval/100", "accuracy")["accuracy_by_time"][0] == 1.0
+
+
+@pytest.mark.slow
+def test_published_weights_are_imported(project):
+    """Each tensor is where its name says, the matrices transposed; the run that they make draws samples."""
+    random = np.random.default_rng(0)
+    network = MLP(width=32, depth=1)
+    shapes = flatten_dict(
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))["params"], sep="."
+    )
+    theirs = {
+        name.replace("kernel", "weight"): random.normal(size=leaf.shape[::-1]).astype(np.float32)
+        for name, leaf in shapes.items()
+    }
+    save_file(theirs, project / "mlp.safetensors")
+    run(project, *named("tiny", "stripes", "torch_mlp"), "--workdir=imported")
+    restored = ocp.StandardCheckpointer().restore(project / "imported/checkpoints/0/params")
+    for name, leaf in flatten_dict(restored, sep=".").items():
+        np.testing.assert_array_equal(leaf, theirs[name.replace("kernel", "weight")].T)
+    flags = ["--config.sampling.name=ddim", "--config.sampling.n_steps=2", "--workdir=imported", "--mode=sample"]
+    run(project, *flags)
+    assert result(project, "imported/samples/0", "samples")["network_calls_per_sample"] == 2
+
+
+def tests_of(project: Path, folders: tuple[str, ...], names: tuple[str, ...], marks: str) -> str:
+    """The project's own tests of some names, in the copy; returns their count."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "-m", marks]
+    done = subprocess.run(
+        [*command, *folders, "-k", " or ".join(names)],
+        cwd=project, env=outer, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_projects_own_tests_pass_on_some_of_them(project):
+    tests_of(
+        project, ("tests/networks/test_networks.py", "tests/paths", "tests/config"), ("affine", "cubic"), "not slow"
+    )
+
+
+@pytest.mark.slow
+def test_the_projects_own_tests_pass_on_all_of_them(project):
+    """By the commands that the text gives for each kind, and those that look at whole tables."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    commands = [command.split() for command in re.findall(r"`pytest ([^`]+)`", text)]
+    assert {command[-1] for command in commands if "-k" in command} <= set(BLOCKS)
+    folders = {folder for command in commands for folder in command if folder.startswith("tests/")}
+    whole = ("every_control", "every_plug_in", "registries", "edm", "every_weighting", "least_loss")
+    tests_of(project, tuple(sorted(folders)), (*BLOCKS, *whole), "not slow")
