@@ -91,9 +91,9 @@ def project(tmp_path_factory):
     assert {p for p in copy.rglob("*.py") if p not in before} == {copy / b.file for b in BLOCKS.values() if not b.table}
 
 
-def run(project: Path, *flags: str, expected: int = 0) -> str:
+def run(project: Path, *flags: str, expected: int = 0, program: str = "main.py") -> str:
     done = subprocess.run(
-        [sys.executable, "main.py", *flags], cwd=project, env=environment(), capture_output=True, text=True, timeout=600
+        [sys.executable, program, *flags], cwd=project, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == expected, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stderr
@@ -197,6 +197,50 @@ def test_published_weights_are_imported(project):
     flags = ["--config.sampling.name=ddim", "--config.sampling.n_steps=2", "--workdir=imported", "--mode=sample"]
     run(project, *flags)
     assert result(project, "imported/samples/0", "samples")["network_calls_per_sample"] == 2
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The same examples in a package of one's own, by which no file of the project is touched."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_lab").mkdir()
+    for block in BLOCKS.values():
+        with open(folder / "my_lab" / Path(block.file).name, "a") as file:
+            if block.table:
+                value = block.row.partition(": ")[2]
+                module = block.file.removesuffix(".py").replace("/", ".")
+                file.write(f"from {module} import *\n{block.code}\n{block.name} = {value}\n")
+            else:
+                file.write(block.code)
+    return folder
+
+
+def dotted(*names: str) -> list[str]:
+    """The flags of some of the examples, as they are named in a package of one's own."""
+    flags = []
+    for name in names:
+        block = BLOCKS[name]
+        own = f"my_lab.{Path(block.file).stem}.{name}" if block.table else f"my_lab.{name}"
+        flags += [re.sub(rf"(?<=[='])(configs/)?{name}\b(?!\.py)", own, flag) for flag in block.flags]
+    return [flag.replace("configs/", "my_lab/") for flag in flags]
+
+
+@pytest.mark.slow
+def test_all_of_them_may_live_in_a_package_of_ones_own(package):
+    before = {path: path.read_bytes() for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    program, workdir = str(ROOT / "main.py"), "--workdir=run"
+    run(package, *dotted(*TRAINING), *QUIET, workdir, "--mode=train", program=program)
+    flags = [*dotted("straight", "cosine", "reversible_heun", "gentle", "projections", "brightness"), *LOOSE, workdir]
+    run(package, *flags, "--mode=eval", program=program)
+    samples, likelihood = (result(package, "run/eval/6", job) for job in ("samples", "likelihood"))
+    assert samples["sampler"].startswith("my_lab.straight") and samples["network_calls_per_sample"] == 5
+    assert likelihood["solver"].startswith("my_lab.flow.reversible_heun")
+    assert result(package, "run/eval/6", "my_lab.brightness")["mean_level"] == 127.5
+    flags = [*dotted("churned", "margin"), "--config.sampling.n_steps=5", workdir]
+    run(package, *flags, "--mode=control", program=program)
+    assert result(package, "run/control/6", "samples")["network_calls_per_sample"] == 10
+    run(package, *dotted("tiny", "stripes", "absolute"), *QUIET, "--workdir=loss", "--mode=train", program=program)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def tests_of(project: Path, folders: tuple[str, ...], names: tuple[str, ...], marks: str) -> str:
