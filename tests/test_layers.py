@@ -24,10 +24,11 @@ HOUSE = """
     score_flow.runs  score_flow.data  score_flow.losses  score_flow.experiment  score_flow.training
     score_flow.pretrained.readers  score_flow.pretrained  score_flow.pretrained.layouts  score_flow.pretrained.projects
     score_flow.build  configs
-    sampling.base  sampling.recursion  sampling.flow  sampling.likelihood  sampling.guidance  sampling.guided
-    sampling.encoding  sampling.kernels  sampling.control  sampling
+    sampling.base  sampling.published  sampling.recursion  sampling.exponential  sampling.flow  sampling.reverse_sde
+    sampling.likelihood  sampling.guided  sampling.guidance  sampling.kernels  sampling.encoding  sampling.control
+    sampling.building  sampling
     evaluation.fold  evaluation.weights  evaluation.context  evaluation.metrics.extractors  evaluation.metrics
-    evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.watch  evaluation.run
+    evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
     evaluation.opened  evaluation.modes  main
 """
 ROOMS = tuple(HOUSE.split())
@@ -37,12 +38,12 @@ FREE = {
     "score_flow.config.registries": "the map of what can be added: imports nothing before an entry is asked for",
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
 }
-LOADERS = ("score_flow/runs/files.py",)  # the one way to run a Python file by its path
+LOADERS = ("score_flow/config/loading.py",)  # the one way to run a Python file by its path: a recipe
 PLUG_INS = [entry for entry in vars(registries).values() if isinstance(entry, Registry) and not entry.table]
 
 # library -> the files that may import it
 SEAMS = {
-    "diffrax": ("sampling/flow.py", "sampling/sde.py"),
+    "diffrax": ("sampling/flow.py", "sampling/reverse_sde.py", "sampling/sde.py"),
     "orbax": ("score_flow/runs/checkpoint.py",),
     "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),
@@ -92,7 +93,8 @@ def named(path: Path) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(getattr(registries, node.attr, None), Registry):
             found.add(getattr(registries, node.attr).package)
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            text = node.value.removesuffix(".py").replace("/", ".") if node.value.endswith(".py") else node.value
+            text = node.value.partition(":")[0]  # "module:name"
+            text = text.removesuffix(".py").replace("/", ".") if text.endswith(".py") else text
             ours = text in MODULES or text.startswith(("score_flow.", "evaluation."))  # sampling.n_steps is an option
             found |= {text} if ours and re.fullmatch(r"\w+(\.\w+)+", text) else set()
     for name in imports(path):

@@ -130,7 +130,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
 @pytest.mark.parametrize("objective", [*registries.LOSSES.names(), "dequantiser"])
 def test_every_loss_keeps_the_protocol(objective, monkeypatch):
     """A tree that says what it produces, begins with parameters, and is the mean of its losses, by the key alone."""
-    monkeypatch.setattr("score_flow.build.WideResNet", Logits)
+    monkeypatch.setattr("score_flow.networks.classifier.NETWORKS", {"classifier": Logits})
     loss = built(objective)
     assert isinstance(loss, Loss) and isinstance(loss.network, nn.Module)
     assert bool(jax.tree.leaves(loss)) == (objective == "dequantiser")  # the others hold nothing fixed
