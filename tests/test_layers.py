@@ -26,7 +26,7 @@ HOUSE = """
     score_flow.build  configs
     sampling.base  sampling.published  sampling.recursion  sampling.exponential  sampling.flow  sampling.reverse_sde
     sampling.likelihood  sampling.guided  sampling.guidance  sampling.kernels  sampling.encoding  sampling.control
-    sampling.building  sampling
+    sampling  sampling.building
     evaluation.fold  evaluation.weights  evaluation.context  evaluation.metrics.extractors  evaluation.metrics
     evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
     evaluation.opened  evaluation.modes  main
