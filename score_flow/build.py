@@ -25,13 +25,12 @@ from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
-from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
 SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
@@ -176,7 +175,7 @@ ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out
 
 
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
-    """The network that config.network names; a classifier is the one that a classifier may be.
+    """The network that config.network names, of those that the objective trains.
 
     Raises UserError where the config asks for what the network has no argument for.
     """
@@ -185,8 +184,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
-        check_choice(f"config.network.name (training.objective = {objective})", section.name, ["classifier"])
-        build = WideResNet
+        build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
     else:
         build = find(registries.NETWORKS, section, "config.network")
     for argument in [argument for argument, value in offered.items() if value and argument not in parameters_of(build)]:

@@ -39,7 +39,7 @@ class Quadratic(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def small_classifier():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("score_flow.build.WideResNet", Quadratic)
+        patch.setattr("score_flow.networks.classifier.NETWORKS", {"classifier": Quadratic})
         yield
 
 

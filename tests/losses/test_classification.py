@@ -169,7 +169,7 @@ def run(workdir, mode, *flags):
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Training, loss, accuracy and report; neither samples nor a likelihood."""
-    monkeypatch.setattr("score_flow.build.WideResNet", Dense)
+    monkeypatch.setattr("score_flow.networks.classifier.NETWORKS", {"classifier": Dense})
     assert run(tmp_path, "train") == 0 and run(tmp_path, "eval") == 0
     assert not (tmp_path / "samples").exists()
     results = json.loads((tmp_path / "eval" / "3" / "results.json").read_text())

@@ -39,9 +39,9 @@ FLAGS = {  # of each loss, what it needs
 
 
 def settings(*flags, objective="simple"):
-    wanted = {flag.partition("=")[0] for flag in FLAGS[objective]}
+    wanted = {flag.partition("=")[0] for flag in FLAGS.get(objective, ())}
     tiny = [flag for flag in TINY[1:] if not ("network.name" in wanted and ".network." in flag)]
-    flags = (f"training.objective={objective}", *FLAGS[objective], *flags)
+    flags = (f"training.objective={objective}", *FLAGS.get(objective, ()), *flags)
     return load("configs/digits.py", [*tiny, *(f"--config.{flag}" for flag in flags)])
 
 
@@ -140,7 +140,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
 @pytest.mark.parametrize("objective", [*registries.LOSSES.names(), "dequantiser"])
 def test_every_loss_keeps_the_protocol(objective, monkeypatch):
     """A tree that says what it produces, begins with parameters, and is the mean of its losses, by the key alone."""
-    monkeypatch.setattr("score_flow.build.WideResNet", Logits)
+    monkeypatch.setattr("score_flow.networks.classifier.NETWORKS", {"classifier": Logits})
     loss = built(objective)
     assert isinstance(loss, Loss) and isinstance(loss.network, nn.Module)
     assert bool(jax.tree.leaves(loss)) == (objective == "dequantiser")  # the others hold nothing fixed
