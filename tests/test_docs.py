@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 from main import main
+from score_flow.build import check_components
+from score_flow.config.loading import load
 from score_flow.types import UserError
 from tests.launch import ROOT, environment, finish, places
 
@@ -26,7 +28,6 @@ GUIDES = sorted((ROOT / "docs/guide").glob("*.md"))
 PAGES = [README, *GUIDES]
 CHECKED = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"))]
 PROGRAM = "python main.py "
-names = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 # Put behind a command, so that it takes seconds: by what it says, for training (TRAINED) or for what reads a run.
 NETWORKS = {
@@ -86,7 +87,7 @@ def missing(line: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder to work in: recipes, stand-ins of PATH, and small runs of the two recipes of make demo and gallery."""
+    """A folder to work in: recipes, stand-ins of PATH, and a small run in the place of that of make demo."""
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
     (folder / "configs").symlink_to(ROOT / "configs")
     for i in range(20):
@@ -98,47 +99,72 @@ def place(tmp_path_factory):
         Image.fromarray(255 * rng.integers(0, 2, (8, 8), np.uint8)).save(folder / f"PATH/{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for recipe, run in (("digits", "digits"), ("digits_conditional", "gallery")):
-            line = f"{PROGRAM}--config=configs/{recipe}.py --workdir=runs/{run} --mode=train"
-            assert main(small(line)) == 0
-        others = [f"--config.eval.enable_{job}=False" for job in ("loss", "bpd", "sampling")]
-        assert main(["--workdir=runs/gallery", "--mode=eval", *others, "--config.eval.jobs=('trajectory',)"]) == 0
+        assert main(small(f"{PROGRAM}--config=configs/digits.py --workdir=runs/digits --mode=train")) == 0
         yield folder
 
 
-@names
-def test_commands(page, place, capsys):
-    """Each line of the page in turn."""
-    for line in lines(page):
-        if line.startswith(("make ", "#")) or not line:
-            continue
-        assert line.startswith(PROGRAM), f"a line that no test knows how to run: {line}"
-        lacking, code = missing(line), main(small(line))
-        said = capsys.readouterr().err
-        assert code == (2 if lacking else 0), f"{line}\n{said}"
-        assert not lacking or any(name in said for name in lacking), f"{line}\nlacks {lacking}, but: {said}"
+@pytest.fixture(scope="module")
+def gallery(place):
+    """A small run in the place of that of make gallery."""
+    flags = "--config=configs/digits_conditional.py --workdir=runs/gallery"
+    assert main(small(f"{PROGRAM}{flags} --mode=train")) == 0
+    others = [f"--config.eval.enable_{job}=False" for job in ("loss", "bpd", "sampling")]
+    assert main(["--workdir=runs/gallery", "--mode=eval", *others, "--config.eval.jobs=('trajectory',)"]) == 0
 
 
-@names
-def test_python(page, place):
-    """Each block of the page in turn, in one session; a block that begins with a file's name is that file."""
+LONG = {"data", "evaluation", "guidance"}  # pages of many commands; of these the quick tests read the flags
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG), id=p.stem) for p in PAGES]
+)
+def test_a_page_from_top_to_bottom(page, place, request, capsys):
+    """Every command in turn, and every Python block, in one session; a block that begins with a file's name is it."""
+    if "runs/gallery" in page.read_text():
+        request.getfixturevalue("gallery")
     session = {}
     for kind, text in blocks(page):
-        if kind != "python":
-            continue
-        if named := re.match(r"# ([\w/]+\.py)\n", text):
-            file = place / named[1]
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(text)
-            continue
-        lacking = [name for name in re.findall(r"PATH/[\w./-]+", text) if not Path(name).exists()]
-        code = compile(text, page.name, "exec")
-        if not lacking:
-            exec(code, session)
-            continue
-        with pytest.raises(UserError) as refused:
-            exec(code, session)
-        assert any(name in str(refused.value) for name in lacking)
+        if kind == "bash":
+            for line in text.splitlines():
+                command(line, capsys)
+        elif kind == "python" and (named := re.match(r"# ([\w/]+\.py)\n", text)):
+            (place / named[1]).parent.mkdir(exist_ok=True)
+            (place / named[1]).write_text(text)
+        elif kind == "python":
+            python(text, page.name, session)
+
+
+def command(line, capsys):
+    """Run it, or see it refused for what it lacks."""
+    if line.startswith("make "):
+        return
+    assert line.startswith(PROGRAM), f"a line that no test knows how to run: {line}"
+    lacking, code = missing(line), main(small(line))
+    said = capsys.readouterr().err
+    assert code == (2 if lacking else 0), f"{line}\n{said}"
+    assert not lacking or any(name in said for name in lacking), f"{line}\nlacks {lacking}, but: {said}"
+
+
+def python(text, name, session):
+    """Run it, or see it refused for what it lacks."""
+    lacking = [file for file in re.findall(r"PATH/[\w./-]+", text) if not Path(file).exists()]
+    code = compile(text, name, "exec")
+    if not lacking:
+        exec(code, session)
+        return
+    with pytest.raises(UserError) as refused:
+        exec(code, session)
+    assert any(file in str(refused.value) for file in lacking)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in LONG], ids=lambda page: page.stem)
+def test_flags(page):
+    """The recipes, keys and values of a page are such; a run in whose place none is given is one of the digits."""
+    for line in (line for line in lines(page) if line.startswith(PROGRAM)):
+        given = shlex.split(line.removeprefix(PROGRAM))
+        recipe = dict(flag.split("=", 1) for flag in given).get("--config", "configs/digits_conditional.py")
+        config = load(str(ROOT / recipe), [flag for flag in given if flag.startswith("--config.")])
+        assert check_components(config)
 
 
 LOOP, *TOGETHER = sorted(lines(ROOT / "docs/guide/machines.md", "sh"), key=lambda line: not line.startswith("until"))
