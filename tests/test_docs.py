@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -245,10 +246,12 @@ def test_make_targets_exist():
     assert {"demo", "test", "gallery"} <= named <= targets
 
 
-def test_extras_of_jax():
-    """The README installs by extras that the installed jax has."""
-    extras = set(re.findall(r'pip install \. "jax\[(\w+)\]"', README.read_text()))
-    assert {"cuda12", "cuda13", "tpu"} == extras <= set(metadata("jax").get_all("Provides-Extra"))
+def test_extras():
+    """The README installs by extras of ours, which are extras that the installed jax has."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r'`pip install "\.\[(\w+)\]"`', README.read_text())
+    assert set(named) == {"cuda12", "cuda13", "tpu"} <= set(metadata("jax").get_all("Provides-Extra"))
+    assert all(extras[name] == [f"jax[{name}]"] for name in named)
 
 
 def test_the_oldest_tested_versions_are_the_lower_bounds():
