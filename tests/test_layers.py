@@ -29,7 +29,7 @@ HOUSE = """
     sampling  sampling.building
     evaluation.fold  evaluation.weights  evaluation.context  evaluation.metrics.extractors  evaluation.metrics
     evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
-    evaluation.opened  evaluation.modes  main
+    evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
 # What names rooms above it, or is above them all, and why that is no arrow.
@@ -49,7 +49,7 @@ SEAMS = {
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
-    "optax": ("score_flow/training/steps.py", "score_flow/experiment.py", "score_flow/losses/coupling.py"),
+    "optax": ("score_flow/training/steps.py", "score_flow/experiment.py", "score_flow/build.py", "score_flow/losses/coupling.py"),
     "tensorflow": (),
     "torch": (),
     "pickle": (),

@@ -94,7 +94,7 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
     from evaluation.modes.checking import check_components
     from evaluation.modes.importing import import_into, open_published
     from score_flow.build import experiment
-    from score_flow.config.loading import BASE, load
+    from score_flow.config.loading import load
     from score_flow.runs.workdir import workdir as opened
     from score_flow.types import UserError
 
@@ -102,7 +102,7 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
         raise UserError("--mode=import needs --checkpoint=FILE.")
     published = open_published(options.checkpoint)
     settings = published.settings(options.reference_config, recipe=bool(options.config))
-    config = check_components(load(options.config or BASE, overrides, settings))
+    config = check_components(load(options.config, overrides, settings))
     run = experiment(config)
     with opened(options.workdir, exclusive=True) as workdir:
         print(import_into(workdir, published, run, config), flush=True)

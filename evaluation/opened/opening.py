@@ -10,7 +10,7 @@ from evaluation.modes import importing
 from evaluation.modes.checking import check_components
 from evaluation.opened.run import Run
 from score_flow.build import experiment
-from score_flow.config.loading import BASE, flatten, load
+from score_flow.config.loading import flatten, load
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs import workdir as folders
@@ -60,7 +60,7 @@ def open_published(
     published = importing.open_published(str(file))
     reference = None if reference_config is None else str(reference_config)
     known = published.settings(reference, recipe=config is not None)
-    found = check_components(load(str(config or BASE), [], known | flatten(settings)))
+    found = check_components(load(None if config is None else str(config), [], known | flatten(settings)))
     run = _of_images(experiment(found), found)
     if workdir is not None:
         folder = folders.path_of(str(workdir))
