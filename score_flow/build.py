@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
-from score_flow.config.components import Component, call, find, resolve
+from score_flow.config.components import Component, call, resolve
 from score_flow.config.hints import parameters_of
 from score_flow.config.options import Config
 from score_flow.data.base import Source
@@ -25,13 +25,12 @@ from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
-from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
 SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
@@ -185,10 +184,9 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
-        check_choice(f"config.network.name (training.objective = {objective})", section.name, ["classifier"])
-        build = WideResNet
+        build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
     else:
-        build = find(registries.NETWORKS, section, "config.network")
+        build = registries.NETWORKS.entry(section.name, "config.network.name")
     for argument in [argument for argument, value in offered.items() if value and argument not in parameters_of(build)]:
         builds = {name: registries.NETWORKS.entry(name, "config.network") for name in registries.NETWORKS.names()}
         able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
