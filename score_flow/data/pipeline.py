@@ -25,18 +25,18 @@ def _order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 def indices(n: int, batch_size: int, *, seed: int, step: int) -> Int[np.ndarray, "batch"]:
-    """The examples of a step: its stretch of an endless row of epochs, each a fresh permutation of 0 .. n - 1."""
+    """Choose the examples of a step: its part of an endless row of epochs, each a new permutation of 0 .. n - 1."""
     return _order(n, batch_size, seed)[step]
 
 
 def rounds(n: int, batch_size: int, round: int) -> tuple[Int[np.ndarray, "batch"], Bool[np.ndarray, "batch"]]:
-    """The examples of an evaluation round, in order, and which count: past the end the last is repeated, masked out."""
+    """Choose the examples of an evaluation round, and which count: past the end the last is repeated, masked out."""
     positions = round * batch_size + np.arange(batch_size)
     return np.minimum(positions, n - 1), positions < n
 
 
 def gather(source: Source, ids: Int[np.ndarray, "*dims"], sharding: NamedSharding) -> Batch:
-    """The examples `ids`, as global arrays of shape ids.shape + example shape, sharded over the axes of ids.
+    """Return the examples `ids`, as global arrays of shape ids.shape + example shape, sharded over the axes of ids.
 
     Every process passes the same ids and reads only the blocks of them that its own devices hold, each once.
     """

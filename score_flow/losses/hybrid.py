@@ -57,7 +57,7 @@ class Hybrid(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The sum of both for each example at given times of the chain and noise; one network call."""
+        """Return the sum of both for each example at given times of the chain and noise; one network call."""
         model = self.model
         x = model.path.perturb(x0, noise, t)
         output, variance = model.split(model.apply(params, x, t, condition, key=key), x)

@@ -41,7 +41,7 @@ class ChainBound(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The bound's term of each example at given times of the chain and noise."""
+        """Return the bound's term of each example at given times of the chain and noise."""
         x = self.model.path.perturb(x0, noise, t)
         output, variance = self.model.split(self.model.apply(params, x, t, condition, key=key), x)
         return self.of(output, variance, x0, x, t)
@@ -74,7 +74,7 @@ def build(
 def variational(
     model: Model, times: TimeSampler, scaling: Scaling, *, dequantised: bool, learn_sigma: bool, options: TrainOptions
 ) -> VariationalBound:
-    """The bound of the chain at the times that training draws from; raises UserError where there is none."""
+    """Return the bound of the chain at the times that training draws from; raises UserError where there is none."""
     objective = f"config.training.objective = {options.objective}"
     if not times.times:
         raise UserError(

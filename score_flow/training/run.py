@@ -71,7 +71,7 @@ def train(run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fi
 
 
 def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
-    """The compiled steps of a run."""
+    """Return the compiled steps of a run."""
     return make_train_steps(
         run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
         ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
@@ -83,7 +83,7 @@ def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
 
 
 def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
-    """The bytes that a program of steps takes on each device."""
+    """Return the bytes that a program of steps takes on each device."""
     leading = options.n_jitted_steps, options.batch_size
     one = source.read(np.arange(1))
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -124,7 +124,7 @@ def check_data(run: Experiment, options: TrainOptions, begins: bool) -> None:
 
 
 def about_data(run: Experiment, tested: bool) -> list[str]:
-    """What a person should know of the data before hours are spent: classes, what is held out or left out."""
+    """Return what a person should know of the data before hours are spent: classes, what is held out or left out."""
     train, used = run.train_source, run.conditioning.num_classes > 0
     labelled = train.num_classes or getattr(train, "unlabelled", "")
     lines = [f"classes{'' if used else ', which this run does not use'}: {describe_classes(train)}"] if labelled else []

@@ -59,7 +59,7 @@ class Saver:
         shardings: TrainState,
         fixed: tuple[str, ...] = FIXED,
     ) -> tuple[int, TrainState]:
-        """The step to go on from and its state: the newest good one of both folders, or (0, begin()).
+        """Return the step to go on from and its state: the newest good one of both folders, or (0, begin()).
 
         A damaged or non-finite state is said and passed over. Raises UserError for a checkpoint of another config,
         naming both values, and when there are states and none is good.
@@ -105,7 +105,7 @@ class Saver:
 def _restore(
     checkpoints: Checkpoints, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
 ) -> TrainState:
-    """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
+    """Load the state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
     wanted = _items(target(shapes, shardings))
     if "imported" not in checkpoints.meta(step):
         return TrainState(**_from_items(checkpoints.restore(step, wanted)))
@@ -114,7 +114,7 @@ def _restore(
 
 
 def _items(state: TrainState) -> dict:
-    """The state as separately restorable items."""
+    """Return the state as separately restorable items."""
     rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
     return {"params": state.params, "ema": list(state.ema), "train": rest}
 
@@ -151,7 +151,7 @@ def refuse_other_config(
 
 
 def remembered(workdir: str | Path) -> dict[str, Any] | None:
-    """The facts of the data that a run was trained on, by its newest state: {} where it knows none; None without any.
+    """Read the facts of a run's training data off its newest state: {} where it knows none; None without any.
 
     What cannot be read is passed over: who uses the states themselves says what is damaged.
     """

@@ -17,6 +17,7 @@ from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
 from score_flow.losses.base import Aux, Loss
+from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.process.times import TimeSampler, uniform
 from score_flow.runs.sharding import state_shardings
 from score_flow.training.dequantiser import dequantisation
@@ -39,9 +40,9 @@ FLAGS = {  # of each loss, what it needs
 
 
 def settings(*flags, objective="simple"):
-    wanted = {flag.partition("=")[0] for flag in FLAGS.get(objective, ())}
+    wanted = {flag.partition("=")[0] for flag in FLAGS[objective]}
     tiny = [flag for flag in TINY[1:] if not ("network.name" in wanted and ".network." in flag)]
-    flags = (f"training.objective={objective}", *FLAGS.get(objective, ()), *flags)
+    flags = (f"training.objective={objective}", *FLAGS[objective], *flags)
     return load("configs/digits.py", [*tiny, *(f"--config.{flag}" for flag in flags)])
 
 
@@ -140,7 +141,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
 @pytest.mark.parametrize("objective", [*registries.LOSSES.names(), "dequantiser"])
 def test_every_loss_keeps_the_protocol(objective, monkeypatch):
     """A tree that says what it produces, begins with parameters, and is the mean of its losses, by the key alone."""
-    monkeypatch.setattr("score_flow.networks.classifier.NETWORKS", {"classifier": Logits})
+    monkeypatch.setitem(CLASSIFIERS, "classifier", Logits)
     loss = built(objective)
     assert isinstance(loss, Loss) and isinstance(loss.network, nn.Module)
     assert bool(jax.tree.leaves(loss)) == (objective == "dequantiser")  # the others hold nothing fixed
