@@ -172,7 +172,7 @@ def test_a_kernel_of_ones_own_with_an_argument_of_its_own(kick):
     for sampler in (resolve(registries.SAMPLERS, chosen, WHERE), build(**chosen.arguments)):
         np.testing.assert_array_equal(sampler(keys, GaussianDenoiser(VP()), shape).x, np.full((2, 3), 2.25))
     assert check(registries.SAMPLERS, chosen, WHERE).arguments["strength"] == 2.0
-    defaults, own = (with_defaults(registries.SAMPLERS, each) for each in (section(), chosen))
+    defaults, own = (with_defaults(registries.SAMPLERS, each, WHERE).arguments for each in (section(), chosen))
     assert own.keys() - defaults.keys() == {"strength"}  # so that results are of it
 
 
