@@ -20,9 +20,9 @@ from evaluation.opened import given, programs
 from evaluation.opened.given import AnyArray, Labels, Levels
 from sampling import encoding
 from sampling.base import Sampler, Stream, example_keys
+from sampling.building import build_sampler
 from sampling.control import inpaint
 from sampling.control.base import Control, Method
-from sampling.building import build_sampler
 from score_flow.config.loading import with_settings
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data.base import Source
