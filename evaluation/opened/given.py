@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int32, Integer, PyTree, UInt8
+from jaxtyping import Bool, Float, Int32, PyTree, UInt8
 
 from score_flow.runs.sharding import multiple, place, to_host
 from score_flow.types import NonFinite, UserError
 
 Levels = UInt8[np.ndarray, "n h w c"]
 AnyArray = np.ndarray | jax.Array | Sequence[Any]  # what it must hold, the functions below say in words
-Labels = int | Sequence[int] | Integer[np.ndarray, "n"] | Integer[jax.Array, "n"]  # one for all, or one each
+Labels = int | np.integer | Sequence[int] | np.ndarray | jax.Array  # one for all, or one each
 
 
 def levels_of(images: Any, shape: tuple[int, int, int], levels: int) -> Levels:
