@@ -15,7 +15,7 @@ from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.process.grid import Grid, choose, listed
+from score_flow.process.grid import GRIDS, Grid, choose
 from score_flow.types import UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
@@ -72,12 +72,7 @@ class Solver:
     @property
     def fixed(self) -> bool:
         """Whether the steps are those of a grid."""
-        return self.n_steps > 0 or listed(self.grid)
-
-    def rows(self) -> tuple[tuple[Any, int, int], tuple[float, float]]:
-        """What the tables say of its method and of its control; raises UserError where another package has no such."""
-        method = registries.METHODS.entry(self.method, f"{self.where}.method")
-        return method, registries.STEP_CONTROLS.entry(self.control, f"{self.where}.control")
+        return self.n_steps > 0 or self.grid not in GRIDS
 
     def described(self) -> str:
         """What was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
@@ -94,6 +89,11 @@ class Solver:
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
         """The times of fixed steps, descending."""
         return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
+
+    def rows(self) -> tuple[tuple[Any, int, int], tuple[float, float]]:
+        """Look its method and its control up in their tables; raises UserError where another package has no such."""
+        method = registries.METHODS.entry(self.method, f"{self.where}.method")
+        return method, registries.STEP_CONTROLS.entry(self.control, f"{self.where}.control")
 
 
 Time = float | Float[Array, ""]  # traced ones only with adaptive steps
