@@ -49,7 +49,7 @@ SEAMS = {
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
-    "optax": ("score_flow/training/steps.py", "score_flow/experiment.py", "score_flow/build.py", "score_flow/losses/coupling.py"),
+    "optax": tuple(f"score_flow/{file}.py" for file in ("training/steps", "experiment", "build", "losses/coupling")),
     "tensorflow": (),
     "torch": (),
     "pickle": (),
@@ -149,7 +149,9 @@ def test_files_import_each_other_in_no_circle():
     graph = {
         module(path): {other if other in MODULES else other.rpartition(".")[0] for other in imports(path)} & MODULES
         for path in FILES
+        if module(path) != "score_flow"  # the face: what it imports it does for editors alone
     }
+    graph = {name: others - {"score_flow"} for name, others in graph.items()}
     done: set[str] = set()
     while ready := {name for name, others in graph.items() if name not in done and others - {name} <= done}:
         done |= ready
@@ -189,7 +191,7 @@ def test_modules_are_made_from_files_in_one_place():
     users = {p.relative_to(ROOT).as_posix() for p in FILES if any(word in p.read_text() for word in words)}
     assert users <= set(LOADERS)
     texts = {p: [n for n in ast.walk(tree(p)) if getattr(n, "attr", "") == "import_module"] for p in FILES}
-    assert {module(path) for path, nodes in texts.items() if nodes} <= set(FREE)
+    assert {module(path) for path, nodes in texts.items() if nodes} <= {*FREE, "score_flow.config.packages"}
 
 
 def test_nothing_says_pmap():
