@@ -16,6 +16,7 @@ from sampling.base import Stream
 from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.components import Component
+from score_flow.config.hints import arguments_of
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import EvalOptions
 from score_flow.config.registries import ROOT
@@ -170,8 +171,7 @@ def test_every_argument_of_a_sampler_is_named(name):
     """Defaults too."""
     module = __import__(f"sampling.{name}", fromlist=["build"])
     said = described(Component(name))
-    names = module.build.__annotations__.keys() - {"return"}
-    assert said.startswith(name) and all(f" {argument}=" in said for argument in names)
+    assert said.startswith(name) and all(f" {argument}=" in said for argument in arguments_of(module.build))
 
 
 def test_the_version_is_one():
