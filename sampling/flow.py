@@ -14,7 +14,7 @@ from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.process.grid import GRIDS, Grid, choose
+from score_flow.process.grid import Grid, choose, listed
 from score_flow.types import UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
@@ -70,7 +70,7 @@ class Solver:
     @property
     def fixed(self) -> bool:
         """Whether the steps are those of a grid."""
-        return self.n_steps > 0 or self.grid not in GRIDS
+        return self.n_steps > 0 or listed(self.grid)
 
     def described(self) -> str:
         """What was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""

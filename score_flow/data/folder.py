@@ -68,15 +68,15 @@ class ImageReader:
     max_pixels: int
 
     def check(self, file: Path) -> str | None:
-        """Why the header of the file is refused, or None."""
+        """Say why the header of the file is refused, or None."""
         return _refusal(lambda: self._look(file))
 
     def check_pixels(self, file: Path) -> str | None:
-        """Why the file is refused, its pixels included, or None."""
+        """Say why the file is refused, its pixels included, or None."""
         return _refusal(lambda: self.decode(file))
 
     def check_end(self, file: Path) -> str | None:
-        """Why the header or the end of the file is refused, or None: what can be known without decoding it."""
+        """Say why the header or the end of the file is refused, or None: what can be known without decoding it."""
         return _refusal(lambda: self._look(file, to_the_end=True))
 
     def decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
@@ -135,7 +135,7 @@ def _refusal(look: Callable[[], object]) -> str | None:
 
 
 def _is_whole(file: Path, kind: str) -> bool:
-    """Whether a file ends as its format does, or is as long as its header says."""
+    """Say whether a file ends as its format does, or is as long as its header says."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         head = stream.read(8)
@@ -243,7 +243,7 @@ def _open(
     on_error: str,
     beside: tuple[str, ...] = (),
 ) -> FolderSource:
-    """The files that can be used, labelled by the classes if they have them."""
+    """Return the files that can be used, labelled by the classes if they have them."""
     files = [listed.root / file for file in listed.files]
     kept, label = _usable(files, reader, on_error), listed.labels(classes)
     return FolderSource(
@@ -259,7 +259,7 @@ def _open(
 
 
 def _usable(files: list[Path], reader: ImageReader, on_error: str) -> Int[np.ndarray, "kept"]:
-    """The indices of the files that pass; all of them, unless on_error is "skip"."""
+    """Return the indices of the files that pass; all of them, unless on_error is "skip"."""
     look, refused = reader.check, {}
     if on_error == "skip":
         look = reader.check_pixels if len(files) <= DECODED else reader.check_end

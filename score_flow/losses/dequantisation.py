@@ -152,7 +152,7 @@ class Dequantisation:
         return self.score_matching.times
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters that standardise the flow on the levels of a batch (arXiv:1902.00275)."""
+        """Make parameters that standardise the flow on the levels of a batch (arXiv:1902.00275)."""
         init_key, noise_key = jax.random.split(key)
         levels = batch["image"]
         noise = jax.random.normal(noise_key, levels.shape)
@@ -162,7 +162,7 @@ class Dequantisation:
     def __call__(
         self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
     ) -> tuple[Float[Array, ""], Aux]:
-        """The mean of a batch. The key decides the flow's noise and dropout, and times and noise of the bound."""
+        """Return the mean of a batch. The key decides noise and dropout of the flow, times and noise of the bound."""
         data_key, loss_key = keys_of(key, train)
         levels, condition = self.levels(data_key, batch)
         flow_key, dropout_key, bound_key = jax.random.split(loss_key, 3)

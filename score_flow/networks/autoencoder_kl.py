@@ -26,7 +26,7 @@ class DiagonalGaussian(NamedTuple):
 
     @classmethod
     def from_moments(cls, moments: Float[Array, "b h w m"]) -> "DiagonalGaussian":
-        """The law whose mean and log variance, clamped to [-30, 20], are the two halves of the channels."""
+        """Return the law whose mean and log variance, clamped to [-30, 20], are the two halves of the channels."""
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return cls(mean, jnp.clip(log_variance, *LOG_VARIANCE))
 
@@ -107,11 +107,11 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian.from_moments(self.moments(x))
 
     def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c_out"]:
-        """The image of a latent."""
+        """Return the image of a latent."""
         return layers.at_least_float32(self.decoder(self.post_quant_conv(z) if self.quant_convs else z))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c_out"]:
-        """The reconstruction from the mean latent; initialises every parameter."""
+        """Return the reconstruction from the mean latent; initialises every parameter."""
         return self.decode(self.encode(x).mean)
 
     def _check_size(self, x: Float[Array, "..."]) -> None:

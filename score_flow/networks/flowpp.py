@@ -109,7 +109,7 @@ class FlowppDequantiser(nn.Module):
         return u, numerics.standard_normal_log_prob(noise) - log_det
 
     def inverse(self, x: Float[Array, "b h w c"], u: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The noise that becomes u, 0 < u < 1, given the same x."""
+        """Return the noise that becomes u, 0 < u < 1, given the same x."""
         context = self.context(x, deterministic=True)
         u = layers.at_least_float32(u)
         a, b = split_columns(jnp.log(u) - jnp.log1p(-u))
@@ -119,7 +119,7 @@ class FlowppDequantiser(nn.Module):
 
 
 def split_columns(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w//2 c"], Float[Array, "b h w//2 c"]]:
-    """The even and the odd columns (which the source calls a checkerboard)."""
+    """Return the even and the odd columns (which the source calls a checkerboard)."""
     if x.shape[2] % 2:
         raise UserError(f"FlowppDequantiser needs images (b, h, w, c) with an even w, got shape {x.shape}.")
     return x[:, :, 0::2], x[:, :, 1::2]

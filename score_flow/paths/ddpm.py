@@ -59,13 +59,13 @@ class DDPM(Path):
             )
 
     def table(self) -> Float[np.ndarray, "n"]:
-        """The float64 betas of the chain."""
+        """Return the float64 betas of the chain."""
         if self.betas is not None:
             return np.asarray(self.betas, np.float64)
         return linear_betas(self.n, self.beta_min, self.beta_max) if self.schedule == "linear" else cosine_betas(self.n)
 
     def times(self) -> Float[np.ndarray, "n"]:
-        """The float64 times (i + 1)/n of the chain's states."""
+        """Return the float64 times (i + 1)/n of the chain's states."""
         n = len(self.table())
         return np.arange(1, n + 1) / n
 

@@ -27,7 +27,7 @@ NETWORKS = PRESETS | {
 
 
 def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantiser:
-    """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
+    """Build the flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
     check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
     side = max(image_shape[:2])
     by_size = "small" if side < 32 else "cifar10" if side < 64 else "imagenet64"
@@ -37,7 +37,7 @@ def build_network(section: Component, image_shape: tuple[int, int, int]) -> Flow
 
 
 def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
-    """The dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
+    """Return the dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
     path, t_min = run.model.path, config.training.smallest_time
     t_max = noisy_end(path, config.training.largest_time)
     finite_log_snr(path, t_min)
@@ -45,11 +45,11 @@ def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisa
     noising = Noising(prepare, log_snr(path, t_min, t_max))
     matching = Denoising(run.model, noising, likelihood, "sum")
     network = build_network(config.dequantizer, run.image_shape)
-    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
+    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min=t_min, t_max=t_max, score=score)
 
 
 def settings(config: Config, score_step: int) -> Config:
-    """The config as its dequantiser's training reads it."""
+    """Return the config as its dequantiser's training reads it."""
     return dataclasses.replace(
         config,
         training=dataclasses.replace(

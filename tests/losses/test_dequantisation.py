@@ -212,7 +212,7 @@ T_MIN, T_MAX = 1e-3, noisy_end(Linear(), 1.0)
 def loss_of(network, scaling, score):
     model = Model(ExactNoise(), Linear(), PREDICTIONS["noise"], Preconditioning(time_scale=1.0))
     matching = denoising(model, log_snr(Linear(), T_MIN, T_MAX), "likelihood", "sum")
-    return Dequantisation(network, scaling, as_given, matching, T_MIN, T_MAX, score)
+    return Dequantisation(network, scaling, as_given, matching, t_min=T_MIN, t_max=T_MAX, score=score)
 
 
 def test_the_bound_of_an_exact_model_is_its_cross_entropy():
@@ -288,7 +288,7 @@ def test_initial_parameters_are_made_of_the_first_images():
     run = experiment(config)
     loss = dequantisation(run, config, {})
     assert isinstance(loss.network, FlowppDequantiser) and loss.produces == "dequantiser"
-    first = run.train_source.read(indices(len(run.train_source), 16, run.seed, 0))
+    first = run.train_source.read(indices(len(run.train_source), 16, seed=run.seed, step=0))
     params = jax.jit(loss.replace(network=Remembering()).init)(jax.random.key(0), first)
     np.testing.assert_allclose(params["x"], first["image"] / 16.0, rtol=EPS)
     noise = np.asarray(params["noise"])

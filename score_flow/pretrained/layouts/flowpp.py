@@ -36,7 +36,7 @@ def flax_layout(network: FlowppDequantiser) -> Layout:
 
 
 def _unread(network: FlowppDequantiser) -> list[str]:
-    """The tables of positions that the source stores, and never reads, in networks without attention."""
+    """Return the tables of positions that the source stores, and never reads, in networks without attention."""
     in_couplings = [f"{_coupling_name(network, i)}/pos_emb" for i in range(network.couplings)]
     in_context = [f"{_context_name(network)}/pos_emb_dq"] if "norm" in network.context_block else []
     blocks = ((network.block, in_couplings), (network.context_block, in_context))

@@ -43,7 +43,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
 
 
 def layouts(model: Model) -> Any:
-    """The module that knows the names of a network's tensors."""
+    """Return the module that knows the names of a network's tensors."""
     kinds = {"NCSNpp": ncsnpp_layout, "DDPM": ncsnpp_layout, "NCSN": ncsn_layout, "NCSNv2": ncsn_layout}
     kind = type(model.network).__name__
     if kind not in kinds:
