@@ -19,7 +19,7 @@ def build(
     variance: Annotated[str, Limits(among=VARIANCES)] = "small",
     respacing: str = "",
 ) -> Sampler:
-    """n_steps ancestral steps from t_max to t_min, or those that a respacing keeps ("250") of a chain of n_steps."""
+    """Take n_steps steps from t_max to t_min, or those of a chain of n_steps that a respacing keeps ("250")."""
     check_times(WHERE, t_min, t_max)
     times = choose_in_chain(WHERE, grid, n_steps, respacing)
     return chain_sampler([ancestral(variance)], lambda path: intervals(times(path, n_steps, t_min, t_max)))

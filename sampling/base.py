@@ -42,27 +42,28 @@ Law = Gaussian | Callable[[Images], Gaussian]
 class Kernel(Protocol):
     """One step of a chain: the law of the next state, of which `chain` then draws.
 
-    A predictor arrives at s: as steps get shorter, a chain of it carries the law of x_t to that of x_s for every t to
-    s, with an error that falls at least as fast as the steps. A corrector stays at t: it changes the law of x_t, which
-    it leaves as it is but for an error of second order in (distance moved)^2.
+    A predictor arrives at s: chains of it carry the law of x_t to that of x_s, with an error that falls at least as the
+    length of their steps. A corrector stays at t: where it moves x by m standard deviations of x_t, m below 1, it
+    changes the mean by less than m^4 of them and the variance by less than a share of m^4.
 
-    A file of sampling/kernels/ exports `predictor(**fields) -> Kernel`, `corrector(**fields) -> Kernel`, or both. Its
-    fields are arguments of the sampler predictor_corrector, those that have a default with theirs; fields of the names
-    of that sampler's own arguments (snr, t_min, ...) get its values, and `chain: ChainGiven` (sampling.published) the
-    published chain, without which a kernel is refused there.
+    A file of sampling/kernels/ exports `predictor(**fields) -> Kernel`, `corrector(**fields) -> Kernel`, or both, with
+    limits in the fields' annotations and with defaults, of which tests build it. The fields become arguments of the
+    sampler predictor_corrector; those that it has itself have its values (t_min, t_max, n_steps, grid, norms, denoise,
+    probability_flow, and snr, which says how far a corrector goes). `chain: ChainGiven = None` (sampling.published) is
+    the published chain whose steps it is to take; a kernel without is refused where config.sampling.chain names one.
     """
 
     def __call__(self, denoiser: Denoiser, x: Images, s: Times, t: Times) -> Law:
-        """The law of the next state, given x at time t, s < t.
+        """Return the law of the next state, given x at time t, s < t.
 
-        Times are () or (b,), coefficients come from denoiser.path, `expand` makes them broadcast over x. It makes one
-        call of the denoiser, at (x, t), of whichever of estimate, x0, score and velocity: samplers count on it.
+        Times are () or (b,); what they decide comes from denoiser.path, and `expand` makes it broadcast over x. The
+        denoiser is called once, at (x, t), by one of estimate, x0, score and velocity: samplers count on that.
 
-        It draws nothing, and each example's law is its own: `chain` draws the noise, by the keys of the examples, so
-        that a sample depends on nothing but its number. mean has the shape of x; std >= 0 broadcasts over it.
+        A kernel draws nothing, and gives each example a law of its own: `chain` draws the noise, by the examples' keys,
+        so that a sample depends on its number alone. mean has the shape and dtype of x; std >= 0 broadcasts over it.
 
-        It is finite wherever chains go on any path: alpha(t) may be 0, where g2, the drift and log SNR are infinite
-        (score, velocity and estimate are not), and s may be 0, where sigma(s) may be 0; sigma(t) and alpha(s) are not.
+        The law is finite on every path, from t = 1, where alpha may be 0 (g2, drift and log SNR are infinite there;
+        estimate, score and velocity are not), to s = 0, where sigma may be 0. alpha(s) and sigma(t) never are.
         """
         ...
 
@@ -88,7 +89,7 @@ def example_keys(seed: int, indices: Integer[Array, "b"], stream: Stream = Strea
 
 
 def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Images:
-    """Standard normal noise of one example's shape for each key, folded with a step number."""
+    """Draw standard normal noise of one example's shape for each key, folded with a step number."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
@@ -126,7 +127,7 @@ def chain(
 
 
 def chain_sampler(kernels: Sequence[Kernel], times: Callable[[Path], Intervals], denoise: bool = True) -> Sampler:
-    """A sampler that draws from the prior where the intervals times(path) begin, then runs `chain` over them."""
+    """Return a sampler that draws from the prior where the intervals times(path) begin, then runs `chain`."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         intervals = times(denoiser.path)
@@ -139,11 +140,11 @@ def chain_sampler(kernels: Sequence[Kernel], times: Callable[[Path], Intervals],
 
 
 def split(keys: Keys) -> tuple[Keys, Keys]:
-    """Two independent keys for each key: the prior's and the steps'."""
+    """Make two independent keys of each key: the prior's and the steps'."""
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
 
 
 def finite(x: Images) -> Bool[Array, "b"]:
-    """Which examples hold only finite numbers."""
+    """Say which examples hold only finite numbers."""
     return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)

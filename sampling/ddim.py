@@ -17,7 +17,7 @@ def build(
     eta: NotNegative = 0.0,
     respacing: str = "",
 ) -> Sampler:
-    """n_steps DDIM steps from t_max to t_min, or those that a respacing keeps ("ddim50") of a chain of n_steps."""
+    """Take n_steps DDIM steps from t_max to t_min, or those that a respacing keeps ("ddim50") of a chain of n_steps."""
     check_times(WHERE, t_min, t_max)
     times = choose_in_chain(WHERE, grid, n_steps, respacing)
     return chain_sampler([ddim.predictor(eta)], lambda path: intervals(times(path, n_steps, t_min, t_max)))

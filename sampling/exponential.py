@@ -17,22 +17,24 @@ B = {"bh1": lambda h: h, "bh2": lambda h: -np.expm1(-h)}
 
 
 def half_log_snr(path: Path, times: Grid) -> Grid:
-    """lambda = log(alpha/sigma), the variable of the exponential integrators; infinite where alpha or sigma is 0."""
+    """Return lambda = log(alpha/sigma), the variable of exponential integrators; infinite where alpha or sigma is 0."""
     alpha, sigma = levels(path, times)
     with np.errstate(divide="ignore"):
         return np.log(alpha) - np.log(sigma)
 
 
 def step_orders(log_snr: Grid, order: int) -> list[int]:
-    """The order of each step: 1, 2, ... as estimates at finite log SNR come in; lowered towards the end of short runs
-    and before an infinite log SNR."""
+    """Choose the order of each step: 1, 2, ... as estimates at finite log SNR come in.
+
+    It is lowered towards the end of short runs and before an infinite log SNR.
+    """
     n, known = len(log_snr) - 1, np.cumsum(np.isfinite(log_snr))
     lowered = n < SHORT or not np.isfinite(log_snr[-1])
     return [min(order, max(int(known[i]), 1), n - i if lowered else order) for i in range(n)]
 
 
 def exponential_weights(nodes: Float[np.ndarray, "k"], h: float, b: str = "bh2") -> Float[np.ndarray, "k"]:
-    """Weights of the values at the nodes in h int_0^1 e^{-h (1 - u)} p(u) du, p the polynomial through them.
+    """Weigh the values at the nodes in h int_0^1 e^{-h (1 - u)} p(u) du, p the polynomial through them.
 
     Of two nodes the first moment is taken as B(h)/2, as DPM-Solver++(2M) and UniPC do; the rest are exact.
     """
@@ -45,7 +47,7 @@ def exponential_weights(nodes: Float[np.ndarray, "k"], h: float, b: str = "bh2")
 
 
 def dpm_solver(path: Path, times: Grid, order: int, *, variant: str = "ode", b: str = "bh2") -> Recursion:
-    """x_s = (sigma_s/sigma_t) x_t + sigma_s int e^lambda x0(lambda) dlambda, x0 a polynomial through `order` estimates.
+    """Tabulate x_s = (sigma_s/sigma_t) x_t + sigma_s int e^lambda x0 dlambda, x0 a polynomial through estimates.
 
     "sde" (arXiv:2211.01095, eq. 18): sigma_s/sigma_t e^{-h} x_t + 2 sigma_s int e^{2 lambda - lambda_s} x0 dlambda +
     sigma_s sqrt(1 - e^{-2h}) z, h = lambda_s - lambda_t; like `chain` it adds no noise in its last step. At order 3 the

@@ -14,7 +14,7 @@ from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.process.grid import Grid, choose, listed
+from score_flow.process.grid import GRIDS, Grid, choose
 from score_flow.types import UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
@@ -69,11 +69,11 @@ class Solver:
 
     @property
     def fixed(self) -> bool:
-        """Whether the steps are those of a grid."""
-        return self.n_steps > 0 or listed(self.grid)
+        """Say whether the steps are those of a grid."""
+        return self.n_steps > 0 or self.grid not in GRIDS
 
     def described(self) -> str:
-        """What was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
+        """Say what was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
         if not self.fixed:
             return f"{self.method} rtol {self.rtol:g} atol {self.atol:g}"
         if isinstance(self.grid, str):
@@ -85,7 +85,7 @@ class Solver:
         _steps(self, path, t0=t_min, t1=t_max)
 
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
-        """The times of fixed steps, descending."""
+        """Return the times of fixed steps, descending."""
         return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
 
 
@@ -138,7 +138,7 @@ def solve_flow(
 
 
 def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[diffrax.AbstractStepSizeController, int]:
-    """What chooses the steps, and how many there may be."""
+    """Return what chooses the steps, and how many there may be."""
     if not solver.fixed:
         proportional, integral = CONTROLS[solver.control]
         controller = diffrax.PIDController(
@@ -158,7 +158,7 @@ def _worst_part(error: Any) -> Float[Array, ""]:
 
 
 def velocity_field(denoiser: Denoiser) -> Callable[[Any, Any, Any], Any]:
-    """The probability-flow velocity as diffrax wants it; args is the condition of the batch that is stepped."""
+    """Return the probability-flow velocity as diffrax wants it; args is the condition of the batch that is stepped."""
     return lambda t, x, condition: denoiser.given(condition).velocity(x, t)
 
 

@@ -30,7 +30,7 @@ def guide(
     autoguided: bool = False,
     temperature: float = 1.0,
 ) -> Callable[..., Denoiser]:
-    """(denoiser, worse one or None, a classifier's log_prob or None) -> the guided denoiser; what is off costs nothing.
+    """Return (denoiser, worse one or None, a classifier's log_prob or None) -> guided one; what is off costs nothing.
 
     Autoguidance if `autoguided`, else classifier-free guidance; then that of a classifier; then thresholding.
 

@@ -48,7 +48,7 @@ class Extrapolation:
             raise UserError(f"config.guidance.interval is {self.interval}; give (first, last) time, within [0, 1].")
 
     def __call__(self, good: Estimate, bad: Estimate, t: Times, c: Coefficients) -> Estimate:
-        """The guided pair; a learned variance stays the good one's."""
+        """Return the guided pair; a learned variance stays the good one's."""
         x0, noise = (g + (self.scale - 1) * (g - b) for g, b in ((good.x0, bad.x0), (good.noise, bad.noise)))
         guided = Estimate(x0, noise, good.variance)
         if self.rescale:
@@ -59,19 +59,19 @@ class Extrapolation:
         return guided._replace(x0=jnp.where(acts, guided.x0, good.x0), noise=jnp.where(acts, guided.noise, good.noise))
 
     def _acts(self, t: Times, x: Images) -> Bool[Array, "..."]:
-        """Which numbers of x are guided at time t."""
+        """Say which numbers of x are guided at time t."""
         (first, last), t, channels = self.interval, expand(t, x), x.shape[-1]
         return (first <= t) & (t <= last) & (jnp.arange(channels) < (self.channels or channels))
 
 
 def with_x0(estimate: Estimate, x0: Images, c: Coefficients) -> Estimate:
-    """The pair with another x0; the noise follows so that alpha x0 + sigma noise stays x_t."""
+    """Return the pair with another x0; the noise follows so that alpha x0 + sigma noise stays x_t."""
     # Moved by d noise / d x0 rather than solved for: where x0 stays, not a bit of the noise changes.
     return estimate._replace(x0=x0, noise=estimate.noise + data.gain(c) * (x0 - estimate.x0))
 
 
 def _std_ratio(x: Images, y: Images) -> Float[Array, "b *_"]:
-    """std(x) / std(y) of each example; 1 where y is constant."""
+    """Return std(x) / std(y) of each example; 1 where y is constant."""
     x, y = (jnp.var(z, axis=tuple(range(1, z.ndim)), keepdims=True) for z in (x, y))
     return jnp.sqrt(jnp.where(y > 0, x, 1.0) / jnp.where(y > 0, y, 1.0))
 
@@ -142,12 +142,12 @@ class ClassifierFree(Around):
 
 
 def _alternate(x: Array, y: Array) -> Array:
-    """x[0], y[0], x[1], y[1], ...: side by side, both halves of a sharded batch stay on their example's device."""
+    """Interleave x[0], y[0], x[1], ...: side by side, both halves of a sharded batch stay on their example's device."""
     return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
 
 
 def _parts(estimate: Estimate) -> tuple[Estimate, Estimate]:
-    """Undoes `_alternate`."""
+    """Undo `_alternate`."""
     pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), estimate)
     return jax.tree.map(lambda leaf: leaf[:, 0], pairs), jax.tree.map(lambda leaf: leaf[:, 1], pairs)
 

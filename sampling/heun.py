@@ -18,7 +18,7 @@ from score_flow.types import UserError
 
 
 def churned(path: Path, times: Grid, s_churn: float, *, s_min: float, s_max: float) -> Float[np.ndarray, "times-1"]:
-    """The times from which the steps start: noise levels raised by 1 + gamma, gamma = min(s_churn/n, sqrt(2) - 1).
+    """Return the times at which steps start: noise levels raised by 1 + gamma, gamma = min(s_churn/n, sqrt(2) - 1).
 
     Only levels between s_min and s_max are raised, and none above that of times[0]: the first step has no churn.
     """
@@ -37,7 +37,7 @@ def churned(path: Path, times: Grid, s_churn: float, *, s_min: float, s_max: flo
 def heun(
     path: Path, times: Grid, s_churn: float = 0.0, *, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
 ) -> Recursion:
-    """Heun steps of dy/dv = (y - x0)/v, y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
+    """Tabulate Heun steps of dy/dv = (y - x0)/v, y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
 
     A step from v to w calls at its start, y <- (w/v) y + (1 - w/v) x0, and at its end, y <- y + (v/w - 1)/2 (x0' - x0):
     with n steps 2 n - 1 calls. Churn then adds s_noise sqrt(w_start^2 - w^2) z, which takes y to the next start. From
@@ -74,7 +74,7 @@ def build(
     s_max: Annotated[float, Limits(least=0, infinite=True)] = math.inf,
     s_noise: NotNegative = 1.0,
 ) -> Sampler:
-    """n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
+    """Take n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
 
     s_churn = 0 is deterministic; s_min and s_max bound the noise levels sigma/alpha that churn raises.
     """

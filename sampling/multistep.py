@@ -21,7 +21,7 @@ def build(
     order: Annotated[int, Limits(least=1, most=3)] = 2,
     variant: Annotated[str, Limits(among=tuple(VARIANTS))] = "ode",
 ) -> Sampler:
-    """n_steps steps of DPM-Solver++(order M), deterministic ("ode") or stochastic ("sde"); one network call a step."""
+    """Take n_steps steps of DPM-Solver++(order M), deterministic ("ode") or stochastic ("sde"); a network call each."""
     check_times(WHERE, t_min, t_max)
     times = choose(f"{WHERE}.grid", grid)
 

@@ -18,7 +18,7 @@ NONE = (("none", ""),)
 
 
 def kernel(role: str, name: str, own: Mapping[str, Any] | None = None, **known: Any) -> Kernel:
-    """The predictor or corrector of a name, of its own arguments, which are checked, and what it takes of the known."""
+    """Build the predictor or corrector of a name from arguments of its own, checked, and those known that it takes."""
     build = KERNELS[role].entry(name, f"{WHERE}.{role}")
     mine = {field: value for field, value in (own or {}).items() if field in parameters_of(build)}
     return components.call(build, Component(name, mine), WHERE, **known)
@@ -61,7 +61,7 @@ def build(
     denoise: bool = True,
     **own: Any,
 ) -> Sampler:
-    """n_steps intervals, on each n_corrector_steps corrections at t and one prediction; an empty name is none.
+    """Take n_corrector_steps corrections and a prediction on each of n_steps intervals; an empty name is none.
 
     chain: score_sde's forward chain and its n_steps times in place of the grid and of the path's exact transitions:
     ddpm (VP), smld (VE), euler (any). Its presets also take norms = batch. probability_flow: predict along the flow.
@@ -75,7 +75,7 @@ def build(
         raise UserError(f"{WHERE}.chain = {chain} has its own times; grid must be uniform.")
 
     known = {"t_min": t_min, "t_max": t_max, "n_steps": n_steps, "grid": grid, "snr": snr, "norms": norms}
-    known |= {"chain": published, "probability_flow": probability_flow}
+    known |= {"chain": published, "probability_flow": probability_flow, "denoise": denoise}
     found = {role: [kernel(role, name, own, **known)] for role, name in roles.items()}
     kernels = found.get("corrector", []) * n_corrector_steps + found.get("predictor", [])
 

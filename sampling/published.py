@@ -31,7 +31,7 @@ Forward = Callable[[Path, Times, Times], tuple[Times, ...]]
 
 
 def ddpm_table(path: Path, n: int) -> Float[np.ndarray, "3 n"]:
-    """The chain of a VP path, beta_i = beta(i/(n - 1))/n; its ancestral noise is that of the forward step."""
+    """Tabulate the chain of a VP path, beta_i = beta(i/(n - 1))/n; its ancestral noise is that of the forward step."""
     u = jnp.linspace(0.0, 1.0, n)
     beta = np.asarray(-2 * path.at(u).drift / n)
     preserved = np.asarray(path.alpha(u) ** 2 + path.sigma(u) ** 2)
@@ -41,7 +41,7 @@ def ddpm_table(path: Path, n: int) -> Float[np.ndarray, "3 n"]:
 
 
 def smld_table(path: Path, n: int) -> Float[np.ndarray, "3 n"]:
-    """The levels sigma_i = sigma(i/(n - 1)) of a VE path, sigma_{-1} = 0 (Song et al. 2021, app. F)."""
+    """Tabulate the levels sigma_i = sigma(i/(n - 1)) of a VE path, sigma_{-1} = 0 (Song et al. 2021, app. F)."""
     u = jnp.linspace(0.0, 1.0, n)
     sigma = np.asarray(path.sigma(u))
     if np.any(np.asarray(path.alpha(u)) != 1.0):
@@ -71,7 +71,7 @@ class PublishedChain:
     n: int
 
     def step(self, path: Path, s: Times, t: Times) -> Step:
-        """The forward step that ends at t: row floor(t (n - 1)) of a table, or Euler-Maruyama's.
+        """Return the forward step that ends at t: row floor(t (n - 1)) of a table, or Euler-Maruyama's.
 
         It spans 1/n, wherever its grid puts s.
         """
@@ -92,7 +92,7 @@ class PublishedChain:
         return Step(*jnp.asarray(table, t.dtype)[:, jnp.minimum(i, self.n - 1)])
 
     def intervals(self, t_min: float, t_max: float) -> Intervals:
-        """The rows (t - 1/n, t) for n times t from t_max to t_min, both visited: close to contiguous, not quite."""
+        """Return rows (t - 1/n, t) for n times t from t_max to t_min, both visited: close to contiguous, not quite."""
         t = np.linspace(t_max, t_min, self.n)
         return np.stack([t - 1 / self.n, t], axis=1)
 
@@ -102,5 +102,5 @@ ChainGiven = Annotated[PublishedChain | None, Given("config.sampling.chain, of c
 
 
 def forward_of(chain: PublishedChain | None) -> Forward:
-    """The forward steps of a published chain, or of the path itself."""
+    """Return the forward steps of a published chain, or of the path itself."""
     return chain.step if chain else forward_step

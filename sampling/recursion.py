@@ -60,7 +60,7 @@ def recursion_sampler(rows: Callable[[Path], Recursion]) -> Sampler:
 
 
 def levels(path: Path, times: Grid) -> tuple[Grid, Grid]:
-    """(alpha, sigma) at the times, on the host even while a jit around it traces."""
+    """Evaluate (alpha, sigma) at the times, on the host even while a jit around it traces."""
     with jax.ensure_compile_time_eval():
         t = jnp.asarray(times, float)
         return np.asarray(path.alpha(t), np.float64), np.asarray(path.sigma(t), np.float64)

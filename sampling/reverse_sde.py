@@ -48,7 +48,7 @@ Bound = Callable[[Rate, Coefficients, Rate | float], Rate]  # (w, coefficients, 
 
 
 def stable(w: Rate, c: Coefficients, step: Rate | float) -> Rate:
-    """w cut to 2 sigma^2 / step, above which an explicit step overshoots the noise's own contraction w/(2 sigma^2).
+    """Cut w to 2 sigma^2 / step, above which an explicit step overshoots the noise's own contraction w/(2 sigma^2).
 
     Any w >= 0 has the same marginals, so the cut costs no exactness; it makes g2 usable where it is infinite (t = 1 of
     an interpolant) and leaves the published settings as they are.
@@ -82,12 +82,12 @@ class ExampleNoise(diffrax.AbstractBrownianPath):
 
 
 def unbounded(w: Rate, c: Coefficients, step: Rate | float) -> Rate:
-    """w as it is, in place of `stable`: the published samplers, which are NaN where w is infinite."""
+    """Leave w as it is, in place of `stable`: the published samplers, which are NaN where w is infinite."""
     return w
 
 
 def noise_first_heun(w: Diffusion, bound: Bound = stable) -> Kernel:
-    """SiT's Heun step: the noise of the step first, then Heun's rule on the drift alone (arXiv:2401.08740)."""
+    """Take SiT's Heun step: the noise of the step first, then Heun's rule on the drift alone (arXiv:2401.08740)."""
 
     def kernel(denoiser, x, s, t) -> Callable[[Images], Gaussian]:
         step = t - s
@@ -118,7 +118,7 @@ def reverse_sde(
     method: str,
     bound: Bound = stable,
 ) -> Images:
-    """dx = [velocity - w/2 score] dt + sqrt(w) dW, run down the descending times (arXiv:2401.08740, eq. 5).
+    """Run dx = [velocity - w/2 score] dt + sqrt(w) dW down the descending times (arXiv:2401.08740, eq. 5).
 
     Solved in tau = times[0] - t, forwards: diffrax 0.7.2's stochastic Runge-Kutta methods are silently wrong backwards.
     """
@@ -145,7 +145,7 @@ def reverse_sde(
 
 
 def _terms(denoiser: Denoiser, x: Images, times: Grid, *, w: Diffusion, bound: Bound) -> tuple[Callable, Callable]:
-    """Drift and diffusion of the SDE in tau, as diffrax wants them."""
+    """Return drift and diffusion of the SDE in tau, as diffrax wants them."""
     path, t_max = denoiser.path, float(times[0])
     ascending = jnp.asarray(times[::-1], x.dtype)
 
@@ -169,7 +169,7 @@ def _terms(denoiser: Denoiser, x: Images, times: Grid, *, w: Diffusion, bound: B
 def last(
     denoiser: Denoiser, x: Images, t: float, *, step: float, kind: str, w: Diffusion, bound: Bound = stable
 ) -> Images:
-    """The noise-free last step from t: mean (the SDE's drift), euler (the flow), or tweedie (E[x0 | x_t])."""
+    """Take the noise-free last step from t: mean (the SDE's drift), euler (the flow), or tweedie (E[x0 | x_t])."""
     if kind == "none":
         return x
     t = jnp.asarray(t, x.dtype)

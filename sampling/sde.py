@@ -29,7 +29,7 @@ def build(
     last_step_size: UnitTime = 0.0,
     bounded: bool = True,
 ) -> Sampler:
-    """The reverse-SDE sampler: n_steps steps to max(t_min, last_step_size), then the last step down from there.
+    """Take n_steps steps of the reverse SDE to max(t_min, last_step_size), then the last step down from there.
 
     last_step_size = 0 stands for t_min: the last step then goes from t_min to 0. bounded = False leaves w as it is
     (see `stable`), as SiT does.

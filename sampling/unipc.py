@@ -42,7 +42,7 @@ def build(
     order: Annotated[int, Limits(least=1, most=3)] = 2,
     b: Annotated[str, Limits(among=tuple(B))] = "bh2",
 ) -> Sampler:
-    """n_steps steps of UniPC-order, accurate to order + 1; one network call a step. b names B(h), bh1 or bh2."""
+    """Take n_steps steps of UniPC-order, accurate to order + 1; one network call a step. b names B(h), bh1 or bh2."""
     check_times(WHERE, t_min, t_max)
     times = choose(f"{WHERE}.grid", grid)
     return recursion_sampler(lambda path: unipc(path, times(path, n_steps, t_min, t_max), order, b=b))

@@ -24,7 +24,7 @@ def build(
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """What is known of a pixel is its grey value: the mean of its channels, as published, or their luminance.
+    """Colour: what is known of a pixel is its grey value, the mean of its channels, as published, or their luminance.
 
     input: one image file, grey or in colour (then its grey value is taken), or an .npz of several, taken in turn.
     method, sigma_y: see inpaint.

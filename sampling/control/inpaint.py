@@ -21,7 +21,7 @@ def build(
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """The pixels of `input` where the image file `mask` is white are known, the black ones are sampled.
+    """Keep the pixels of `input` where the image file `mask` is white, and sample the black ones.
 
     input: one image file, or an .npz of several, taken in turn. method: pseudo_inverse (guidance, with every sampler)
     or replacement (of the known pixels by the noised input after every kernel of a chain). sigma_y: standard deviation

@@ -24,7 +24,7 @@ def build(
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """y = matrix u + sigma_y noise is known, u the h w c pixels of an image in [0, 1], channels fastest.
+    """Know y = matrix u + sigma_y noise, u the h w c pixels of an image in [0, 1], channels fastest.
 
     matrix: (m, h w c), an .npy file, or `matrix` of an .npz. input: the numbers y, (m,) or (n, m), as a floating-point
     .npy, or `y` of an .npz; or images, which are then measured. method, sigma_y: see inpaint.

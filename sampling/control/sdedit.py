@@ -7,7 +7,7 @@ from score_flow.config.hints import limited
 
 @limited(WHERE)
 def build(image_shape: ShapeGiven, scaling: ScalingGiven, dequantised: DequantisedGiven, *, input: str) -> Control:
-    """Sampling starts from `input`, noised to config.sampling.t_max: the later, the freer.
+    """Start sampling from `input`, noised to config.sampling.t_max: the later, the freer.
 
     input: one image file, or an .npz of several, taken in turn.
     """

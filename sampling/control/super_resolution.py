@@ -19,7 +19,7 @@ def build(
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """low_res = 0: `input` is the small image itself, square; else an image of full size, known at low_res x low_res.
+    """Enlarge `input`, a small square image (low_res = 0), or one of full size that is known at low_res x low_res.
 
     input: one image file, or an .npz of several, taken in turn. method, sigma_y: see inpaint.
     """

@@ -12,12 +12,12 @@ VARIANCES = ("small", "large", "range", "log")
 
 
 def predictor(chain: ChainGiven = None) -> Kernel:
-    """The mean of q(x_s | x_t, x0) at x0 = E[x0 | x_t], with its noise; or a published chain's step."""
+    """Take q(x_s | x_t, x0) at x0 = E[x0 | x_t], or take a published chain's step."""
     return published(chain) if chain else ancestral()
 
 
 def ancestral(variance: str = "small") -> Kernel:
-    """q(x_s | x_t, x0) at x0 = E[x0 | x_t], its variance the posterior's ("small") or the forward step's ("large").
+    """Take q(x_s | x_t, x0) at x0 = E[x0 | x_t], of the posterior's variance ("small") or the forward step's ("large").
 
     Ho et al. 2020, sec. 3.2, arXiv:2006.11239: the two are exact for a point mass and for N(0, I) data. "range": the
     network's second output v in [-1, 1] says where between them, log variance = (1 + v)/2 log large + (1 - v)/2 log
@@ -46,7 +46,7 @@ def ancestral(variance: str = "small") -> Kernel:
 
 
 def published(chain: PublishedChain) -> Kernel:
-    """A published chain's ancestral step, (x + b^2 score)/a (Ho et al. 2020, eq. 11; Song et al. 2021, eq. 47)."""
+    """Take a published chain's ancestral step, (x + b^2 score)/a (Ho et al. 2020, eq. 11; Song et al. 2021, eq. 47)."""
 
     def kernel(denoiser, x, s, t) -> Gaussian:
         a, b, std = (expand(value, x) for value in chain.step(denoiser.path, s, t))

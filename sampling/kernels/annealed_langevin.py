@@ -10,7 +10,7 @@ from score_flow.process.transition import Gaussian
 
 
 def corrector(snr: Positive = 0.16, chain: ChainGiven = None) -> Kernel:
-    """x + e score, std = sqrt(2 e), of size e = 2 a (snr sigma_t)^2 at t, a = (alpha_t/alpha_s)^2."""
+    """Step to x + e score, std = sqrt(2 e), of size e = 2 a (snr sigma_t)^2 at t, a = (alpha_t/alpha_s)^2."""
     forward = forward_of(chain)
 
     def kernel(denoiser, x, s, t) -> Gaussian:

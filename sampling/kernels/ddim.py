@@ -9,7 +9,7 @@ from score_flow.process.transition import Gaussian, posterior_coefficients
 
 
 def predictor(eta: NotNegative = 0.0) -> Kernel:
-    """alpha_s x0 + sqrt(sigma_s^2 - std^2) noise, std = eta times the posterior's (eq. 12).
+    """Step to alpha_s x0 + sqrt(sigma_s^2 - std^2) noise, std = eta times the posterior's (eq. 12).
 
     eta = 0 is a deterministic solver of the probability flow, of order 1, and works upwards (s > t) too; eta = 1 is
     ancestral sampling.

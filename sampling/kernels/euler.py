@@ -11,7 +11,7 @@ from score_flow.process.transition import Gaussian
 
 
 def predictor(probability_flow: bool = False, chain: ChainGiven = None) -> Kernel:
-    """x - h (velocity - w/2 score), std = sqrt(w h), over h = t - s, or over 1/n as published.
+    """Step to x - h (velocity - w/2 score), std = sqrt(w h), over h = t - s, or over 1/n as published.
 
     w is g2, bounded (reverse_sde.stable) but for the published step; 0 along the flow.
     """

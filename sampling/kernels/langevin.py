@@ -16,7 +16,7 @@ from score_flow.types import Images
 
 
 def corrector(snr: Positive = 0.16, norms: Norms = "example", chain: ChainGiven = None) -> Kernel:
-    """x + e score, std = sqrt(2 e), of size e = 2 a (snr |z|/|score|)^2 at t, a = (alpha_t/alpha_s)^2.
+    """Step to x + e score, std = sqrt(2 e), of size e = 2 a (snr |z|/|score|)^2 at t, a = (alpha_t/alpha_s)^2.
 
     example: sqrt(d) stands for the norm of the noise z and |score| is each example's own. batch, as published: both are
     means over the batch, which makes a sample depend on its batch.

@@ -9,7 +9,7 @@ from score_flow.process.transition import Gaussian
 
 
 def predictor(probability_flow: bool = False, chain: ChainGiven = None) -> Kernel:
-    """(2 - a) x + b^2 score, std = b, of the forward step x_t = a x_s + b z (eq. 46).
+    """Step to (2 - a) x + b^2 score, std = b, of the forward step x_t = a x_s + b z (eq. 46).
 
     Its flow takes half of the score and no noise (eq. 47).
     """

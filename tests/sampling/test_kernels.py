@@ -28,7 +28,8 @@ def short(build) -> Kernel:
     return build(snr=SNR) if "snr" in parameters_of(build) else build()
 
 
-KERNELS = {name: build() for name, build in PREDICTORS.items()} | {n: short(build) for n, build in CORRECTORS.items()}
+KERNELS = {f"predictor-{name}": build() for name, build in PREDICTORS.items()}
+KERNELS |= {f"corrector-{name}": short(build) for name, build in CORRECTORS.items()}
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 

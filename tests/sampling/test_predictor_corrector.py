@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation.drawing import arguments_of
 from sampling.base import chain, example_keys
 from sampling.kernels import langevin
 from sampling.predictor_corrector import build
 from sampling.published import CHAINS, PublishedChain
 from score_flow.config import registries
-from score_flow.config.components import Component, check, explain, resolve
+from score_flow.config.components import Component, check, explain, resolve, with_defaults
 from score_flow.config.hints import parameters_of
 from score_flow.model import score_of, velocity_of
 from score_flow.paths.subvp import SubVP
@@ -173,7 +172,7 @@ def test_a_kernel_of_ones_own_with_an_argument_of_its_own(kick):
     for sampler in (resolve(registries.SAMPLERS, chosen, WHERE), build(**chosen.arguments)):
         np.testing.assert_array_equal(sampler(keys, GaussianDenoiser(VP()), shape).x, np.full((2, 3), 2.25))
     assert check(registries.SAMPLERS, chosen, WHERE).arguments["strength"] == 2.0
-    defaults, own = (arguments_of(registries.SAMPLERS, each) for each in (section(), chosen))
+    defaults, own = (with_defaults(registries.SAMPLERS, each, WHERE).arguments for each in (section(), chosen))
     assert own.keys() - defaults.keys() == {"strength"}  # so that results are of it
 
 
@@ -192,7 +191,7 @@ def test_what_a_kernel_of_ones_own_refuses(kick, arguments, message):
 
 
 def test_arguments_of_kernels_are_listed_and_those_of_others_refused():
-    assert re.search(r"eta +float, at least 0  \[0.0\] with predictor = ddim", explain(registries.SAMPLERS))
+    assert re.search(r"eta +float: at least 0  \[0.0\] with predictor = ddim", explain(registries.SAMPLERS))
     with pytest.raises(UserError, match="unknown key 'eta'"):
         check(registries.SAMPLERS, section(predictor="euler", eta=0.5), WHERE)
     with pytest.raises(TypeError, match="eta"):
