@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.folder import FORMATS, Decoder
+from score_flow.data.folder import FORMATS, ImageReader
 from score_flow.data.scaling import Scaling
 from score_flow.runs.files import array_of, regular_file
 from score_flow.types import UserError, one_line
@@ -42,7 +42,7 @@ def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> U
 def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
     if channels not in (1, 3):
         raise UserError(f"{path}: an image file has 1 or 3 channels, the model {channels}; allowed: an .npz of images")
-    if refused := Decoder(1, channels, MAX_PIXELS).check(path):
+    if refused := ImageReader(1, channels, MAX_PIXELS).check(path):
         raise UserError(refused)
     try:
         with Image.open(path, formats=FORMATS) as image:
