@@ -88,6 +88,11 @@ def example_keys(seed: int, indices: Integer[Array, "b"], stream: Stream = Strea
     return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)
 
 
+def keys(seed: int, n: int) -> Keys:
+    """The keys of the first n samples of a seed."""
+    return example_keys(seed, jnp.arange(n))
+
+
 def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Images:
     """Draw standard normal noise of one example's shape for each key, folded with a step number."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)

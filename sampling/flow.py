@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sampling.base import finite
+from score_flow.config import registries
 from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.process.grid import GRIDS, Grid, choose
+from score_flow.process.grid import Grid, choose, listed
 from score_flow.types import UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
@@ -37,8 +38,8 @@ METHODS = {
 CONTROLS = {"pi": (0.3, 0.4), "integral": (0.0, 1.0)}
 SAFETY = 0.8
 
-Method = Annotated[str, Limits(among=tuple(METHODS))]
-Control = Annotated[str, Limits(among=tuple(CONTROLS))]
+Method = Annotated[str, Limits(among=registries.METHODS)]
+Control = Annotated[str, Limits(among=registries.STEP_CONTROLS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,14 @@ class Solver:
     def __post_init__(self):
         check_fields(self, self.where)
         choose(f"{self.where}.grid", self.grid)
+        self.rows()
         if not self.fixed and self.method == "euler":
             raise UserError(f"{self.where}.method = euler has no error estimate: give {self.where}.n_steps.")
 
     @property
     def fixed(self) -> bool:
         """Say whether the steps are those of a grid."""
-        return self.n_steps > 0 or self.grid not in GRIDS
+        return self.n_steps > 0 or listed(self.grid)
 
     def described(self) -> str:
         """Say what was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
@@ -87,6 +89,11 @@ class Solver:
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
         """Return the times of fixed steps, descending."""
         return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
+
+    def rows(self) -> tuple[tuple[Any, int, int], tuple[float, float]]:
+        """Look its method and its control up in their tables; raises UserError where another package has no such."""
+        method = registries.METHODS.entry(self.method, f"{self.where}.method")
+        return method, registries.STEP_CONTROLS.entry(self.control, f"{self.where}.control")
 
 
 Time = float | Float[Array, ""]  # traced ones only with adaptive steps
@@ -109,7 +116,7 @@ def solve_flow(
     field sees whole batches, (1, ...) ones when per_example. It is never called outside [t0, t1]. Nothing raises inside
     jit: a failed example has ok = False.
     """
-    method, per_step, first = METHODS[solver.method]
+    method, per_step, first = solver.rows()[0]
     steps, max_steps = _steps(solver, path, t0=t0, t1=t1)
 
     def solve(y, args):
@@ -140,7 +147,7 @@ def solve_flow(
 def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[diffrax.AbstractStepSizeController, int]:
     """Return what chooses the steps, and how many there may be."""
     if not solver.fixed:
-        proportional, integral = CONTROLS[solver.control]
+        proportional, integral = solver.rows()[1]
         controller = diffrax.PIDController(
             rtol=solver.rtol, atol=solver.atol, norm=_worst_part, pcoeff=proportional, icoeff=integral, safety=SAFETY
         )

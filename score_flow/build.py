@@ -169,7 +169,7 @@ ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out
 
 
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
-    """Build the network that config.network names; a classifier is the one that a classifier may be.
+    """Build the network that config.network names, of those that the objective trains.
 
     Raises UserError where the config asks for what the network has no argument for.
     """

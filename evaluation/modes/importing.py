@@ -77,8 +77,8 @@ def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
 
 
-def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> None:
-    """Write the weights as the one milestone of a workdir, and say what they are in its metadata.
+def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> str:
+    """Write the weights as the one milestone of a workdir, what they are in its metadata; returns that in words.
 
     Where a file holds only one kind of weights, it stands for both; the metadata says so.
     """
@@ -102,9 +102,8 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
     write_config(workdir, config)
     checkpoints.save(step, items, meta, wait=True)
     checkpoints.close()
-    print(
+    return (
         f"{published.file.name}: {' and '.join(kinds)} weights of {published.project}, "
         f"{count_parameters(shapes):,} parameters of {type(run.model.network).__name__}, step {step}; "
-        f"every tensor used once. sha256 {digest}\nnext: python main.py --workdir={workdir} --mode=sample",
-        flush=True,
+        f"every tensor used once. sha256 {digest}\nnext: python main.py --workdir={workdir} --mode=sample"
     )

@@ -1,11 +1,13 @@
 """Inpainting: some pixels of an image are known."""
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from sampling.control.base import WHERE, Control, DequantisedGiven, Method, ScalingGiven, ShapeGiven, measured
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Mask
 from score_flow.config.hints import NotNegative, Positive, limited
+from score_flow.data.scaling import Scaling
 from score_flow.types import UserError
 
 
@@ -31,9 +33,23 @@ def build(
     require_size(images, image_shape[:2], "config.control.input")
     white = read_images(mask, "config.control.mask", channels=1, levels=256)
     require_size(white, image_shape[:2], "config.control.mask")
-    known = (white[0] >= 128).astype(np.float32)
+    known = white[0] >= 128
     if not known.any():
         raise UserError(f"config.control.mask: {mask} has no white pixel; allowed: white where the image is known")
-    x0 = to_model(images, scaling, dequantised)
+    return of_pixels(images, known, scaling, dequantised, method=method, sigma_y=sigma_y, data_std=data_std)
+
+
+def of_pixels(
+    images: UInt8[np.ndarray, "n h w c"],
+    known: Bool[np.ndarray, "h w 1"],
+    scaling: Scaling,
+    dequantised: bool,
+    *,
+    method: Method = "pseudo_inverse",
+    sigma_y: float = 0.0,
+    data_std: float = 0.5,
+) -> Control:
+    """What is known of some images: their pixels where `known`. The rest as of `build`."""
+    x0, mask = to_model(images, scaling, dequantised), known.astype(np.float32)
     sigma_y *= scaling.high - scaling.low
-    return measured(Mask(known), known * x0, method, sigma_y=sigma_y, data_std=data_std, images=x0)
+    return measured(Mask(mask), mask * x0, method, sigma_y=sigma_y, data_std=data_std, images=x0)

@@ -9,7 +9,7 @@ from score_flow.config.registries import Registry
 from score_flow.types import UserError, check_choice
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Limits:
     """The range of a number, or of each number of a tuple, and the choices of a text.
 
@@ -35,6 +35,11 @@ class Limits:
     each: type | None = None
     lengths: tuple[int, ...] = ()
     fewest: int = 0
+
+    def __repr__(self) -> str:
+        """Only what limits, as signatures are shown to people."""
+        given = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+        return f"Limits({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def choices(self) -> tuple[str | int, ...]:
         """The names allowed; none where any is."""

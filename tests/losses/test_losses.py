@@ -40,9 +40,9 @@ FLAGS = {  # of each loss, what it needs
 
 
 def settings(*flags, objective="simple"):
-    wanted = {flag.partition("=")[0] for flag in FLAGS[objective]}
+    wanted = {flag.partition("=")[0] for flag in FLAGS.get(objective, ())}
     tiny = [flag for flag in TINY[1:] if not ("network.name" in wanted and ".network." in flag)]
-    flags = (f"training.objective={objective}", *FLAGS[objective], *flags)
+    flags = (f"training.objective={objective}", *FLAGS.get(objective, ()), *flags)
     return load("configs/digits.py", [*tiny, *(f"--config.{flag}" for flag in flags)])
 
 

@@ -31,8 +31,9 @@ VARIABLES = {
 }
 
 
-def test_every_grid_is_covered():
-    assert set(VARIABLES) == set(GRIDS)
+def test_every_variable_is_of_a_grid():
+    """One more grid may be even in nothing: its ends and its order are tested all the same."""
+    assert set(VARIABLES) <= set(GRIDS)
 
 
 @every_path
@@ -44,6 +45,8 @@ def test_ends_order_and_uniformity(path, x64):
         assert isinstance(times, np.ndarray) and times.dtype == np.float64 and times.shape == (N + 1,)
         assert times[0] == T_MAX and times[-1] == T_MIN
         assert (np.diff(times) < 0).all()
+        if name not in VARIABLES:
+            continue
 
         c = coefficients(path, times)
         logs = np.abs(np.log(c["alpha"])) + np.abs(np.log(c["sigma"]))
