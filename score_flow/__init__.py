@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what an editor knows of them
     from evaluation.opened.opening import open as open
     from evaluation.opened.opening import open_published as open_published
     from evaluation.opened.run import Run as Run
+    from sampling import kernels as kernels
     from sampling.base import example_keys as example_keys
     from sampling.base import keys as keys
     from score_flow import data as data
@@ -48,6 +49,7 @@ _FACE = {
     "losses": "score_flow.losses",
     "data": "score_flow.data",
     "samplers": "sampling",
+    "kernels": "sampling.kernels",
 }
 
 __all__ = ["__version__", *_FACE]
