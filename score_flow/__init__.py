@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.process import prediction as prediction
     from score_flow.types import UserError as UserError
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
+FIGURES = "0.2.0"  # the version since which figures are what they are: results are keyed by it, and stay good
 
 # name -> the module that it is, or "module:what it has"
 _FACE = {
