@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what an editor knows of them
     from evaluation.opened.opening import open as open
     from evaluation.opened.opening import open_published as open_published
     from evaluation.opened.run import Run as Run
+    from sampling import kernels as kernels
     from sampling.base import example_keys as example_keys
     from sampling.base import keys as keys
     from score_flow import data as data
@@ -29,7 +30,8 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.process import prediction as prediction
     from score_flow.types import UserError as UserError
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
+FIGURES = "0.2.0"  # the version since which figures are what they are: results are keyed by it, and stay good
 
 # name -> the module that it is, or "module:what it has"
 _FACE = {
@@ -48,6 +50,7 @@ _FACE = {
     "losses": "score_flow.losses",
     "data": "score_flow.data",
     "samplers": "sampling",
+    "kernels": "sampling.kernels",
 }
 
 __all__ = ["__version__", *_FACE]

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.jobs.base import by_place, find
 from main import EXIT_USER_ERROR, main
+from score_flow import FIGURES, __version__
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.checkpoint import Checkpoints
@@ -72,7 +73,7 @@ def test_it_is_run_keyed_and_shown(lab, capsys):
     assert f"{NAME}.mean_level = {result['mean_level']:.6g}; 297 images" in (folder / "results.txt").read_text()
     written = json.loads((folder / "results.json").read_text())
     assert written[NAME]["mean_level"] == result["mean_level"]
-    assert written["version"] == result["key"]["version"]
+    assert (written["version"], result["key"]["version"]) == (__version__, FIGURES)
     page = (lab / "report.html").read_text()
     assert (
         f"<h2>Brightness</h2>\n<p>{result['mean_level']:.3f}</p>" in page and f"score_flow {written['version']}" in page

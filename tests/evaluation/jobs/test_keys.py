@@ -174,4 +174,7 @@ def test_every_argument_of_a_sampler_is_named(name):
 
 
 def test_the_version_is_one():
+    """And results of a version since which no figure changed are still good."""
+    numbers = [tuple(map(int, version.split("."))) for version in (score_flow.FIGURES, score_flow.__version__)]
+    assert numbers == sorted(numbers)
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == score_flow.__version__
