@@ -39,8 +39,8 @@ MAPS = {
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
     "score_flow.config.loading": "reads recipes, as a person names them, by their files",
 }
-# What imports by a name that is made while it runs: the map, the face, packages whose plug-ins Python asks for, and rows
-# of reproduced figures, which start from the recipe of the same name.
+# What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, and
+# rows of reproduced figures, which start from the recipe of the same name.
 IMPORTERS = {FACE, "score_flow.config.registries", "score_flow.config.packages", "configs.reproduce.rows"}
 LOADERS = {"score_flow.config.loading"}  # what runs a Python file by its path: a recipe
 PLUG_INS = [entry for entry in vars(registries).values() if isinstance(entry, Registry) and not entry.table]

@@ -111,7 +111,7 @@ def result(project: Path, folder: str, job: str) -> dict:
     return json.loads((project / folder / "results.json").read_text())[job]
 
 
-TRAINING = ("tiny", "cubic", "displacement", "squared", "affine", "variance", "stripes")
+TRAINING = ("tiny", "cubic", "displacement", "squared", "affine", "by_variance", "stripes")
 QUIET = [
     "--config.training.eval_freq=0",
     "--config.training.snapshot_freq=0",
