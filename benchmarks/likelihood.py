@@ -95,7 +95,8 @@ def contenders(
     @jax.jit
     def field(params, condition, keys, x, t):
         denoiser = run.model.bind(params, condition)
-        return value_and_divergence(lambda x: denoiser.velocity(x, t), x, probes(keys, "rademacher", 1, x.shape[1:]))
+        e = probes(keys, "rademacher", 1, shape=x.shape[1:])
+        return value_and_divergence(lambda x: denoiser.velocity(x, t), x, e)
 
     prior_log_prob = jax.jit(lambda z: run.model.path.prior_log_prob(z, t_max))
 

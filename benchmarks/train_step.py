@@ -64,13 +64,19 @@ def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, 
     rates, options = config.model.ema_rate, config.training
 
     def init() -> TrainState:
-        return init_state(run.init(jax.random.key(run.seed)), run.loss, run.optimiser, len(rates))
+        return init_state(run.init(jax.random.key(run.seed)), run.loss, run.optimiser, n_ema=len(rates))
 
     shardings = state_shardings(run.mesh, jax.eval_shape(init))
     steps = make_train_steps(
-        run.loss, run.optimiser, rates, config.model.ema_warmup, run.seed, run.mesh, shardings
+        run.loss,
+        run.optimiser,
+        ema_rates=rates,
+        ema_warmup=config.model.ema_warmup,
+        seed=run.seed,
+        mesh=run.mesh,
+        shardings=shardings,
     )
-    batches = Batches(run.train_source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
+    batches = Batches(run.train_source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     batch = batches(0, options.n_jitted_steps)
     batches.close()
     return steps, jax.jit(init, out_shardings=shardings)(), batch

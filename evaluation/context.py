@@ -145,7 +145,7 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
     # Trained without ever hiding a label, a network has a null class in name only.
     null = run.conditioning.num_classes if config.training.label_dropout > 0 else 0
     channels, range_of_data = run.image_shape[-1], (run.scaling.low, run.scaling.high)
-    wrap = guide(null, channels, *range_of_data, autoguided=bool(folders["bad"]), **settings)
+    wrap = guide(null, channels, range_of_data, autoguided=bool(folders["bad"]), **settings)
     guidance = Guidance(wrap, run.conditioning)
     if folders["bad"]:
         other, params = _load(run, "bad", folders["bad"])

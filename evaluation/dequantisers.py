@@ -10,7 +10,7 @@ from evaluation import weights
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.losses.dequantisation import Decoder, Dequantizer, UniformDequantizer, VariationalDequantizer
+from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
 from score_flow.runs.checkpoint import Checkpoints, target
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
@@ -21,7 +21,7 @@ from score_flow.types import UserError
 class Chosen(NamedTuple):
     """A dequantiser, a tree of arrays for compiled functions, and what tells it from others of its name."""
 
-    dequantise: Dequantizer
+    dequantise: Dequantiser
     of: dict[str, Any]  # among what a result depends on
     said: dict[str, Any]  # beside a figure
 
@@ -40,19 +40,19 @@ def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Path, b
         said = {"dequantizer_step": step}
         of = said | {"dequantizer": checkpoints.digest(step)}
         return Chosen(load(run, checkpoints, step), of, {"dequantisation": name} | said)
-    built = UniformDequantizer(run.scaling)
+    built = UniformDequantiser(run.scaling)
     if name == "decoder":
-        built = Decoder(run.model.path, run.scaling, start_time(options, name), run.dequantised)
+        built = DecoderDequantiser(run.model.path, run.scaling, start_time(options, name), run.dequantised)
     return Chosen(built, {}, {"dequantisation": name})
 
 
-def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDequantizer:
+def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDequantiser:
     """Load the EMA of the dequantiser that --mode=train_deq left at a step, as it was configured there."""
     network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
-    return VariationalDequantizer(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
+    return VariationalDequantiser(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
 def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Path) -> None:
@@ -79,7 +79,7 @@ def train_for(run: Experiment, config: Config, workdir: Path) -> None:
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score = weights.load_params(run, weights.which_of(config), checkpoints, step)
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
-        train_deq.train_dequantizer(run, train_deq.settings(config, step), folder, score)
+        train_deq.train_dequantiser(run, train_deq.settings(config, step), folder, score)
 
 
 def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from evaluation.metrics.collector import extract
 from sampling.base import Sampler, Stream, example_keys
 from score_flow.config import registries
 from score_flow.config.components import Component, find, with_defaults
@@ -39,7 +38,7 @@ def drawer(run: Experiment, sampler: Sampler, *, stream: Stream = Stream.SAMPLES
         samples = sampler(example_keys(run.seed, seeds, stream), denoiser, run.image_shape)
         arrays = {"image": pixels(samples.x)} | (condition or {})
         if extractor is not None:
-            features = extract(extractor, arrays["image"])._asdict()
+            features = extractor.features(arrays["image"])._asdict()
             arrays |= {name: array for name, array in features.items() if array is not None}
         arrays = {name: array for name, array in arrays.items() if not keep or name in keep}
         calls = samples.n_evaluations if samples.calls is None else samples.calls

@@ -82,7 +82,7 @@ def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dic
     result = fold.finish(state)
     checkpoints.close()
     if is_main():
-        write_json(result_file, result | {"key": key})
+        files.write_json(result_file, result | {"key": key})
         shutil.rmtree(directory / ROWS, ignore_errors=True)
     barrier(f"finish {directory}")
     if stop:
@@ -180,7 +180,7 @@ def finished(key: Key, directory: Path) -> dict[str, Any] | None:
     Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
     key, by older programs, or only half, is none.
     """
-    result = read_json(directory / "result.json")
+    result = files.json_at(directory / "result.json")
     if result is None or "key" not in result:
         return None
     refuse_other_key(plain(key), result.pop("key"), directory=directory, what="a result")
@@ -197,7 +197,7 @@ def refuse_other_neighbours(key: Key, folder: Path) -> None:
     """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
     ours = flatten(plain(key))
     for file in sorted(folder.glob("*/result.json")):
-        theirs = flatten((read_json(file) or {}).get("key", {}))
+        theirs = flatten((files.json_at(file) or {}).get("key", {}))
         both = (ours.keys() & theirs.keys()) - {"job"}
         common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
         refuse_other_key(*common, directory=file.parent, what="a result")
@@ -231,21 +231,7 @@ def state_key(directory: Path) -> Key | None:
 
 def plain(tree: Any) -> Any:
     """Return a tree as JSON reads it back."""
-    return json.loads(json.dumps(tree, default=_plain))
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """Read a JSON file's tree; None where it is not there, or was written only half."""
-    try:
-        found = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    files.write_whole(file, json.dumps(value, indent=1, default=_plain) + "\n")
+    return json.loads(files.json_of(tree))
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
@@ -275,7 +261,3 @@ def _set_aside(key: Key, directory: Path, what: str, *, restart: bool) -> None:
             shutil.rmtree(directory / "meta")
             shutil.rmtree(directory / ROWS, ignore_errors=True)
     barrier(f"begin {directory}")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value.tolist()

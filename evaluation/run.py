@@ -23,6 +23,7 @@ from score_flow import __version__
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
+from score_flow.runs import files
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import barrier, is_main
@@ -218,7 +219,7 @@ def made_with(wanted: Wanted) -> dict[str, str]:
 
 def refuse_old_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
-    found = folds.read_json(directory / "settings.json")
+    found = files.json_at(directory / "settings.json")
     if not found or not any(directory.glob("*/result.json")):
         return
     now = {section: settings[section] for section in found if section in settings}

@@ -2,13 +2,14 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer
 
 from score_flow.model import Denoiser
+from score_flow.paths.base import Path
 from score_flow.process.grid import Intervals
 from score_flow.process.transition import Gaussian
 from score_flow.types import Images, Key, Keys, Times
@@ -32,9 +33,39 @@ class Samples(NamedTuple):
 # batch nor the devices nor an interruption can change a sample.
 Sampler = Callable[[Keys, Denoiser, tuple[int, ...]], Samples]
 
-# (denoiser, x, s, t) -> the law of x_s given x_t = x, s < t; one network call. A corrector keeps x at t. One whose step
-# looks at the noise it is about to add (the published Langevin corrector) returns noise -> law instead.
-Kernel = Callable[[Denoiser, Images, Times, Times], Gaussian | Callable[[Images], Gaussian]]
+# What a kernel returns: a law, or, where its step looks at the very noise that it adds (the published Langevin
+# corrector, SiT's Heun step), noise -> law.
+Law = Gaussian | Callable[[Images], Gaussian]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """One step of a chain: the law of the next state, of which `chain` then draws.
+
+    A predictor arrives at s: chains of it carry the law of x_t to that of x_s, with an error that falls at least as the
+    length of their steps. A corrector stays at t: where it moves x by m standard deviations of x_t, m below 1, it
+    changes the mean by less than m^4 of them and the variance by less than a share of m^4.
+
+    A file of sampling/kernels/ exports `predictor(**fields) -> Kernel`, `corrector(**fields) -> Kernel`, or both, with
+    limits in the fields' annotations and with defaults, of which tests build it. The fields become arguments of the
+    sampler predictor_corrector; those that it has itself have its values (t_min, t_max, n_steps, grid, norms, denoise,
+    probability_flow, and snr, which says how far a corrector goes). `chain: ChainGiven = None` (sampling.published) is
+    the published chain whose steps it is to take; a kernel without is refused where config.sampling.chain names one.
+    """
+
+    def __call__(self, denoiser: Denoiser, x: Images, s: Times, t: Times) -> Law:
+        """Return the law of the next state, given x at time t, s < t.
+
+        Times are () or (b,); what they decide comes from denoiser.path, and `expand` makes it broadcast over x. The
+        denoiser is called once, at (x, t), by one of estimate, x0, score and velocity: samplers count on that.
+
+        A kernel draws nothing, and gives each example a law of its own: `chain` draws the noise, by the examples' keys,
+        so that a sample depends on its number alone. mean has the shape and dtype of x; std >= 0 broadcasts over it.
+
+        The law is finite on every path, from t = 1, where alpha may be 0 (g2, drift and log SNR are infinite there;
+        estimate, score and velocity are not), to s = 0, where sigma may be 0. alpha(s) and sigma(t) never are.
+        """
+        ...
 
 
 class Stream(enum.IntEnum):
@@ -57,13 +88,24 @@ def example_keys(seed: int, indices: Integer[Array, "b"], stream: Stream = Strea
     return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)
 
 
+def keys(seed: int, n: int) -> Keys:
+    """The keys of the first n samples of a seed."""
+    return example_keys(seed, jnp.arange(n))
+
+
 def normal(keys: Keys, shape: tuple[int, ...], fold: int | Int[Array, ""]) -> Images:
-    """Standard normal noise of one example's shape for each key, folded with a step number."""
+    """Draw standard normal noise of one example's shape for each key, folded with a step number."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
 def chain(
-    keys: Keys, kernels: Sequence[Kernel], denoiser: Denoiser, x: Images, intervals: Intervals, denoise: bool = True
+    keys: Keys,
+    denoiser: Denoiser,
+    x: Images,
+    *,
+    kernels: Sequence[Kernel],
+    intervals: Intervals,
+    denoise: bool = True,
 ) -> Images:
     """Apply every kernel on each interval (s, t) in turn; denoise: return the last mean, without the last noise.
 
@@ -89,25 +131,25 @@ def chain(
     return mean if denoise else x
 
 
-def chain_sampler(kernels: Sequence[Kernel], times: Callable, denoise: bool = True) -> Sampler:
-    """Draw from the prior where the intervals that times(path) gives begin, then `chain` over them."""
+def chain_sampler(kernels: Sequence[Kernel], times: Callable[[Path], Intervals], denoise: bool = True) -> Sampler:
+    """Return a sampler that draws from the prior where the intervals times(path) begin, then runs `chain`."""
 
     def sample(keys: Keys, denoiser: Denoiser, shape: tuple[int, ...]) -> Samples:
         intervals = times(denoiser.path)
         prior_keys, noise_keys = split(keys)
         x = denoiser.start(prior_keys, shape, float(intervals[0, 1]))
-        x = chain(noise_keys, kernels, denoiser, x, intervals, denoise)
+        x = chain(noise_keys, denoiser, x, kernels=kernels, intervals=intervals, denoise=denoise)
         return Samples(x, jnp.asarray(len(intervals) * len(kernels)), finite(x))
 
     return sample
 
 
 def split(keys: Keys) -> tuple[Keys, Keys]:
-    """Two independent keys for each key: the prior's and the steps'."""
+    """Make two independent keys of each key: the prior's and the steps'."""
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
 
 
 def finite(x: Images) -> Bool[Array, "b"]:
-    """Which examples hold only finite numbers."""
+    """Say which examples hold only finite numbers."""
     return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)

@@ -7,5 +7,5 @@ from score_flow.config.options import Config
 
 
 def build_sampler(config: Config) -> Sampler:
-    """The sampler that config.sampling names; raises UserError for what it cannot be."""
+    """Build the sampler that config.sampling names; raises UserError for what it cannot be."""
     return resolve(registries.SAMPLERS, config.sampling, "config.sampling")

@@ -1,11 +1,11 @@
-"""Latents of a denoiser: encoding, decoding, interpolation (no plug-in: no `build`)."""
+"""Encoding: images to latents of the flow and back, and what lies between latents."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sampling.ddim import ddim
 from sampling.flow import Solver, Stats, flow
+from sampling.kernels import ddim
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.grid import Grid, intervals
@@ -13,7 +13,7 @@ from score_flow.types import Images, Times
 
 
 def encode(denoiser: Denoiser, x0: Images, solver: Solver, *, t_min: float, t_max: float) -> tuple[Images, Stats]:
-    """The latents z of x0, taken as x at t_min, carried to t_max by the probability flow (arXiv:2011.13456, app. D).
+    """Carry x0, taken as x at t_min, to its latents z at t_max by the probability flow (arXiv:2011.13456, app. D).
 
     For the data's own distribution they are those of the prior, about N(0, sigma(t_max)^2 I).
     """
@@ -21,12 +21,12 @@ def encode(denoiser: Denoiser, x0: Images, solver: Solver, *, t_min: float, t_ma
 
 
 def decode(denoiser: Denoiser, z: Images, solver: Solver, *, t_min: float, t_max: float) -> tuple[Images, Stats]:
-    """Undoes `encode`, to the tolerance of the solver."""
+    """Undo `encode`, to the tolerance of the solver."""
     return flow(denoiser, z, solver, t0=t_max, t1=t_min)
 
 
 def slerp(z0: Images, z1: Images, share: Times | float) -> Images:
-    """sin((1 - share) a)/sin(a) z0 + sin(share a)/sin(a) z1, a the angle between them, each example its own.
+    """Return sin((1 - share) a)/sin(a) z0 + sin(share a)/sin(a) z1, a the angle between them, of each example.
 
     Spherical interpolation (Shoemake 1985; of latents: arXiv:2010.02502, app. D.5): between Gaussian latents, of nearly
     one length and nearly orthogonal, the length stays. Parallel vectors, of any sign, are interpolated linearly.
@@ -47,16 +47,17 @@ def _length(z: Images) -> Float[Array, "b *_"]:
 
 
 def ddim_flow(denoiser: Denoiser, x: Images, times: Grid) -> Images:
-    """Deterministic DDIM steps from times[0] to times[-1], up or down: the flow to first order in the steps."""
+    """Take deterministic DDIM steps from times[0] to times[-1], up or down: the flow to first order in the steps."""
+    kernel = ddim.predictor()
 
     def step(x, row):
-        return ddim()(denoiser, x, *row).mean, None
+        return kernel(denoiser, x, *row).mean, None
 
     return jax.lax.scan(step, x, jnp.asarray(intervals(times), x.dtype))[0]
 
 
 def invert(denoiser: Denoiser, x0: Images, times: Grid) -> Images:
-    """DDIM inversion: the latents from which DDIM on the descending times returns x0, to first order in the steps.
+    """Find the latents from which DDIM on the descending times returns x0, to first order in the steps.
 
     Each step takes the estimate of its earlier time (Song et al. 2021, sec. 4.3, arXiv:2010.02502).
     """

@@ -15,7 +15,7 @@ from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
-from score_flow.process.grid import GRIDS, Grid, choose
+from score_flow.process.grid import Grid, choose, listed
 from score_flow.types import UserError
 
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
@@ -71,11 +71,11 @@ class Solver:
 
     @property
     def fixed(self) -> bool:
-        """Whether the steps are those of a grid."""
-        return self.n_steps > 0 or self.grid not in GRIDS
+        """Say whether the steps are those of a grid."""
+        return self.n_steps > 0 or listed(self.grid)
 
     def described(self) -> str:
-        """What was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
+        """Say what was solved with, in words: of fixed steps no tolerances, of adaptive ones no grid."""
         if not self.fixed:
             return f"{self.method} rtol {self.rtol:g} atol {self.atol:g}"
         if isinstance(self.grid, str):
@@ -84,10 +84,10 @@ class Solver:
 
     def refuse(self, path: Path, t_min: float, t_max: float) -> None:
         """Raise UserError where it cannot integrate from one time to the other, before it has to."""
-        _steps(path, t_min, t_max, self)
+        _steps(self, path, t0=t_min, t1=t_max)
 
     def times(self, path: Path, t_min: float, t_max: float) -> Grid:
-        """The times of fixed steps, descending."""
+        """Return the times of fixed steps, descending."""
         return choose(f"{self.where}.grid", self.grid)(path, self.n_steps, t_min, t_max)
 
     def rows(self) -> tuple[tuple[Any, int, int], tuple[float, float]]:
@@ -117,7 +117,7 @@ def solve_flow(
     jit: a failed example has ok = False.
     """
     method, per_step, first = solver.rows()[0]
-    steps, max_steps = _steps(path, t0, t1, solver)
+    steps, max_steps = _steps(solver, path, t0=t0, t1=t1)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
@@ -144,8 +144,8 @@ def solve_flow(
     return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok, n_steps * per_step + first)
 
 
-def _steps(path: Path, t0: Time, t1: Time, solver: Solver) -> tuple[diffrax.AbstractStepSizeController, int]:
-    """What chooses the steps, and how many there may be."""
+def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[diffrax.AbstractStepSizeController, int]:
+    """Return what chooses the steps, and how many there may be."""
     if not solver.fixed:
         proportional, integral = solver.rows()[1]
         controller = diffrax.PIDController(
@@ -165,7 +165,7 @@ def _worst_part(error: Any) -> Float[Array, ""]:
 
 
 def velocity_field(denoiser: Denoiser) -> Callable[[Any, Any, Any], Any]:
-    """The probability-flow velocity as diffrax wants it; args is the condition of the batch that is stepped."""
+    """Return the probability-flow velocity as diffrax wants it; args is the condition of the batch that is stepped."""
     return lambda t, x, condition: denoiser.given(condition).velocity(x, t)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sampling.base import WHERE, Sampler
-from sampling.multistep import Recursion, levels, recursion_sampler
+from sampling.recursion import Recursion, levels, recursion_sampler
 from score_flow.config.hints import Count, NotNegative, UnitTime, limited
 from score_flow.config.limits import Limits, check_times
 from score_flow.paths.base import Path
@@ -17,8 +17,8 @@ from score_flow.process.grid import Grid, GridChoice, choose
 from score_flow.types import UserError
 
 
-def churned(path: Path, times: Grid, s_churn: float, s_min: float, s_max: float) -> Float[np.ndarray, "times-1"]:
-    """The times from which the steps start: noise levels raised by 1 + gamma, gamma = min(s_churn/n, sqrt(2) - 1).
+def churned(path: Path, times: Grid, s_churn: float, *, s_min: float, s_max: float) -> Float[np.ndarray, "times-1"]:
+    """Return the times at which steps start: noise levels raised by 1 + gamma, gamma = min(s_churn/n, sqrt(2) - 1).
 
     Only levels between s_min and s_max are raised, and none above that of times[0]: the first step has no churn.
     """
@@ -35,18 +35,19 @@ def churned(path: Path, times: Grid, s_churn: float, s_min: float, s_max: float)
 
 
 def heun(
-    path: Path, times: Grid, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
+    path: Path, times: Grid, s_churn: float = 0.0, *, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
 ) -> Recursion:
-    """Heun steps of dy/dv = (y - x0)/v, y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
+    """Tabulate Heun steps of dy/dv = (y - x0)/v, y = x/alpha at noise level v = sigma/alpha; the last step is Euler's.
 
     A step from v to w calls at its start, y <- (w/v) y + (1 - w/v) x0, and at its end, y <- y + (v/w - 1)/2 (x0' - x0):
     with n steps 2 n - 1 calls. Churn then adds s_noise sqrt(w_start^2 - w^2) z, which takes y to the next start. From
     v = infinity (alpha = 0) the step is Euler's too, w z + x0, and that call is the only one.
     """
+    bounds = {"s_min": s_min, "s_max": s_max, "s_noise": s_noise}
     if len(times) > 2 and levels(path, times[:1])[0][0] == 0:
-        first, rest = heun(path, times[:2]), heun(path, times[1:], s_churn, s_min, s_max, s_noise)
+        first, rest = heun(path, times[:2]), heun(path, times[1:], s_churn, **bounds)
         return Recursion(*(np.concatenate(columns) for columns in zip(first, rest, strict=True)))
-    start = churned(path, times, s_churn, s_min, s_max)
+    start = churned(path, times, s_churn, s_min=s_min, s_max=s_max)
     ends = times[1:]
     calls = np.stack([start, ends], axis=1).ravel()[:-1]
     after = np.stack([ends, np.append(start[1:], ends[-1])], axis=1).ravel()[:-1]
@@ -66,13 +67,14 @@ def build(
     t_min: UnitTime = 1e-3,
     t_max: UnitTime = 1.0,
     n_steps: Count = 18,
+    *,
     grid: GridChoice = "karras",
     s_churn: NotNegative = 0.0,
     s_min: NotNegative = 0.0,
     s_max: Annotated[float, Limits(least=0, infinite=True)] = math.inf,
     s_noise: NotNegative = 1.0,
 ) -> Sampler:
-    """n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
+    """Take n_steps steps in 2 n_steps - 1 network calls, one less from alpha = 0.
 
     s_churn = 0 is deterministic; s_min and s_max bound the noise levels sigma/alpha that churn raises.
     """
@@ -82,6 +84,7 @@ def build(
         raise UserError(f"{WHERE}.s_min is {s_min}; it must be at most s_max, {s_max}.")
 
     def rows(path: Path) -> Recursion:
-        return heun(path, times(path, n_steps, t_min, t_max), s_churn, s_min, s_max, s_noise)
+        grid_times = times(path, n_steps, t_min, t_max)
+        return heun(path, grid_times, s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
 
     return recursion_sampler(rows)

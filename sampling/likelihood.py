@@ -27,8 +27,8 @@ class LogLikelihood(NamedTuple):
     calls: Int[Array, "b"]  # of each image's own steps
 
 
-def probes(keys: Keys, kind: Probe, n: int, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
-    """Probe vectors with E[e e^T] = I: n random ones, or all d basis vectors scaled by sqrt(d), whose mean is exact."""
+def probes(keys: Keys, kind: Probe, n: int, *, shape: tuple[int, ...]) -> Float[Array, "p b *d"]:
+    """Draw probe vectors, E[e e^T] = I: n random ones, or all d basis vectors times sqrt(d), whose mean is exact."""
     if kind == "exact":
         d = math.prod(shape)
         basis = math.sqrt(d) * jnp.eye(d).reshape(d, 1, *shape)
@@ -50,12 +50,13 @@ def log_likelihood(
     probe: Probe = "rademacher",
     n_probes: int = 1,
 ) -> LogLikelihood:
-    """log p(x0) = log N(z; 0, sigma(t_max)^2 I) + int div velocity dt, z = x(t_max) (arXiv:2011.13456, eq. 39).
+    """Integrate log p(x0) = log N(z; 0, sigma(t_max)^2 I) + int div velocity dt, z = x(t_max).
 
-    x0 is taken as the state at t_min. Probes are drawn once and kept for the whole solve, so that the right-hand side
-    is a function of (t, x) and the solver's error control means what it says.
+    (Song et al. 2021, eq. 39, arXiv:2011.13456.) x0 is taken as the state at t_min. Probes are drawn once and kept for
+    the whole solve, so that the right-hand side is a function of (t, x) and the solver's error control means what it
+    says.
     """
-    e = jnp.moveaxis(probes(keys, probe, n_probes, x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
+    e = jnp.moveaxis(probes(keys, probe, n_probes, shape=x0.shape[1:]), 0, 1)  # (b, p, *d): solvers may slice the batch
     e = e.astype(x0.dtype)
 
     def field(t, y, args):
@@ -73,5 +74,5 @@ def log_likelihood(
 
 
 def bits_per_dim(log_prob: Floats, d: int, bits_offset: float | Floats) -> Floats:
-    """-log2 p of the pixel levels, a dimension; bits_offset is the data scaling's, or a dequantiser's bits."""
+    """Return -log2 p of the pixel levels, a dimension; bits_offset is the data scaling's, or a dequantiser's bits."""
     return -log_prob / (d * math.log(2)) + bits_offset

@@ -12,7 +12,7 @@ from score_flow.types import Keys
 
 
 def described(t_min: float, t_max: float, **settings: Any) -> str:
-    """What a sampler of these settings does, in words."""
+    """Say what a sampler of these settings does, in words."""
     solver = Solver(**settings)
     given = solver.fixed and not isinstance(solver.grid, str)
     return solver.described() + ("" if given else f" t_min={t_min:g} t_max={t_max:g}")
@@ -32,7 +32,7 @@ def build(
     max_steps: Count = 4096,
     control: Control = "pi",
 ) -> Sampler:
-    """The probability-flow sampler: a prior draw at t_max carried to t_min; the other fields as in Solver.
+    """Carry a prior draw at t_max to t_min along the probability flow; the other fields as in Solver.
 
     Times that are given one by one have their own ends, in place of t_max and t_min.
     """

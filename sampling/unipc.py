@@ -5,23 +5,15 @@ from typing import Annotated
 import numpy as np
 
 from sampling.base import WHERE, Sampler
-from sampling.multistep import (
-    B,
-    Recursion,
-    dpm_solver,
-    exponential_weights,
-    half_log_snr,
-    levels,
-    recursion_sampler,
-    step_orders,
-)
+from sampling.exponential import B, dpm_solver, exponential_weights, half_log_snr, step_orders
+from sampling.recursion import Recursion, levels, recursion_sampler
 from score_flow.config.hints import Count, UnitTime, limited
 from score_flow.config.limits import Limits, check_times
 from score_flow.paths.base import Path
 from score_flow.process.grid import Grid, GridChoice, choose
 
 
-def unipc(path: Path, times: Grid, order: int, b: str = "bh2") -> Recursion:
+def unipc(path: Path, times: Grid, order: int, *, b: str = "bh2") -> Recursion:
     """UniP predicts x_s; the estimate made there, which the next step needs anyway, corrects x_s first (UniC).
 
     Prediction and correction are sums over the same estimates, so the correction changes only the next step's weights:
@@ -45,11 +37,12 @@ def build(
     t_min: UnitTime = 1e-3,
     t_max: UnitTime = 1.0,
     n_steps: Count = 20,
+    *,
     grid: GridChoice = "log_snr",
     order: Annotated[int, Limits(least=1, most=3)] = 2,
     b: Annotated[str, Limits(among=tuple(B))] = "bh2",
 ) -> Sampler:
-    """n_steps steps of UniPC-order, accurate to order + 1; one network call a step. b names B(h), bh1 or bh2."""
+    """Take n_steps steps of UniPC-order, accurate to order + 1; one network call a step. b names B(h), bh1 or bh2."""
     check_times(WHERE, t_min, t_max)
     times = choose(f"{WHERE}.grid", grid)
-    return recursion_sampler(lambda path: unipc(path, times(path, n_steps, t_min, t_max), order, b))
+    return recursion_sampler(lambda path: unipc(path, times(path, n_steps, t_min, t_max), order, b=b))

@@ -9,10 +9,11 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import optax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
-from score_flow.config.components import Component, call, find, resolve
+from score_flow.config.components import Component, call, resolve
 from score_flow.config.hints import parameters_of
 from score_flow.config.options import Config
 from score_flow.data.base import Source
@@ -24,27 +25,24 @@ from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss, Product
 from score_flow.model import Model, Preconditioning
-from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.steps import make_optimiser
-from score_flow.types import UserError, check_choice
+from score_flow.types import UserError
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
 SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
 
 
 def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> Experiment:
-    """Everything that training, sampling and evaluation share.
+    """Build everything that training, sampling and evaluation share.
 
     `remembered`: the facts of the training data in the newest checkpoint of the run, if it has one (none in it: {}).
     What they say of images and classes need not be asked of the data set, which is then opened by who reads it.
     """
-    data, training, optim = config.data, config.training, config.optim
-    latent = is_latent(config)
-    labelled = uses_labels(config)
+    data, latent, labelled = config.data, is_latent(config), uses_labels(config)
     split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
     declared, whose = _declared(config, remembered, split)
     image_shape = tuple(declared.image_shape)
@@ -57,24 +55,14 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
 
     conditioning = build_conditioning(config, declared.num_classes, getattr(declared, "unlabelled", ""))
     model = build_model(config, image_shape[-1], conditioning)
-    check_shapes(model, image_shape, conditioning, config.network.name)
+    check_shapes(model, image_shape, conditioning, name=config.network.name)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
-    mesh = make_mesh(training.fsdp)
-    optimiser = make_optimiser(
-        optim.optimizer,
-        optim.lr,
-        optim.beta1,
-        optim.beta2,
-        optim.eps,
-        optim.warmup,
-        optim.grad_clip,
-        optim.weight_decay,
-    )
+    mesh = make_mesh(config.training.fsdp)
     return Experiment(
         model=model,
         loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
-        optimiser=optimiser,
+        optimiser=build_optimiser(config),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
         image_shape=image_shape,
@@ -88,8 +76,14 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     )
 
 
+def build_optimiser(config: Config) -> optax.GradientTransformation:
+    """Build the optimiser that config.optim describes."""
+    settings = config.optim.to_dict()
+    return make_optimiser(settings.pop("optimizer"), **settings)
+
+
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:
-    """From samples to pixel levels; of latents by their autoencoder, on every device. Raises UserError without it."""
+    """Make the map from samples to pixel levels, of latents by their autoencoder; raises UserError without it."""
     folder = config.eval.autoencoder
     if not is_latent(config):
         return Pixels(scaling, dequantised)
@@ -105,7 +99,7 @@ def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh)
 
 
 def is_latent(config: Config) -> bool:
-    """Whether the model makes latents; raises UserError for what they cannot have."""
+    """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
         for key, without in (
             ("data.random_flip", False), ("model.low_res", 0), ("training.objective", "simple"),
@@ -121,12 +115,12 @@ def is_latent(config: Config) -> bool:
 
 
 def uses_labels(config: Config) -> bool:
-    """Whether the labels of the data are of any account."""
+    """Say whether the labels of the data are of any account."""
     return config.model.class_conditional or produced(config.training.objective) == "classifier"
 
 
 def produced(objective: str) -> Product:
-    """What training.objective makes: its file says so, unless that is a denoiser."""
+    """Return what training.objective makes: its file says so, unless that is a denoiser."""
     build = registries.LOSSES.entry(objective, "config.training.objective")
     return getattr(sys.modules[build.__module__], "PRODUCES", "denoiser")
 
@@ -142,19 +136,19 @@ def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Calla
 
 
 def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
-    """The share of images that a run holds out where its config is silent: of an older run, which held out none, 0."""
+    """Return the share of images that a run holds out where its config is silent: 0 of an older run, which did not."""
     share = 0.0 if remembered is not None and not remembered else (remembered or {}).get("test_share")
     return {} if share is None else {"test_share": share}
 
 
 def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
-    """A split of the data set."""
+    """Return a split of the data set."""
     silent = {name: share for name, share in held_out.items() if name not in section.arguments}
     return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
 
 
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:
-    """What the network is told besides x and t; num_classes is the data set's, `why` the reason where it has none."""
+    """Build what the network is told besides x and t; num_classes: the data set's; why: why it has none."""
     options, classifies = config.model, produced(config.training.objective) == "classifier"
     if uses_labels(config) and not num_classes:
         objective = f"training.objective is {config.training.objective}"
@@ -164,7 +158,7 @@ def build_conditioning(config: Config, num_classes: int, why: str = "") -> Condi
 
 
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
-    """The static half: network, path, prediction and preconditioning, for images of so many channels."""
+    """Build the static half: network, path, prediction and preconditioning, for images of so many channels."""
     options = config.model
     return Model(
         network=build_network(config, channels, conditioning),
@@ -181,7 +175,7 @@ ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out
 
 
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
-    """The network that config.network names; a classifier is the one that a classifier may be.
+    """Build the network that config.network names, of those that the objective trains.
 
     Raises UserError where the config asks for what the network has no argument for.
     """
@@ -190,10 +184,9 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
-        check_choice(f"config.network.name (training.objective = {objective})", section.name, ["classifier"])
-        build = WideResNet
+        build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
     else:
-        build = find(registries.NETWORKS, section, "config.network")
+        build = registries.NETWORKS.entry(section.name, "config.network.name")
     for argument in [argument for argument, value in offered.items() if value and argument not in parameters_of(build)]:
         builds = {name: registries.NETWORKS.entry(name, "config.network") for name in registries.NETWORKS.names()}
         able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
@@ -209,7 +202,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
 
 
 @functools.lru_cache(maxsize=64)
-def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Conditioning, name: str) -> None:
+def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Conditioning, *, name: str) -> None:
     """Raise UserError unless the network can be built for such images: traced once, nothing is computed."""
     condition = conditioning.example(1, image_shape[-1])
     try:
@@ -220,7 +213,7 @@ def check_shapes(model: Model, image_shape: tuple[int, ...], conditioning: Condi
 
 
 def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
-    """The training loss that config.training.objective names."""
+    """Build the training loss that config.training.objective names."""
     training = config.training
     loss = resolve(
         registries.LOSSES, Component(training.objective), "config.training.objective",
@@ -237,7 +230,7 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
 
 
 def build_times(config: Config, model: Model) -> TimeSampler:
-    """Which times training looks at."""
+    """Say which times training looks at."""
     training, section = config.training, config.training.time_sampler
     if training.importance_weighting:
         if section.name not in ("uniform", "log_snr"):

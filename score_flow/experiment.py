@@ -64,13 +64,13 @@ class Experiment:
         return to_model(self.scaling, self.dequantised, data, by_key(keys))
 
     def init(self, key: Key) -> Params:
-        """Parameters for one image."""
+        """Make parameters for one image."""
         return self.model.init(key, (1, *self.image_shape), self.example_condition(1))
 
     def condition(self, batch: Batch) -> Condition:
-        """What the network is told about the examples of a batch."""
+        """Return what the network is told about the examples of a batch."""
         return self.conditioning.of(batch, self.scaling)
 
     def example_condition(self, n: int) -> Condition:
-        """A condition of the right shapes for n images."""
+        """Return a condition of the right shapes for n images."""
         return self.conditioning.example(n, self.image_shape[-1])

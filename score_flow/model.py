@@ -74,22 +74,22 @@ class Denoiser(abc.ABC):
 
     @abc.abstractmethod
     def given(self, condition: Condition) -> "Denoiser":
-        """The same denoiser under a condition of another batch (solvers that step each example alone slice theirs)."""
+        """Return the denoiser under a condition of another batch (solvers that step an example alone slice theirs)."""
 
     @abc.abstractmethod
     def estimate(self, x: Images, t: Times) -> Estimate:
         """E[x0 | x_t] and E[noise | x_t]; one network call."""
 
     def start(self, keys: Keys, shape: tuple[int, ...], t: float) -> Images:
-        """What samplers begin from at time t: a draw of the prior, unless sampling is controlled."""
+        """Return what samplers begin from at time t: a draw of the prior, unless sampling is controlled."""
         return self.path.prior_sample(keys, shape, t)
 
     def in_chain(self) -> "Denoiser":
-        """The denoiser for kernels in a chain, which calls `constrain`; one that needs this refuses any other use."""
+        """Return the denoiser for kernels in a chain, which calls `constrain`; who needs this refuses any other use."""
         return self
 
     def constrain(self, x: Images, mean: Images, noise: Images, t: Times) -> tuple[Images, Images]:
-        """A kernel's draw of x_t and its mean, with what is known of x0 put in; noise is new and standard normal."""
+        """Put what is known of x0 into a kernel's draw of x_t and its mean; noise is new and standard normal."""
         return x, mean
 
     def x0(self, x: Images, t: Times) -> Images:
@@ -105,12 +105,12 @@ class Denoiser(abc.ABC):
 
 
 def score_of(estimate: Estimate, c: Coefficients) -> Images:
-    """The score in a pair of posterior means; c broadcasts over one example."""
+    """Return the score in a pair of posterior means; c broadcasts over one example."""
     return -estimate.noise / c.sigma
 
 
 def velocity_of(estimate: Estimate, c: Coefficients) -> Images:
-    """The probability-flow velocity in a pair of posterior means; c broadcasts over one example."""
+    """Return the probability-flow velocity in a pair of posterior means; c broadcasts over one example."""
     return c.dalpha * estimate.x0 + c.dsigma * estimate.noise
 
 
@@ -124,14 +124,14 @@ class Model:
     preconditioning: Preconditioning = Preconditioning()
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
-        """Parameters for a batch of the given shape (b, *d)."""
+        """Make parameters for a batch of the given shape (b, *d)."""
         t = jnp.full((shape[0],), 0.5)
         return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
 
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
     ) -> Output:
-        """The network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
+        """Return the network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
@@ -144,7 +144,7 @@ class Model:
         return output[..., :c], output[..., c:] if output.shape[-1] > c else None
 
     def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
-        """The denoiser of some parameters; free to build inside jit."""
+        """Return the denoiser of some parameters; free to build inside jit."""
         return NetworkDenoiser(self, params, condition)
 
 
@@ -164,5 +164,5 @@ class NetworkDenoiser(Denoiser):
 
 
 def count_parameters(params: PyTree) -> int:
-    """How many numbers a tree of parameters holds (works on jax.eval_shape's trees too)."""
+    """Count the numbers that a tree of parameters holds (works on jax.eval_shape's trees too)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -12,7 +12,7 @@ from score_flow.types import Images, Times
 
 
 def expand(t: Times, x: Images) -> Float[Array, "..."]:
-    """A time-like () or (b,) array with trailing axes added, so that it broadcasts over the axes of one example."""
+    """Add trailing axes to a time-like () or (b,) array, so that it broadcasts over the axes of one example."""
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (x.ndim - 1)) if t.ndim else t
 
@@ -33,7 +33,7 @@ def standard_normal_log_prob(z: Images) -> Float[Array, "b"]:
 
 
 def bisection(f: Callable[[Times], Times], target: Times, low: float, high: float, n_steps: int = 64) -> Times:
-    """The root t of f(t) = target for a strictly decreasing f on [low, high]; targets out of range give an end.
+    """Return the root t of f(t) = target for a strictly decreasing f on [low, high]; targets out of range give an end.
 
     64 halvings reach neighbouring floats even for roots near low = 0.
     """

@@ -6,5 +6,5 @@ import flax.struct
 
 
 def static(**options: Any) -> Any:
-    """A field of a flax.struct tree that is none of its leaves; options as those of dataclasses.field."""
+    """Return a field of a flax.struct tree that is none of its leaves; options as those of dataclasses.field."""
     return flax.struct.field(pytree_node=False, **options)

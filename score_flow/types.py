@@ -43,11 +43,11 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def printable(name: str, most: int = 60) -> str:
-    """A name from foreign bytes as it may be shown: in one line, and not for ever."""
+    """Return a name from foreign bytes as it may be shown: in one line, and not for ever."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name[:most])
     return shown + "..." * (len(name) > most)
 
 
 def one_line(error: Exception) -> str:
-    """The kind and the first line of an error that a library raised, for use inside a UserError."""
+    """Return the kind and the first line of an error that a library raised, for use inside a UserError."""
     return printable(f"{type(error).__name__}: {error}".splitlines()[0], 300)

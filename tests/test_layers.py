@@ -37,7 +37,6 @@ FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; i
 MAPS = {
     "score_flow.config.registries": "the map of what can be added: imports nothing before an entry is asked for",
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
-    "score_flow.config.loading": "reads recipes, as a person names them, by their files",
 }
 # What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, and
 # rows of reproduced figures, which start from the recipe of the same name.

@@ -137,7 +137,7 @@ def test_every_end_is_one_line_and_a_code(capsys, monkeypatch, tmp_path, error, 
     def ends(options, overrides):
         raise error
 
-    monkeypatch.setattr("main.run", ends)
+    monkeypatch.setattr("evaluation.modes.command.run", ends)
     assert main([f"--workdir={tmp_path}", "--mode=train"]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: ") and all(part in lines[0] for part in expected)
@@ -147,7 +147,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
     def ends(options, overrides):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("main.run", ends)
+    monkeypatch.setattr("evaluation.modes.command.run", ends)
     with pytest.raises(KeyError):
         main([f"--workdir={tmp_path}", "--mode=train"])
 

@@ -12,7 +12,7 @@ from evaluation import dequantisers
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened, open_solver
-from evaluation.jobs.rounds import per_image
+from evaluation.jobs.rounds import Compute, per_image
 from sampling.base import Stream, example_keys, split
 from sampling.flow import Solver
 from sampling.likelihood import bits_per_dim, log_likelihood
@@ -37,10 +37,8 @@ def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) ->
     return Opened((name, open_solver(run, options, dequantisers.start_time(options, name))))
 
 
-def build(context: Context, opened: tuple[str, Solver]) -> Fold:
-    """Compute bits/dim over the split, num_repeats times: mean, standard error over images, calls; bits.npz has all."""
-    (name, solver), options, run = opened, context.options, context.run
-    chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
+def bits_of(run: Experiment, options: EvalOptions, name: str, solver: Solver) -> Compute:
+    """Make (parameters, batch, seeds, dequantiser of the name) -> bits/dim, latent's power and calls of each image."""
     d, t_min, t_max = math.prod(run.image_shape), dequantisers.start_time(options, name), options.largest_time
 
     def bits(params, batch, seeds, dequantise):
@@ -48,12 +46,20 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
         with jax.default_matmul_precision("highest"):  # likelihoods are float32 whatever the backend prefers
             x, offset = dequantise(noise_keys, batch["image"])
             result = log_likelihood(
-                probe_keys, context.denoiser(params, batch), x, solver=solver, t_min=t_min, t_max=t_max,
+                probe_keys, run.model.bind(params, run.condition(batch)), x, solver=solver, t_min=t_min, t_max=t_max,
                 probe=options.probe, n_probes=options.n_probes,
             )  # fmt: skip
         power = jnp.mean(result.z.reshape(len(seeds), -1) ** 2, axis=1) / run.model.path.sigma(jnp.asarray(t_max)) ** 2
         bits = bits_per_dim(result.log_prob, d, offset)
         return {"bits": bits, "latent_power": power, "calls": result.calls}, result.ok
+
+    return bits
+
+
+def build(context: Context, opened: tuple[str, Solver]) -> Fold:
+    """Compute bits/dim over the split, num_repeats times: mean, standard error over images, calls; bits.npz has all."""
+    (name, solver), options, run = opened, context.options, context.run
+    chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
 
     def finish(state):
         write_arrays(context.directory / "bits.npz", bits=state["bits"])
@@ -67,11 +73,11 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
             **chosen.said,
             "network_calls_per_image": float(state["calls"].mean()),
             "solver": solver.described(),
-            "smallest_time": t_min,
+            "smallest_time": dequantisers.start_time(options, name),
             "latent_mean_square": float(state["latent_power"].mean()),
         }
 
     return per_image(
-        context.depending_on(chosen.of), bits, finish, repeats=options.num_repeats, arguments=(chosen.dequantise,),
-        advice=": raise eval.solver.max_steps or the tolerances",
+        context.depending_on(chosen.of), bits_of(run, options, name, solver), finish, repeats=options.num_repeats,
+        arguments=(chosen.dequantise,), advice=": raise eval.solver.max_steps or the tolerances",
     )  # fmt: skip

@@ -116,7 +116,8 @@ def bound_terms(
         i, t, weight = draw
         e = None
         if form == "ssm":
-            e = probes(jax.vmap(jax.random.fold_in, (0, None))(probe_keys, i), probe, n_probes, shape).astype(x0.dtype)
+            e_keys = jax.vmap(jax.random.fold_in, (0, None))(probe_keys, i)
+            e = probes(e_keys, probe, n_probes, shape=shape).astype(x0.dtype)
         c, noise = path.at(t), normal(noise_keys, shape, i).astype(x0.dtype)
         return weight * c.g2 / c.sigma**2 * excess(denoiser, x0, noise, t=t, data_std=data_std, probes=e)
 

@@ -11,7 +11,7 @@ from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import Each, drawn
-from evaluation.metrics.collector import Collector, State, extract
+from evaluation.metrics.collector import Collector, State
 from evaluation.metrics.extractors.base import Extractor
 from evaluation.metrics.frechet import ClassSums, frechet_distance, split_of
 from evaluation.metrics.kernel_distance import block_distance, kernel_distance, subset_distances
@@ -80,7 +80,7 @@ def about(extractor: Extractor, reference: Statistics) -> dict[str, Any]:
 
 def n_logits(extractor: Extractor, image_shape: tuple[int, ...]) -> int:
     """Count the classes that the extractor's logits tell apart; 1 where it has none, of which no image is counted."""
-    logits = jax.eval_shape(extract, extractor, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)).logits
+    logits = jax.eval_shape(extractor.features, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)).logits
     return 1 if logits is None else logits.shape[1]
 
 

@@ -109,7 +109,7 @@ class Gallery:
         scaling, channels = self._run.scaling, self._run.image_shape[-1]
         rows = []
         for scale in SCALES:
-            wrap = guide(self._classes, channels, scaling.low, scaling.high, scale=scale)
+            wrap = guide(self._classes, channels, (scaling.low, scaling.high), scale=scale)
             rows.append(self._draw(self._classes, guide=self._context.guide.replace(wrap=wrap)))
         return np.concatenate(rows), self._classes
 

@@ -13,7 +13,7 @@ from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import per_image
 from sampling.base import Stream, example_keys, normal
-from sampling.guidance import Thresholded
+from sampling.guided import Thresholded
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser

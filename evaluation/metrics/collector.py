@@ -4,11 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Float64, Int
 
-from evaluation.metrics.extractors.base import Extractor, Features
 from evaluation.metrics.frechet import Moments
 from score_flow.data.base import shuffled
 from score_flow.types import UserError
@@ -53,9 +51,3 @@ class Collector:
                 "other batches (eval.batch_size); give another --eval_folder."
             )
         return state["moments"].gaussian()
-
-
-def extract(extractor: Extractor, images: UInt8[Array, "b h w c"]) -> Features:
-    """Compute features of a batch, inside a compiled program; float32 whatever the backend prefers."""
-    with jax.default_matmul_precision("highest"):
-        return extractor(images)

@@ -17,7 +17,7 @@ from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
-from score_flow.runs.files import sha256_of
+from score_flow.runs import files
 from score_flow.runs.processes import barrier, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, place, replicated, to_host
 from score_flow.types import UserError
@@ -36,7 +36,7 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
         raise UserError("--mode=encode takes images, and config.data.source.name is latents; give their data set.")
     network, params, scale, shift = autoencoder_kl.load(folder)
     params = jax.device_put(params, replicated(run.mesh))
-    digest = sha256_of(folder / autoencoder_kl.WEIGHTS)
+    digest = files.sha256_of(folder / autoencoder_kl.WEIGHTS)
 
     @jax.jit
     def moments(params, image: UInt8[Array, "b h w c"], mirrored: Bool[Array, "b"]) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
 
 def made_of(facts: dict[str, Any], target: Path) -> bool:
     """Say whether a split is done; raises UserError where it is done of other images, or otherwise."""
-    found = folds.read_json(target / FACTS)
+    found = files.json_at(target / FACTS)
     for name in ("first", "n", "autoencoder_sha256", "mirrored") if found else ():
         if name in found and found[name] != facts[name]:
             raise UserError(
@@ -75,7 +75,7 @@ def encode_split(
 ) -> None:
     """Encode one split: a round writes the moments of the next images to their place in the files."""
     mesh, n_images, n = run.mesh, len(source), facts["n"]
-    size, directory, files = multiple(mesh, config.eval.batch_size), target / "rounds", folds.Rows(target)
+    size, directory, rows = multiple(mesh, config.eval.batch_size), target / "rounds", folds.Rows(target)
     given = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8), jax.ShapeDtypeStruct((1,), bool)
     facts |= {"latent_shape": jax.eval_shape(moments, *given)[0].shape[1:]}
     if is_main() and not directory.exists():  # not begun, or by an older program
@@ -88,14 +88,14 @@ def encode_split(
         mean, std = moments(batch["image"], place(mesh, indices >= n_images))
         arrays = to_host({"mean": mean, "std": std} | ({"label": batch["label"]} if source.num_classes else {}))
         arrays = {name: array[mask] for name, array in arrays.items()}
-        files.write(arrays, (n,), indices[mask], begun=bool(state["done"].any()))
+        rows.write(arrays, (n,), indices[mask], begun=bool(state["done"].any()))
         done = state["done"].copy()
         done[0, indices[mask]] = True
         return {"done": done}
 
     def finish(state):
         if is_main():
-            folds.write_json(target / FACTS, facts)
+            files.write_json(target / FACTS, facts)
         return facts
 
     key = {name: facts[name] for name in ("first", "n", "autoencoder_sha256", "mirrored")} | {"version": __version__}

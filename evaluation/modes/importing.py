@@ -13,7 +13,7 @@ from score_flow.config.loading import read_json
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.model import Model, count_parameters
-from score_flow.pretrained.base import Checkpoint, Source, as_dtype, fill
+from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.files import sha256_of
@@ -31,7 +31,7 @@ class Published(NamedTuple):
 
     file: Path
     project: str
-    source: Source
+    source: Project
     checkpoint: Checkpoint
 
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Published(NamedTuple):
         return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
 
 
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, Project]:
     """List the projects whose checkpoints can be read: the files beside this one that export `build`."""
     return {name: registries.PROJECTS.entry(name, "project")() for name in registries.PROJECTS.names()}
 
@@ -77,8 +77,8 @@ def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
 
 
-def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> None:
-    """Write the weights as the one milestone of a workdir, and say what they are in its metadata.
+def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> str:
+    """Write the weights as the one milestone of a workdir, what they are in its metadata; returns that in words.
 
     Where a file holds only one kind of weights, it stands for both; the metadata says so.
     """
@@ -102,9 +102,8 @@ def import_into(workdir: Path, published: Published, run: Experiment, config: Co
     write_config(workdir, config)
     checkpoints.save(step, items, meta, wait=True)
     checkpoints.close()
-    print(
+    return (
         f"{published.file.name}: {' and '.join(kinds)} weights of {published.project}, "
         f"{count_parameters(shapes):,} parameters of {type(run.model.network).__name__}, step {step}; "
-        f"every tensor used once. sha256 {digest}\nnext: python main.py --workdir={workdir} --mode=sample",
-        flush=True,
+        f"every tensor used once. sha256 {digest}\nnext: python main.py --workdir={workdir} --mode=sample"
     )

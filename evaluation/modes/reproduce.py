@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import run as evaluation
-from evaluation.fold import write_json
 from score_flow.config.loading import flatten, module_of
 from score_flow.config.options import Config
 from score_flow.config.registries import ROOT
 from score_flow.experiment import Experiment
+from score_flow.runs import files
 from score_flow.runs.processes import agree, is_main
 from score_flow.types import UserError
 
@@ -30,8 +30,8 @@ def expected_of(file: str) -> Expected:
 
 def presets() -> list[str]:
     """List the names in configs/reproduce."""
-    files = (ROOT / "configs" / "reproduce").glob("*.py")
-    return sorted(file.stem for file in files if "\nexpected = " in file.read_text())
+    recipes = (ROOT / "configs" / "reproduce").glob("*.py")
+    return sorted(file.stem for file in recipes if "\nexpected = " in file.read_text())
 
 
 def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder: str = "") -> bool:
@@ -48,7 +48,7 @@ def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder:
             outcome, got = "pass" if row["pass"] else "fail", "nothing" if row["got"] is None else f"{row['got']:.5g}"
             print(f"{outcome}: {name} expected {row['expected']:g} +- {row['tolerance']:g}, got {got}", flush=True)
         settings = {key: flatten(getattr(config, key).to_dict()) for key in ("sampling", "eval")}
-        write_json(
+        files.write_json(
             workdir / folder / "reproduce.json",
             {"preset": file, "pass": passed, "figures": verdict, "seed": config.seed, **settings},
         )

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from evaluation import fold as folds
 from evaluation.metrics import statistics
-from evaluation.metrics.collector import Collector, extract
+from evaluation.metrics.collector import Collector
 from evaluation.metrics.extractors.base import Extractor
 from score_flow import __version__
 from score_flow.config.options import Config
@@ -56,7 +56,7 @@ def statistics_fold(
     options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
     collector = Collector(n, extractor.n_features, options.kept_features)
     size = multiple(run.mesh, options.batch_size)
-    compiled, hashed = jax.jit(extract), input_hash(source)
+    compiled, hashed = jax.jit(Extractor.features), input_hash(source)
     key = about | {"n": n, "eval.kept_features": options.kept_features, "version": __version__}
 
     def init():

@@ -9,11 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from evaluation.fold import read_json
 from evaluation.report import figures, page, results
 from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
-from score_flow.runs.files import write_whole
+from score_flow.runs import files
 from score_flow.runs.progress import read_lines
 
 
@@ -47,7 +46,7 @@ def write(
     sections += [part(record) for part in (training, checkpoints, tables)]
     headline = [card for job in parts if job.cards for card in job.cards(record)] + cards(record)
     html = page.document(record.name, _subtitle(record), cards=headline, body="".join(sections))
-    write_whole(file := workdir / "report.html", html)
+    files.write_whole(file := workdir / "report.html", html)
     return file
 
 
@@ -139,7 +138,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return read_json(file) or {}
+    return files.json_at(file) or {}
 
 
 def _text_of(file: Path) -> str:

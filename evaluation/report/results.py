@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.fold import read_json, write_json
 from score_flow.config.loading import flatten
 from score_flow.data.base import ArraySource, Source, checksum
-from score_flow.runs.files import write_whole
+from score_flow.runs import files
 
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
@@ -19,7 +18,7 @@ OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "F
 
 def read(file: Path) -> dict[str, Any]:
     """Read the figures of a result.json; none of one that was not written whole."""
-    return {name: value for name, value in (read_json(file) or {}).items() if name != "key"}
+    return {name: value for name, value in (files.json_at(file) or {}).items() if name != "key"}
 
 
 def write(
@@ -29,8 +28,8 @@ def write(
 
     setting: what `lines` says of every figure.
     """
-    write_json(directory / "results.json", results | facts)
-    write_whole(directory / "results.txt", "".join(f"{line}\n" for line in lines(results, **setting)))
+    files.write_json(directory / "results.json", results | facts)
+    files.write_whole(directory / "results.txt", "".join(f"{line}\n" for line in lines(results, **setting)))
 
 
 def lines(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from sampling.control.measurement import Measured, Measurement
-from sampling.guidance import Around, with_x0
+from sampling.guided import Around, with_x0
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
 from score_flow.data.scaling import Scaling
@@ -49,7 +49,7 @@ class Control:
     pictures: tuple[Float[Array, "n h w c"], ...]
 
     def __call__(self, denoiser: Denoiser, indices: Integer[Array, "b"]) -> Denoiser:
-        """The denoiser of the samples of some global indices; free to build inside jit."""
+        """Return the denoiser of the samples of some global indices; free to build inside jit."""
         return self.wrap(denoiser, self.known[indices % len(self.known)])
 
 
@@ -84,7 +84,7 @@ class Replaced(Knowing):
         return dataclasses.replace(self, denoiser=self.denoiser.in_chain(), chained=True)
 
     def start(self, keys: Keys, shape: tuple[int, ...], t: float) -> Images:
-        """A prior draw has no mean: only alpha H^+ y is missing."""
+        """Draw from the prior, which has no mean: only alpha H^+ y is missing."""
         prior = self.denoiser.start(keys, shape, t)
         return prior + self.path.alpha(jnp.asarray(t, prior.dtype)) * self.measurement.pseudo_inverse(self.y)
 
@@ -134,7 +134,7 @@ class PseudoInverseGuided(Knowing):
         return with_x0(estimate, x0 + self._within(shift, self.measurement.pseudo_inverse(gap)) * shift, c)
 
     def _within(self, shift: Images, gap: Images) -> Float[Array, "b *_"]:
-        """The share of a shift whose measured part is no larger than the gap that it is to close."""
+        """Return the share of a shift whose measured part is no larger than the gap that it is to close."""
         got, wanted = (jnp.sqrt(sum_flat(part**2)) for part in (self.measurement.project(shift), gap))
         return expand(jnp.where(got > wanted, wanted / got, 1.0), shift)
 
@@ -162,11 +162,12 @@ def measured(
     measurement: Measurement,
     y: Float[Array, "n *m"],
     method: str,
+    *,
     sigma_y: float,
     data_std: float,
     images: Float[Array, "n h w c"] | None = None,
 ) -> Control:
-    """The control that a measurement asks for, sigma_y and data_std in the model's units; images: what was measured."""
+    """Build the control of a measurement, sigma_y and data_std in the model's units; images: what was measured."""
     if method == "replacement" and sigma_y:
         raise UserError(
             f"config.control.method = replacement takes measurements as exact, got sigma_y = {sigma_y}: "

@@ -17,13 +17,14 @@ def build(
     image_shape: ShapeGiven,
     scaling: ScalingGiven,
     dequantised: DequantisedGiven,
+    *,
     input: str,
     grey: Annotated[str, Limits(among=tuple(WEIGHTS))] = "mean",
     method: Method = "pseudo_inverse",
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """What is known of a pixel is its grey value: the mean of its channels, as published, or their luminance.
+    """Colour: what is known of a pixel is its grey value, the mean of its channels, as published, or their luminance.
 
     input: one image file, grey or in colour (then its grey value is taken), or an .npz of several, taken in turn.
     method, sigma_y: see inpaint.
@@ -32,8 +33,9 @@ def build(
         raise UserError(
             f"config.control.name = colourise needs a model of images of 3 channels, got {image_shape[-1]}."
         )
-    images = read_images(input, "config.control.input", 3, scaling.levels)
+    images = read_images(input, "config.control.input", channels=3, levels=scaling.levels)
     require_size(images, image_shape[:2], "config.control.input")
     x0, measurement = to_model(images, scaling, dequantised), Grey(WEIGHTS[grey])
     y = measurement.apply(x0)
-    return measured(measurement, y, method, sigma_y * (scaling.high - scaling.low), data_std, x0)
+    sigma_y *= scaling.high - scaling.low
+    return measured(measurement, y, method, sigma_y=sigma_y, data_std=data_std, images=x0)

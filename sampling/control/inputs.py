@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.folder import FORMATS, Decoder
+from score_flow.data.folder import FORMATS, ImageReader
 from score_flow.data.scaling import Scaling
 from score_flow.runs.files import array_of, regular_file
 from score_flow.types import UserError, one_line
@@ -20,12 +20,12 @@ MAX_BYTES = 4 << 30
 
 
 def existing_file(file: str | Path, what: str) -> Path:
-    """The path of a regular file; raises UserError when there is none."""
+    """Return the path of a regular file; raises UserError when there is none."""
     return regular_file(str(file), what)
 
 
-def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
-    """Levels 0 .. levels - 1 of one image file, or of the stack in an .npz (uint8 `image`, as in samples.npz).
+def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Read the levels 0 .. levels - 1 of one image file, or of the stack in an .npz (uint8 `image`, as in samples.npz).
 
     An image file is stretched from 0..255; alpha is dropped. Raises UserError.
     """
@@ -42,7 +42,7 @@ def read_images(file: str | Path, what: str, channels: int, levels: int) -> UInt
 def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
     if channels not in (1, 3):
         raise UserError(f"{path}: an image file has 1 or 3 channels, the model {channels}; allowed: an .npz of images")
-    if refused := Decoder(1, channels, MAX_PIXELS).check(path):
+    if refused := ImageReader(1, channels, MAX_PIXELS).check(path):
         raise UserError(refused)
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -54,19 +54,19 @@ def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 def require_size(images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int], what: str) -> None:
-    """Raises UserError unless the images are of size (h, w)."""
+    """Raise UserError unless the images are of size (h, w)."""
     if images.shape[1:3] != tuple(size):
         got, wanted = (" x ".join(map(str, shape)) for shape in (images.shape[1:3], size))
         raise UserError(f"{what}: got images of {got} pixels (height x width); allowed: {wanted}")
 
 
 def to_model(levels: UInt8[np.ndarray, "n h w c"], scaling: Scaling, dequantised: bool) -> Float[Array, "n h w c"]:
-    """Levels in the model's range; where the model's data fill the cells of their levels, the middles of the cells."""
+    """Scale levels to the model's range; where its data fill the cells of their levels, to the middles of the cells."""
     return pixels.to_model(scaling, dequantised, jnp.asarray(levels), pixels.middles)
 
 
 def holds(file: str | Path, what: str, name: str) -> bool:
-    """Whether a file is an .npy, or an .npz with an array of a name."""
+    """Say whether a file is an .npy, or an .npz with an array of a name."""
     path = existing_file(file, what)
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return path.suffix == ".npy"
@@ -75,7 +75,7 @@ def holds(file: str | Path, what: str, name: str) -> bool:
 
 
 def read_array(file: str | Path, what: str, name: str) -> Float[np.ndarray, "..."]:
-    """A real array from an .npy file, or the one called `name` (or the only one) of an .npz; raises UserError."""
+    """Read a real array from an .npy file, or the one called `name` (or the only one) of an .npz; raises UserError."""
     path = existing_file(file, what)
     try:
         loaded = array_of(path, name, MAX_BYTES)

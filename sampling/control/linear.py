@@ -17,13 +17,14 @@ def build(
     image_shape: ShapeGiven,
     scaling: ScalingGiven,
     dequantised: DequantisedGiven,
+    *,
     input: str,
     matrix: str,
     method: Method = "pseudo_inverse",
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """y = matrix u + sigma_y noise is known, u the h w c pixels of an image in [0, 1], channels fastest.
+    """Know y = matrix u + sigma_y noise, u the h w c pixels of an image in [0, 1], channels fastest.
 
     matrix: (m, h w c), an .npy file, or `matrix` of an .npz. input: the numbers y, (m,) or (n, m), as a floating-point
     .npy, or `y` of an .npz; or images, which are then measured. method, sigma_y: see inpaint.
@@ -40,9 +41,9 @@ def build(
             raise UserError(f"config.control.input: got measurements of shape {y.shape}; allowed: (n, {len(h)})")
         y = scaling.low * h.sum(axis=1) + width * y
     else:
-        images = read_images(input, "config.control.input", image_shape[-1], scaling.levels)
+        images = read_images(input, "config.control.input", channels=image_shape[-1], levels=scaling.levels)
         require_size(images, image_shape[:2], "config.control.input")
         x0 = to_model(images, scaling, dequantised)
         y = np.asarray(x0, np.float64).reshape(len(x0), -1) @ h.T
     y = jnp.asarray(measurement.rotate(y), jnp.float32)
-    return measured(measurement, y, method, sigma_y * width, data_std, x0)
+    return measured(measurement, y, method, sigma_y=sigma_y * width, data_std=data_std, images=x0)

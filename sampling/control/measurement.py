@@ -20,14 +20,14 @@ class Measurement(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, x: Images) -> Measured:
-        """H x."""
+        """Return H x."""
 
     @abc.abstractmethod
     def pseudo_inverse(self, y: Measured, ridge: Ridge = 0.0) -> Images:
-        """H^T (H H^T + ridge I)^+ y."""
+        """Return H^T (H H^T + ridge I)^+ y."""
 
     def project(self, x: Images) -> Images:
-        """H^+ H x: the part of x that is measured."""
+        """Return H^+ H x: the part of x that is measured."""
         return self.pseudo_inverse(self.apply(x))
 
 
@@ -38,7 +38,7 @@ class OrthogonalMeasurement(Measurement):
 
     @abc.abstractmethod
     def adjoint(self, y: Measured) -> Images:
-        """H^T y."""
+        """Return H^T y."""
 
     def pseudo_inverse(self, y: Measured, ridge: Ridge = 0.0) -> Images:
         return self.adjoint(y) / (self.norm2 + ridge)
@@ -107,7 +107,7 @@ class Matrix(Measurement):
 
     @classmethod
     def of(cls, matrix: Float[np.ndarray, "m d"], shape: tuple[int, ...]) -> "Matrix":
-        """Decomposed on the host, in float64; singular values that are rounding errors are left out."""
+        """Decompose it on the host, in float64; singular values that are rounding errors are left out."""
         left, values, rows = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
         kept = values > values.max(initial=0.0) * max(matrix.shape) * np.finfo(np.float64).eps
         return cls(left[:, kept], values[kept], rows[kept], shape)

@@ -12,17 +12,18 @@ def build(
     image_shape: ShapeGiven,
     scaling: ScalingGiven,
     dequantised: DequantisedGiven,
+    *,
     input: str,
     low_res: Whole = 0,
     method: Method = "pseudo_inverse",
     sigma_y: NotNegative = 0.0,
     data_std: Positive = 0.5,
 ) -> Control:
-    """low_res = 0: `input` is the small image itself, square; else an image of full size, known at low_res x low_res.
+    """Enlarge `input`, a small square image (low_res = 0), or one of full size that is known at low_res x low_res.
 
     input: one image file, or an .npz of several, taken in turn. method, sigma_y: see inpaint.
     """
-    images = read_images(input, "config.control.input", image_shape[-1], scaling.levels)
+    images = read_images(input, "config.control.input", channels=image_shape[-1], levels=scaling.levels)
     h, w = image_shape[:2]
     side = low_res or images.shape[1]
     require_size(images, (h, w) if low_res else (side, side), "config.control.input")
@@ -30,4 +31,5 @@ def build(
         raise UserError(f"config.control.low_res: got {side} x {side} pixels; allowed: a divisor of {h} x {w}")
     x0, measurement = to_model(images, scaling, dequantised), BlockMean(side, (h // side, w // side))
     y = measurement.apply(x0) if low_res else x0
-    return measured(measurement, y, method, sigma_y * (scaling.high - scaling.low), data_std, x0 if low_res else None)
+    sigma_y *= scaling.high - scaling.low
+    return measured(measurement, y, method, sigma_y=sigma_y, data_std=data_std, images=x0 if low_res else None)

@@ -18,6 +18,8 @@ from score_flow.config.hints import (
     members,
     note_of,
     parameters_of,
+    plug_ins_of,
+    with_plug_ins,
 )
 from score_flow.config.registries import Registry
 from score_flow.types import UserError, check_choice, nearest
@@ -71,12 +73,15 @@ def with_defaults(registry: Registries, section: Component, where: str) -> Compo
 
 
 def find(registry: Registries, section: Component, where: str) -> Callable:
-    """The `build` that a section names; raises UserError for an unknown name."""
+    """The `build` that a section names, with what the plug-ins take that its arguments name in turn.
+
+    Raises UserError for an unknown name.
+    """
     entries = _entries(registry)
     entry = next((entry for entry in entries if "." in section.name or section.name in entry.names()), None)
     if entry is None:
         check_choice(f"{where}.name", section.name, [name for entry in entries for name in entry.names()])
-    return entry.entry(section.name, f"{where}.name")
+    return with_plug_ins(entry.entry(section.name, f"{where}.name"), section.arguments, where)
 
 
 def _entries(registry: Registries) -> tuple[Registry, ...]:
@@ -126,7 +131,15 @@ def explain(registry: Registries) -> str:
         build = each.entry(name, name)
         about = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
         lines.append(f"{name}: {about}")
-        for argument, parameter in arguments_of(build).items():
-            default = "needed" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
-            lines.append(f"  {argument:22} {described(hint_of(parameter))}  [{default}]")
+        own = arguments_of(build)
+        lines += [_explained(*each) for each in own.items()]
+        for argument, registries in plug_ins_of(build).items():
+            for plug_in in [plug_in for each in registries for plug_in in each.names()]:
+                entire = arguments_of(with_plug_ins(build, {argument: plug_in}, name)).items()
+                lines += [f"{_explained(*each)} with {argument} = {plug_in}" for each in entire if each[0] not in own]
     return "\n".join(lines)
+
+
+def _explained(argument: str, parameter: inspect.Parameter) -> str:
+    default = "needed" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+    return f"  {argument:22} {described(hint_of(parameter))}  [{default}]"

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from score_flow.config.limits import ANY, Limits, convert, shown
+from score_flow.config.registries import Registry
 from score_flow.types import UserError
 
 PLAIN = (int, float, bool, str, tuple)  # the types that a config can write
@@ -121,9 +122,10 @@ def described(hint: Any) -> str:
 
 @functools.lru_cache(maxsize=256)
 def parameters_of(build: Callable) -> dict[str, inspect.Parameter]:
-    """The parameters of a build, without those that flax adds to every module."""
+    """The parameters of a build that have names, without those that flax adds to every module."""
     found = inspect.signature(build, eval_str=True).parameters
-    return {name: parameter for name, parameter in found.items() if name not in ("parent", "name")}
+    named = {name: parameter for name, parameter in found.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    return {name: parameter for name, parameter in named.items() if name not in ("parent", "name")}
 
 
 def hint_of(parameter: inspect.Parameter) -> Any:
@@ -138,6 +140,35 @@ def hint_of(parameter: inspect.Parameter) -> Any:
 def arguments_of(build: Callable) -> dict[str, inspect.Parameter]:
     """The parameters of a build that a config may give."""
     return {n: p for n, p in parameters_of(build).items() if note_of(p.annotation, Given) is None}
+
+
+@functools.lru_cache(maxsize=256)
+def plug_ins_of(build: Callable) -> dict[str, tuple[Registry, ...]]:
+    """The parameters that name plug-ins, with their registries, of a build that takes what those take too, as **own."""
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in inspect.signature(build).parameters.values()):
+        return {}
+    limits = {name: note_of(parameter.annotation, Limits) for name, parameter in parameters_of(build).items()}
+    return {name: each.registries for name, each in limits.items() if each and each.registries}
+
+
+def with_plug_ins(build: Callable, given: Mapping[str, Any], where: str) -> Callable:
+    """The build with parameters for the arguments of the plug-ins that it is given the names of, or has by default."""
+    named, own, more = plug_ins_of(build), parameters_of(build), {}
+    if not named:
+        return build
+    for name, registries in named.items():
+        plug_in = accept(f"{where}.{name}", given.get(name, own[name].default), hint_of(own[name]))
+        registry = next((each for each in registries if "." in plug_in or plug_in in each.names()), None)
+        if registry:
+            more |= arguments_of(registry.entry(plug_in, f"{where}.{name}"))
+
+    @functools.wraps(build)
+    def entire(*args: Any, **kwargs: Any) -> Any:
+        return build(*args, **kwargs)
+
+    more = [parameter.replace(kind=parameter.KEYWORD_ONLY) for name, parameter in more.items() if name not in own]
+    entire.__signature__ = inspect.Signature([*own.values(), *more])
+    return entire
 
 
 def check_fields(built: Any, where: str = "") -> None:
@@ -155,11 +186,12 @@ def limited(where: str) -> Callable[[Callable], Callable]:
     """Decorate a build: its arguments, by whomever it is called, are within the limits of its annotations."""
 
     def decorate(build: Callable) -> Callable:
-        signature, known = inspect.signature(build), arguments_of(build)
+        signature = inspect.signature(build)
 
         @functools.wraps(build)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
+            entire = with_plug_ins(build, signature.bind(*args, **kwargs).arguments, where)
+            bound, known = inspect.signature(entire).bind(*args, **kwargs), arguments_of(entire)
             for name, value in bound.arguments.items():
                 if name in known:
                     bound.arguments[name] = accept(f"{where}.{name}", value, hint_of(known[name]))

@@ -9,7 +9,7 @@ from score_flow.config.registries import Registry
 from score_flow.types import UserError, check_choice
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Limits:
     """The range of a number, or of each number of a tuple, and the choices of a text.
 
@@ -36,6 +36,11 @@ class Limits:
     lengths: tuple[int, ...] = ()
     fewest: int = 0
 
+    def __repr__(self) -> str:
+        """Only what limits, as signatures are shown to people."""
+        given = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+        return f"Limits({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     def choices(self) -> tuple[str | int, ...]:
         """The names allowed; none where any is."""
         return tuple(n for entry in self._among for n in (entry.names() if isinstance(entry, Registry) else (entry,)))
@@ -44,9 +49,14 @@ class Limits:
     def _among(self) -> tuple[str | int | Registry, ...]:
         return (self.among,) if isinstance(self.among, Registry) else self.among
 
+    @property
+    def registries(self) -> tuple[Registry, ...]:
+        """Those among which a text names a plug-in."""
+        return tuple(entry for entry in self._among if isinstance(entry, Registry))
+
     def _foreign(self, item: Any) -> bool:
         """Whether a text names a plug-in of another package."""
-        return isinstance(item, str) and "." in item and any(isinstance(entry, Registry) for entry in self._among)
+        return isinstance(item, str) and "." in item and bool(self.registries)
 
     def said(self) -> str:
         """What is allowed, for a person: "at least 1, below 10"."""

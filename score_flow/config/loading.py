@@ -26,25 +26,30 @@ Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component
 SECTIONS = {key.rpartition(".")[0] for key in SCHEMA} | {"eval"}
 
 
-def load(file: str, overrides: list[str], settings: dict[str, Any] | None = None) -> Config:
-    """The config of a recipe, or of a run (its config.json), checked; raises UserError in one line.
+def load(file: str | None, overrides: list[str], settings: dict[str, Any] | None = None) -> Config:
+    """The config of a recipe, or of a run (its config.json), or of no file, checked; raises UserError in one line.
 
     `settings`, {"network.width": 128, ...}, are set first, then the `--config.a.b=value` overrides.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        if path.exists():
-            raise UserError(
-                f"--config is {file!r}, which is no regular file; give a recipe or the config.json of a run."
-            )
-        check_choice("--config", file, recipes())
-        path = ROOT / file
     values = {key: field.default for key, field in SCHEMA.items()}
-    found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
-    assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
+    if file is not None:
+        path = existing(file)
+        found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
+        assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
     assign_all(values, settings or {})
     assign_all(values, dict(map(read_override, overrides)))
     return checked(values)
+
+
+def existing(file: str) -> Path:
+    """The path of a config's file, or of the recipe of that name that comes with the program; raises UserError."""
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    if path.exists():
+        raise UserError(f"--config is {file!r}, which is no regular file; give a recipe or the config.json of a run.")
+    check_choice("--config", file, recipes(base=True))
+    return ROOT / file
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -65,10 +70,10 @@ def values_of(config: Config) -> Values:
     return found
 
 
-def recipes() -> list[str]:
-    """The files of configs/ that have a get_config()."""
-    files = sorted((ROOT / "configs").rglob("*.py"))
-    return [str(f.relative_to(ROOT)) for f in files if f.stem != "base" and "def get_config(" in f.read_text()]
+def recipes(base: bool = False) -> list[str]:
+    """The files of configs/ that have a get_config(); base: that of the defaults too."""
+    files = [f for f in sorted((ROOT / "configs").rglob("*.py")) if "def get_config(" in f.read_text()]
+    return [str(f.relative_to(ROOT)) for f in files if base or f.stem != "base"]
 
 
 def from_recipe(path: Path) -> dict[str, Any]:

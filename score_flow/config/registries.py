@@ -7,12 +7,15 @@ import ast
 import dataclasses
 import functools
 import importlib
+import pkgutil
 import re
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from score_flow.types import UserError, check_choice, one_line
+from score_flow.types import UserError, check_choice, nearest, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,18 +55,42 @@ class Registry:
 
     def _foreign(self, name: str, where: str) -> Any:
         module, attribute = name.rsplit(".", 1) if self.table else (name, self.exports)
-        # At the end: a file of the folder that one works in hides no library.
-        sys.path += [] if "" in sys.path else [""]
-        try:
-            found = importlib.import_module(module)
-        except Exception as error:
-            raise UserError(
-                f"{where} is {name!r}; {module} cannot be imported ({one_line(error)}): install its package, or start "
-                f"where its folder lies. Without a dot: {', '.join(self.names())}."
-            ) from error
+        found = _of_another_package(module, f"{where} is {name!r}", self.names())
         if not hasattr(found, attribute):
-            raise UserError(f"{where} is {name!r}; {found.__file__} has no {attribute}, which plug-ins export.")
+            near = nearest(attribute, vars(found)) if self.table else ""
+            raise UserError(f"{where} is {name!r}; {module} has no {attribute}, which it is to export.{near}")
         return getattr(found, attribute)
+
+
+def _of_another_package(module: str, what: str, names: tuple[str, ...]) -> ModuleType:
+    """A module of whoever uses this program; raises UserError, which begins with `what`, where it cannot be had."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{what}, which is no name of a module; without a dot: {', '.join(names)}.")
+    # At the end: a file of the folder that one works in hides no library.
+    sys.path += [] if "" in sys.path else [""]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # it is there, and what it imports is not
+            raise UserError(f"{what}; {_line_of(error)}{one_line(error)}") from error
+        package, _, last = (error.name or module).rpartition(".")
+        if not package:
+            raise UserError(
+                f"{what}; there is no package {last}: install it, or start where its folder lies. "
+                f"Without a dot: {', '.join(names)}."
+            ) from error
+        there = sorted(found.name for found in pkgutil.iter_modules(getattr(sys.modules[package], "__path__", [])))
+        raise UserError(
+            f"{what}; {package} has no module {last}, but: {', '.join(there) or 'none'}.{nearest(last, there)}"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{what}; {_line_of(error)}{one_line(error)}") from error
+
+
+def _line_of(error: Exception) -> str:
+    """"file, line n: " of the outermost line of another package at which an error arose."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return "".join(f"{frame.filename}, line {frame.lineno}: " for frame in frames[1:2])
 
 
 def _files(folder: str, exports: str) -> tuple[str, ...]:
@@ -86,7 +113,7 @@ GRIDS = Registry("score_flow.process.grid", "GRIDS")
 TIME_SAMPLERS = Registry("score_flow.process.times", "TIME_SAMPLERS")
 NETWORKS = Registry("score_flow.networks")
 CLASSIFIERS = Registry("score_flow.networks.classifier", "NETWORKS")
-DEQUANTISERS = Registry("score_flow.networks.flowpp", "DEQUANTIZERS")
+DEQUANTISERS = Registry("score_flow.networks.flowpp", "DEQUANTISERS")
 SOURCES = Registry("score_flow.data")
 LOSSES = Registry("score_flow.losses")
 WEIGHTINGS = Registry("score_flow.losses.weightings", "WEIGHTINGS")
@@ -94,6 +121,8 @@ PROJECTS = Registry("score_flow.pretrained.projects")
 SAMPLERS = Registry("sampling")
 METHODS = Registry("sampling.flow", "METHODS")
 STEP_CONTROLS = Registry("sampling.flow", "CONTROLS")
+PREDICTORS = Registry("sampling.kernels", exports="predictor")
+CORRECTORS = Registry("sampling.kernels", exports="corrector")
 CONTROLS = Registry("sampling.control")
 JOBS = Registry("evaluation.jobs", exports="job")
 EXTRACTORS = Registry("evaluation.metrics.extractors")

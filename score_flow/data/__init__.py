@@ -1,0 +1,14 @@
+"""Data sets, one a file: score_flow.data.digits("test") is that of digits.py."""
+
+from typing import TYPE_CHECKING
+
+from score_flow.config import packages
+
+packages.of_plug_ins(__name__)
+
+if TYPE_CHECKING:  # what an editor knows of them
+    from score_flow.data.arrays import build as arrays
+    from score_flow.data.digits import build as digits
+    from score_flow.data.folder import build as folder
+    from score_flow.data.latents import build as latents
+    from score_flow.data.tfds import build as tfds

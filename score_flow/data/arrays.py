@@ -48,7 +48,7 @@ def build(
 
 
 def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
-    """All images of one file; of at least so many classes. Raises UserError."""
+    """Read all images of one file; of at least so many classes. Raises UserError."""
     file = files.regular_file(file, PATH)
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
         image = _images(file, archive, levels)
@@ -59,7 +59,7 @@ def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_cla
 
 
 def _files(path: str) -> tuple[Path | None, Path | None]:
-    """The training and the test file, as far as there are any."""
+    """Return the training and the test file, as far as there are any."""
     if "{split}" in path:
         return splits.both(*(_by_pattern(path, split) for split in splits.NAMES))
     found = files.existing_path(path, PATH)
@@ -81,7 +81,7 @@ def _missing(path: str) -> str:
 
 
 def _num_classes(both: tuple[Path | None, ...], max_bytes: int) -> int:
-    """The largest label of several files + 1."""
+    """Return the largest label of several files + 1."""
     largest = -1
     for file in filter(None, both):
         with files.opened_arrays(file, max_bytes, LIMIT) as archive:
@@ -118,7 +118,7 @@ def _images(file: Path, archive: files.NpzFile, levels: int) -> UInt8[np.ndarray
 
 
 def _labels(archive: files.NpzFile, n: int | None = None) -> tuple[Int32[np.ndarray, "n"] | None, str]:
-    """The labels (of n images), or None and why what is called so is none: only who needs labels has to mind."""
+    """Return the labels (of n images), or None and why what is called so is none: only who needs labels has to mind."""
     found = [name for name in LABEL_NAMES if name in archive.files]
     if len(found) != 1:
         return None, f"got {' and '.join(found)}; allowed: only one of {', '.join(LABEL_NAMES)}" if found else ""

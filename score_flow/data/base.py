@@ -58,7 +58,7 @@ class ArraySource:
 
 
 def checksum(source: Source, limit: int | None = None, chunk: int = 1024) -> str:
-    """A short name for the content: sha256 over shape, levels, pixels and labels of the first `limit` examples (all).
+    """Name the content: sha256 over shape, levels, pixels and labels of the first `limit` examples (all).
 
     The chunk size bounds the memory and does not enter the result.
     """
@@ -66,7 +66,7 @@ def checksum(source: Source, limit: int | None = None, chunk: int = 1024) -> str
 
 
 def _sums(source: Source, limit: int | None, chunk: int) -> tuple[str, str]:
-    """The checksum of the content, and one of its pixels alone."""
+    """Return the checksum of the content, and one of its pixels alone."""
     n = len(source) if limit is None else min(limit, len(source))
     image, label = hashlib.sha256(), hashlib.sha256()
     for start in range(0, n, chunk):
@@ -78,7 +78,7 @@ def _sums(source: Source, limit: int | None, chunk: int) -> tuple[str, str]:
 
 
 def facts(source: Source) -> dict[str, Any]:
-    """What tells a data set from another, ready for JSON; it depends on the content and not on where that lies.
+    """Return what tells a data set from another, ready for JSON; it depends on the content and not on where that lies.
 
     `classes` and `counts` are None where nobody knows them, or there are too many to keep; `labels` is a digest of all
     names and labels. `first` is the checksum of the first FIRST examples, `pixels` of their images alone.
@@ -102,7 +102,7 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def counts(source: Source) -> list[int] | None:
-    """How many images each class has; None where that would take reading them all."""
+    """Count the images of each class; None where that would take reading them all."""
     label = getattr(source, "label", None)
     return None if label is None else np.bincount(label, minlength=source.num_classes).tolist()
 
@@ -114,5 +114,5 @@ def _digest_of_labels(names: list[str], label: Int32[np.ndarray, "n"]) -> str:
 
 
 def shuffled(n: int) -> Int[np.ndarray, "n"]:
-    """The order in which examples are taken where not all are: always the same."""
+    """Return the order in which examples are taken where not all are: always the same."""
     return np.random.RandomState(0).permutation(n)  # legacy generator: its stream is frozen for ever

@@ -35,7 +35,7 @@ def refuse_other_data(saved: Mapping[str, Any] | None, now: Source | Mapping[str
 
 
 def same_place(saved: dict[str, Any], now: dict[str, Any], known: bool) -> dict[str, Any]:
-    """The saved config, its data source as in the config of now as far as the content was, or need not be, compared.
+    """Return the saved config, its data source as in that of now as far as the content was, or need not be, compared.
 
     known: whether the state knows facts of its data. If not, another spelling of one path is the same, and what an
     older run is silent about is what it did: it held out nothing.
@@ -101,7 +101,7 @@ def refuse_untrained_classes(train: Source, test: Source) -> None:
 
 
 def describe_classes(source: Source, most: int = 20) -> str:
-    """The classes and how many images each has, as far as anybody knows: "cat 4, dog 0" or "0: 4, 1: 0"."""
+    """Return the classes and how many images each has, as far as anybody knows: "cat 4, dog 0" or "0: 4, 1: 0"."""
     n, counted = source.num_classes, counts(source)
     if not n:
         why = getattr(source, "unlabelled", "")
@@ -132,7 +132,7 @@ def _refuse(saved: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str
 
 
 def _told(key: str, saved: Any, now: Any) -> str:
-    """What a person reads of a difference."""
+    """Return what a person reads of a difference."""
     if key == "classes":
         gone, new = [[name for name in a if name not in b] for a, b in ((saved, now), (now, saved))]
         said = [f"{what} {_some(names, 5)}" for what, names in (("without", gone), ("with", new)) if names]

@@ -17,21 +17,21 @@ class Conditioning:
     low_res: int = 0
 
     def of(self, batch: Batch, scaling: Scaling) -> Condition:
-        """The condition of the examples of a batch; the low-resolution image is the mean of each block of pixels."""
+        """Return the condition of a batch's examples; the low-resolution image is the mean of each block of pixels."""
         condition = {"label": batch["label"]} if self.num_classes else {}
         if self.low_res:
             condition["low_res"] = block_mean(scaling.normalise(batch["image"]), self.low_res)
         return condition or None
 
     def example(self, n: int, channels: int) -> Condition:
-        """A condition of the right shapes for n images, to initialise a network with."""
+        """Return a condition of the right shapes for n images, to initialise a network with."""
         condition = {"label": jnp.zeros(n, jnp.int32)} if self.num_classes else {}
         if self.low_res:
             condition["low_res"] = jnp.zeros((n, self.low_res, self.low_res, channels))
         return condition or None
 
     def in_turn(self, indices: Integer[Array, "b"], base: Batch | None = None) -> Condition:
-        """The condition of samples by their global index: a conditional model goes through its classes in turn.
+        """Return the condition of samples by their global index: a conditional model goes through its classes in turn.
 
         A super-resolution model goes through the images of a base model, {"low_res": (n, h, w, c)} in the model's
         range, and takes its {"label": (n,)} with them, if there are any.
@@ -47,7 +47,7 @@ class Conditioning:
 
 
 def block_mean(x: Images, side: int) -> Float[Array, "b side side c"]:
-    """The image at side x side pixels: means over equal blocks."""
+    """Return the image at side x side pixels: means over equal blocks."""
     b, h, w, c = x.shape
     if h % side or w % side:
         raise UserError(f"config.model.low_res is {side}; it must divide the image's sides, {h} x {w}.")

@@ -1,7 +1,6 @@
 """The 1797 handwritten digits that scikit-learn carries (8x8, 17 grey levels, 10 classes): real data, no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from score_flow.data.base import ArraySource, shuffled
 from score_flow.data.splits import Split
@@ -12,6 +11,8 @@ N_TRAIN = 1500
 
 def build(split: Split = "train") -> ArraySource:
     """1500 training or 297 test digits, divided by one fixed permutation; raises UserError for any other split."""
+    from sklearn.datasets import load_digits  # a second, which --help need not wait for
+
     check_choice("split", split, ("train", "test"))
     digits = load_digits()
     order = shuffled(len(digits.target))

@@ -60,7 +60,7 @@ Image.core.set_block_size(1 << 26)  # PIL's memory in parts so large that the sy
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoder:
+class ImageReader:
     """An image file -> uint8 (image_size, image_size, channels); raises UserError naming the file."""
 
     image_size: int
@@ -68,15 +68,15 @@ class Decoder:
     max_pixels: int
 
     def check(self, file: Path) -> str | None:
-        """Why the header of the file is refused, or None."""
+        """Say why the header of the file is refused, or None."""
         return _refusal(lambda: self._look(file))
 
     def check_pixels(self, file: Path) -> str | None:
-        """Why the file is refused, its pixels included, or None."""
+        """Say why the file is refused, its pixels included, or None."""
         return _refusal(lambda: self.decode(file))
 
     def check_end(self, file: Path) -> str | None:
-        """Why the header or the end of the file is refused, or None: what can be known without decoding it."""
+        """Say why the header or the end of the file is refused, or None: what can be known without decoding it."""
         return _refusal(lambda: self._look(file, to_the_end=True))
 
     def decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
@@ -135,7 +135,7 @@ def _refusal(look: Callable[[], object]) -> str | None:
 
 
 def _is_whole(file: Path, kind: str) -> bool:
-    """Whether a file ends as its format does, or is as long as its header says."""
+    """Say whether a file ends as its format does, or is as long as its header says."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         head = stream.read(8)
@@ -168,7 +168,7 @@ class FolderSource:
     files: Sequence[Path]
     label: Int32[np.ndarray, "n"] | None
     classes: Sequence[str]
-    decoder: Decoder
+    reader: ImageReader
     skipped: int = 0
     levels: int = 256
     unlabelled: str = ""
@@ -176,7 +176,7 @@ class FolderSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.decoder.image_size, self.decoder.image_size, self.decoder.channels
+        return self.reader.image_size, self.reader.image_size, self.reader.channels
 
     @property
     def num_classes(self) -> int:
@@ -186,7 +186,7 @@ class FolderSource:
         return len(self.files)
 
     def read(self, indices: Int[np.ndarray, "b"]) -> Examples:
-        images = list(_POOL.map(self.decoder.decode, [self.files[i] for i in indices]))
+        images = list(_POOL.map(self.reader.decode, [self.files[i] for i in indices]))
         examples = {"image": np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)}
         return examples if self.label is None else examples | {"label": self.label[indices]}
 
@@ -222,16 +222,16 @@ def build(
     base = existing_path(path, PATH)
     if not base.is_dir():
         raise UserError(f"{PATH}: {base} is not a folder")
-    stem, decoder = Path(os.path.abspath(base)).name, Decoder(image_size, channels, max_pixels)
+    stem, reader = Path(os.path.abspath(base)).name, ImageReader(image_size, channels, max_pixels)
     train, test, beside = split_folders(base)
     listed = list_images(train)
     if test and split == "test":
-        return _open(f"{stem}/{test.name}", list_images(test), listed.classes, decoder, on_error)
+        return _open(f"{stem}/{test.name}", list_images(test), listed.classes, reader, on_error)
     name = f"{stem}/{'train' if train is base else train.name}"
     if test:
-        return _open(name, listed, listed.classes, decoder, on_error, beside)
-    key = "folder", train.resolve(), listed, decoder, on_error
-    whole = splits.shared(key, lambda: _open(name, listed, listed.classes, decoder, on_error))
+        return _open(name, listed, listed.classes, reader, on_error, beside)
+    key = "folder", train.resolve(), listed, reader, on_error
+    whole = splits.shared(key, lambda: _open(name, listed, listed.classes, reader, on_error))
     return splits.share_out(whole, split, test_share, stem)
 
 
@@ -239,30 +239,30 @@ def _open(
     name: str,
     listed: Listing,
     classes: tuple[str, ...],
-    decoder: Decoder,
+    reader: ImageReader,
     on_error: str,
     beside: tuple[str, ...] = (),
 ) -> FolderSource:
-    """The files that can be used, labelled by the classes if they have them."""
+    """Return the files that can be used, labelled by the classes if they have them."""
     files = [listed.root / file for file in listed.files]
-    kept, label = _usable(files, decoder, on_error), listed.labels(classes)
+    kept, label = _usable(files, reader, on_error), listed.labels(classes)
     return FolderSource(
         name=name,
         files=[files[i] for i in kept],
         label=None if label is None else label[kept],
         classes=() if label is None else classes,
-        decoder=decoder,
+        reader=reader,
         skipped=len(files) - len(kept),
         unlabelled=listed.strange(classes) if label is None else "",
         notes=(*beside, *listed.notes),
     )
 
 
-def _usable(files: list[Path], decoder: Decoder, on_error: str) -> Int[np.ndarray, "kept"]:
-    """The indices of the files that pass; all of them, unless on_error is "skip"."""
-    look, refused = decoder.check, {}
+def _usable(files: list[Path], reader: ImageReader, on_error: str) -> Int[np.ndarray, "kept"]:
+    """Return the indices of the files that pass; all of them, unless on_error is "skip"."""
+    look, refused = reader.check, {}
     if on_error == "skip":
-        look = decoder.check_pixels if len(files) <= DECODED else decoder.check_end
+        look = reader.check_pixels if len(files) <= DECODED else reader.check_end
     with tqdm(total=len(files), unit=" files", desc="data: checking", delay=3, leave=False, disable=None) as bar:
         for start in range(0, len(files), 4096):  # in parts: each queued file costs memory
             for i, reason in enumerate(_POOL.map(look, files[start : start + 4096]), start):

@@ -32,7 +32,7 @@ class Pixels:
     shift: float = static(default=0.0)
 
     def __call__(self, x: Float[Array, "*n h w c"]) -> UInt8[Array, "*n h2 w2 c2"]:
-        """The levels of x; of latents x = (latent - shift) scale, the nearest ones to the decoded image in [-1, 1]."""
+        """Return the levels of x; of latents x = (latent - shift) scale, the nearest to the decoded one in [-1, 1]."""
         if x.ndim > 4:
             return jax.lax.map(self, x)
         if self.autoencoder is None:
@@ -65,7 +65,7 @@ def to_model(scaling: Scaling, dequantised: bool, data: Array, draw: Draw) -> Im
 
 
 def by_key(keys: Keys) -> Draw:
-    """The numbers of each example by its own key."""
+    """Return the numbers of each example by its own key."""
     return lambda law, shape: jax.vmap(lambda key: law(key, shape[1:]))(keys)
 
 

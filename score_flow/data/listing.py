@@ -40,14 +40,14 @@ class Listing:
         return tuple(sorted(set(self.names)))
 
     def labels(self, classes: tuple[str, ...]) -> Int32[np.ndarray, "n"] | None:
-        """The number of each file's class, or None where one has no class of these."""
+        """Return the number of each file's class, or None where one has no class of these."""
         index = {name: i for i, name in enumerate(classes)}
         if not self.names or any(name not in index for name in set(self.names)):
             return None
         return np.array([index[name] for name in self.names], np.int32)
 
     def strange(self, classes: tuple[str, ...]) -> str:
-        """Why its files cannot be labelled by these classes."""
+        """Say why its files cannot be labelled by these classes."""
         if self.unlabelled or not classes:
             return self.unlabelled
         other = sorted(set(self.names) - set(classes))
@@ -56,7 +56,7 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """The image files under a folder. Links to folders are followed, each folder once; hidden files are left out."""
+    """Find the image files under a folder. Links to folders are followed, each once; hidden files are left out."""
     files, notes = walk(root)
     if not files:
         raise UserError(f"{PATH}: no images under {root}; allowed extensions: {', '.join(EXTENSIONS)}")
@@ -80,7 +80,7 @@ def list_images(root: Path) -> Listing:
 
 
 def walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The image files under root, and what was not followed: a link to a folder that was read already."""
+    """Find the image files under root, and what was not followed: a link to a folder that was read already."""
     found, notes, seen = [], [], {}
     folders, links = [root], []
     while folders or links:
@@ -101,7 +101,7 @@ def walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """The folders of the training and of the test images, if any, and what else lies beside them.
+    """Find the folders of the training and of the test images, if any, and what else lies beside them.
 
     Raises UserError for a test folder alone, and where train may be the name of a class.
     """
@@ -125,7 +125,7 @@ def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
 
 
 def any_image(folder: Path) -> bool:
-    """Whether there is an image in a folder, or below it."""
+    """Say whether there is an image in a folder, or below it."""
     return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -146,7 +146,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _from_file(root: Path, files: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The class of each file by EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}, or why not."""
+    """Read each file's class off EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}, or why not."""
     file = root / LABEL_FILE
     try:
         if regular_file(file, PATH).stat().st_size > LABEL_BYTES:

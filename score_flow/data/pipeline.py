@@ -24,19 +24,19 @@ def _order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat().batch(batch_size)
 
 
-def indices(n: int, batch_size: int, seed: int, step: int) -> Int[np.ndarray, "batch"]:
-    """The examples of a step: its stretch of an endless row of epochs, each a fresh permutation of 0 .. n - 1."""
+def indices(n: int, batch_size: int, *, seed: int, step: int) -> Int[np.ndarray, "batch"]:
+    """Choose the examples of a step: its part of an endless row of epochs, each a new permutation of 0 .. n - 1."""
     return _order(n, batch_size, seed)[step]
 
 
 def rounds(n: int, batch_size: int, round: int) -> tuple[Int[np.ndarray, "batch"], Bool[np.ndarray, "batch"]]:
-    """The examples of an evaluation round, in order, and which count: past the end the last is repeated, masked out."""
+    """Choose the examples of an evaluation round, and which count: past the end the last is repeated, masked out."""
     positions = round * batch_size + np.arange(batch_size)
     return np.minimum(positions, n - 1), positions < n
 
 
 def gather(source: Source, ids: Int[np.ndarray, "*dims"], sharding: NamedSharding) -> Batch:
-    """The examples `ids`, as global arrays of shape ids.shape + example shape, sharded over the axes of ids.
+    """Return the examples `ids`, as global arrays of shape ids.shape + example shape, sharded over the axes of ids.
 
     Every process passes the same ids and reads only the blocks of them that its own devices hold, each once.
     """
@@ -72,7 +72,7 @@ class Batches:
     call is answered just as well, only later. Raises UserError as `check` does.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, sharding: NamedSharding):
+    def __init__(self, source: Source, batch_size: int, *, seed: int, sharding: NamedSharding):
         n_devices = sharding.mesh.size // sharding.shard_shape((1, sharding.mesh.size))[1]
         check(source, batch_size, n_devices)
         if seed < 0:
@@ -97,5 +97,7 @@ class Batches:
         return self._thread.submit(self._read, step, n_steps)
 
     def _read(self, step: int, n_steps: int) -> Batch:
-        ids = np.stack([indices(len(self._source), self._batch_size, self._seed, step + i) for i in range(n_steps)])
+        ids = np.stack(
+            [indices(len(self._source), self._batch_size, seed=self._seed, step=step + i) for i in range(n_steps)]
+        )
         return gather(self._source, ids, self._sharding)

@@ -46,7 +46,7 @@ class Scaling:
         return (x - self.low) / (self.high - self.low)
 
     def quantise(self, x: Float[Array, "*shape"], dequantised: bool = False) -> UInt8[Array, "*shape"]:
-        """The level of x; values outside the range go to the nearest end.
+        """Return the level of x; values outside the range go to the nearest end.
 
         floor((levels - 1) unit), score_sde's rule, undoes `normalise`; floor(levels unit) undoes `dequantise`.
         """

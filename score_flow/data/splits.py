@@ -66,7 +66,7 @@ class Part:
 
 
 def share_out(whole: Source, split: str, share: float, stem: str) -> Part:
-    """The training or the test part of a source without a test split, by one permutation that depends on n alone.
+    """Make the training or the test part of a source without a test split, by a permutation that depends on n alone.
 
     The test part is `share` of the images, at least one; a share of 0, and a single image, leave none to hold out: the
     test part is then the training images, and its name says so. `stem` begins the name of what is held out.
@@ -85,12 +85,12 @@ def share_out(whole: Source, split: str, share: float, stem: str) -> Part:
 
 
 def n_held_out(n: int, share: float) -> int:
-    """How many of n images are held out: their share, at least one, but never all."""
+    """Count those of n images that are held out: their share, at least one, but never all."""
     return min(max(round(share * n), 1), n - 1) if share > 0 else 0
 
 
 def find(folder: Path, split: str, suffix: str = "") -> Path | None:
-    """The sub-folder of a split, or with a suffix its file; raises UserError where two could be meant."""
+    """Find the sub-folder of a split, or with a suffix its file; raises UserError where two could be meant."""
     there = [entry for entry in sorted(folder.iterdir()) if (entry.is_file() if suffix else entry.is_dir())]
     for name in NAMES[split]:
         found = [entry for entry in there if entry.name.lower() == name + suffix]
@@ -102,7 +102,7 @@ def find(folder: Path, split: str, suffix: str = "") -> Path | None:
 
 
 def both(train: Path | None, test: Path | None) -> tuple[Path | None, Path | None]:
-    """The two splits; a test split that is the training split by another name (a link) is none."""
+    """Return the two splits; a test split that is the training split by another name (a link) is none."""
     return train, None if train and test and train.samefile(test) else test
 
 

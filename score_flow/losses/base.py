@@ -49,13 +49,13 @@ class Loss(Protocol):
     def network(self) -> nn.Module: ...
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters to begin with; batch: the first one of training, of which most losses look at the shapes only."""
+        """Make parameters to begin with; batch: the first of training, of which most losses look at the shapes only."""
         ...
 
     def __call__(
         self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
     ) -> tuple[Float[Array, ""], Aux]:
-        """The mean loss of a batch of pixel levels; the key decides all that is random. train=False: no dropout."""
+        """Return the mean loss of a batch of pixel levels; the key decides what is random. train=False: no dropout."""
         ...
 
 
@@ -74,7 +74,7 @@ def keys_of(key: Key, train: bool) -> tuple[Key, Key]:
 
 
 def initial(model: Model, prepare: Preprocess, key: Key, batch: Batch) -> Params:
-    """Parameters of a model's network for one example of a batch, whose shapes alone are looked at."""
+    """Make parameters of a model's network for one example of a batch, whose shapes alone are looked at."""
     x0, condition = jax.eval_shape(prepare, key, batch)
     one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), condition)
     return model.init(key, (1, *x0.shape[1:]), one)
@@ -108,7 +108,7 @@ class Noising:
     coupling: Coupling = "independent"
 
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> Noised:
-        """The key decides times, noise, dropout, dropped labels, and what preprocessing draws."""
+        """Draw times, noise, dropped labels and what preprocessing draws; the key decides all of them, and dropout."""
         data_key, loss_key = keys_of(key, train)
         x0, condition = self.prepare(data_key, batch)
         time_key, noise_key, dropout_key, label_key = jax.random.split(loss_key, 4)
@@ -131,7 +131,7 @@ class Noising:
         *,
         train: bool,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The importance-weighted mean of at(params, x0, noise, t, condition, key=), the losses at given times.
+        """Return the importance-weighted mean of at(params, x0, noise, t, condition, key=), the losses at given times.
 
         The time sampler learns from the losses without their weights.
         """
@@ -175,11 +175,11 @@ class OfNoisyImages(abc.ABC):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The loss of each example; one network call. A key turns dropout on."""
+        """Return the loss of each example; one network call. A key turns dropout on."""
 
 
 def noising_of(options: TrainOptions, times: TimeSampler, prepare: Preprocess, num_classes: int) -> Noising:
-    """What config.training says of noisy images, whose network is told so many classes."""
+    """Return what config.training says of noisy images, whose network is told so many classes."""
     if options.label_dropout and not num_classes:
         raise UserError(
             f"config.training.label_dropout is {options.label_dropout}, but config.model.class_conditional is False: "

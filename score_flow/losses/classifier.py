@@ -46,7 +46,7 @@ class Classification(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The loss of each example at given times and noise."""
+        """Return the loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)
         return -_chosen(self.log_probs(params, x, t, key=key), condition["label"])
 

@@ -8,7 +8,7 @@ from score_flow.types import Images
 
 
 def optimal(x0: Images, noise: Images) -> Images:
-    """The noise of a batch, permuted so that the sum of |x0 - noise|^2 is least: an exact assignment.
+    """Return the noise of a batch, permuted so that the sum of |x0 - noise|^2 is least: an exact assignment.
 
     The flow of such pairs, of a batch each, is straighter, hence solved in fewer steps (Tong et al. 2023,
     arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772).

@@ -40,11 +40,11 @@ class Dequantised(NamedTuple):
     bits: Float[Array, "b"]
 
 
-Dequantizer = Callable[[Keys, Levels], Dequantised]  # one key for each image
+Dequantiser = Callable[[Keys, Levels], Dequantised]  # one key for each image
 
 
 @flax.struct.dataclass
-class UniformDequantizer:
+class UniformDequantiser:
     """x uniform in the cell of its level, off which the level is read for certain (Theis et al., arXiv:1511.01844)."""
 
     scaling: Scaling = static()
@@ -55,10 +55,10 @@ class UniformDequantizer:
 
 
 @flax.struct.dataclass
-class VariationalDequantizer:
+class VariationalDequantiser:
     """x in the cell of its level, where a flow puts it: q(u | v) on the unit cube (Flow++, arXiv:1902.00275).
 
-    network(levels in [0, 1], normal noise, deterministic=) -> (u, log q(u | v) in nats), as FlowppDequantizer.
+    network(levels in [0, 1], normal noise, deterministic=) -> (u, log q(u | v) in nats), as FlowppDequantiser.
     """
 
     network: nn.Module = static()
@@ -75,7 +75,7 @@ class VariationalDequantizer:
 
 
 @flax.struct.dataclass
-class Decoder:
+class DecoderDequantiser:
     """x is x_t of the levels as the model saw them, and each is read off x with P(v | x) = q(x | v) / sum_w q(x | w).
 
     The bound then is E_q[-log p(x) + log sum_w q(x | w)], a sum over levels w for each number (arXiv:2107.00630).
@@ -152,7 +152,7 @@ class Dequantisation:
         return self.score_matching.times
 
     def init(self, key: Key, batch: Batch) -> Params:
-        """Parameters that standardise the flow on the levels of a batch (arXiv:1902.00275)."""
+        """Make parameters that standardise the flow on the levels of a batch (arXiv:1902.00275)."""
         init_key, noise_key = jax.random.split(key)
         levels = batch["image"]
         noise = jax.random.normal(noise_key, levels.shape)
@@ -162,12 +162,12 @@ class Dequantisation:
     def __call__(
         self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
     ) -> tuple[Float[Array, ""], Aux]:
-        """The mean of a batch. The key decides the flow's noise and dropout, and times and noise of the bound."""
+        """Return the mean of a batch. The key decides noise and dropout of the flow, times and noise of the bound."""
         data_key, loss_key = keys_of(key, train)
         levels, condition = self.levels(data_key, batch)
         flow_key, dropout_key, bound_key = jax.random.split(loss_key, 3)
-        dequantizer = VariationalDequantizer(self.network, self.scaling, params)
-        x, bits = dequantizer(jax.random.split(flow_key, len(levels)), levels, dropout=dropout_key if train else None)
+        dequantiser = VariationalDequantiser(self.network, self.scaling, params)
+        x, bits = dequantiser(jax.random.split(flow_key, len(levels)), levels, dropout=dropout_key if train else None)
         nats, t = self.bound(bound_key, x, condition)
         losses = bits + nats / (x[0].size * math.log(2))
         return jnp.mean(losses), Aux(losses, t, time_state)

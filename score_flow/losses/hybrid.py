@@ -57,7 +57,7 @@ class Hybrid(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The sum of both for each example at given times of the chain and noise; one network call."""
+        """Return the sum of both for each example at given times of the chain and noise; one network call."""
         model = self.model
         x = model.path.perturb(x0, noise, t)
         output, variance = model.split(model.apply(params, x, t, condition, key=key), x)
@@ -77,7 +77,7 @@ def build(
 ) -> Hybrid:
     """Both as config.training describes them; raises UserError without a variance to be trained."""
     unused(options, "coupling")
-    bound = variational(model, times, scaling, dequantised, learn_sigma, options)
+    bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")
     noising, reduce = noising_of(options, times, prepare, num_classes), "mean" if options.reduce_mean else "sum"

@@ -42,12 +42,12 @@ class Denoising(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The weighted loss of each example at given times and noise."""
+        """Return the weighted loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)
         return self.of(self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0], x0, noise, t)
 
     def of(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
-        """The weighted square of the error of a network's output."""
+        """Return the weighted square of the error of a network's output."""
         model = self.model
         c = model.path.at(t)
         # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.

@@ -41,7 +41,7 @@ class ChainBound(OfNoisyImages):
         *,
         key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """The bound's term of each example at given times of the chain and noise."""
+        """Return the bound's term of each example at given times of the chain and noise."""
         x = self.model.path.perturb(x0, noise, t)
         output, variance = self.model.split(self.model.apply(params, x, t, condition, key=key), x)
         return self.of(output, variance, x0, x, t)
@@ -66,15 +66,15 @@ def build(
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
     unused(options, "coupling", "likelihood_weighting", "min_snr_gamma", "vlb_weight")
-    bound = variational(model, times, scaling, dequantised, learn_sigma, options)
+    bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")
 
 
 def variational(
-    model: Model, times: TimeSampler, scaling: Scaling, dequantised: bool, learn_sigma: bool, options: TrainOptions
+    model: Model, times: TimeSampler, scaling: Scaling, *, dequantised: bool, learn_sigma: bool, options: TrainOptions
 ) -> VariationalBound:
-    """The bound of the chain at the times that training draws from; raises UserError where there is none."""
+    """Return the bound of the chain at the times that training draws from; raises UserError where there is none."""
     objective = f"config.training.objective = {options.objective}"
     if not times.times:
         raise UserError(
@@ -89,5 +89,11 @@ def variational(
             f"got {options.variance!r}."
         )
     return VariationalBound(
-        model.path, times.times, options.variance, options.decoder, scaling.low, scaling.high, scaling.levels
+        model.path,
+        times.times,
+        options.variance,
+        decoder=options.decoder,
+        low=scaling.low,
+        high=scaling.high,
+        levels=scaling.levels,
     )

@@ -56,7 +56,7 @@ config may set only beside a row that takes it) and `data_std` (config.model.dat
 
 
 def weighting_of(options: TrainOptions, data_std: float) -> Weighting:
-    """The weighting of config.training; raises UserError for two, or for the gamma of another."""
+    """Return the weighting of config.training; raises UserError for two, or for the gamma of another."""
     name = options.weighting
     if options.likelihood_weighting and name not in ("simple", "likelihood"):
         raise UserError(

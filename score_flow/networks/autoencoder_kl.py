@@ -26,7 +26,7 @@ class DiagonalGaussian(NamedTuple):
 
     @classmethod
     def from_moments(cls, moments: Float[Array, "b h w m"]) -> "DiagonalGaussian":
-        """The law whose mean and log variance, clamped to [-30, 20], are the two halves of the channels."""
+        """Return the law whose mean and log variance, clamped to [-30, 20], are the two halves of the channels."""
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return cls(mean, jnp.clip(log_variance, *LOG_VARIANCE))
 
@@ -90,8 +90,8 @@ class AutoencoderKL(nn.Module):
 
     def setup(self):
         shape = (self.channels, self.layers_per_block)
-        self.encoder = Encoder(*shape, 2 * self.latent_channels, self.groups, self.dtype)
-        self.decoder = Decoder(*shape, self.out_channels, self.groups, self.dtype)
+        self.encoder = AutoencoderEncoder(*shape, 2 * self.latent_channels, self.groups, self.dtype)
+        self.decoder = AutoencoderDecoder(*shape, self.out_channels, self.groups, self.dtype)
         if self.quant_convs:
             self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
             self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
@@ -107,11 +107,11 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian.from_moments(self.moments(x))
 
     def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c_out"]:
-        """The image of a latent."""
+        """Return the image of a latent."""
         return layers.at_least_float32(self.decoder(self.post_quant_conv(z) if self.quant_convs else z))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c_out"]:
-        """The reconstruction from the mean latent; initialises every parameter."""
+        """Return the reconstruction from the mean latent; initialises every parameter."""
         return self.decode(self.encode(x).mean)
 
     def _check_size(self, x: Float[Array, "..."]) -> None:
@@ -124,7 +124,7 @@ class AutoencoderKL(nn.Module):
             )
 
 
-class Encoder(nn.Module):
+class AutoencoderEncoder(nn.Module):
     """Residual blocks at falling resolution, then the middle ones; features of each latent pixel."""
 
     channels: tuple[int, ...]
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         return _conv(self.out_channels, self.dtype, "conv_out")(h)
 
 
-class Decoder(nn.Module):
+class AutoencoderDecoder(nn.Module):
     """The middle blocks, then residual blocks at rising resolution; levels are numbered as in the encoder."""
 
     channels: tuple[int, ...]

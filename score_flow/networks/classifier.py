@@ -138,4 +138,10 @@ def _uniform_by_outputs(key: Array, shape: tuple[int, ...], dtype=jnp.float32, *
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-NETWORKS = {"classifier": WideResNet}  # what config.network may name beside the plug-ins
+NETWORKS = {"classifier": WideResNet}
+"""The classifiers by name; config.network.name takes module.function for one of another package.
+
+A row is a linen module's class, or a function that returns a module, with fields for config.network and `num_classes`,
+which the data decide. It is called as networks are, (x, time, condition=None, *, deterministic=True), without a
+condition, and gives logits (b, num_classes).
+"""

@@ -38,7 +38,7 @@ MIN_SCALE = 1e-7  # of an affine map
 Layers = Annotated[tuple[str, ...], Limits(among=flowpp_layers.BLOCK_LAYERS, fewest=1)]
 
 
-class FlowppDequantizer(nn.Module):
+class FlowppDequantiser(nn.Module):
     """q(u | x): from noise to (u, log q), and back by `inverse`.
 
     Initial values depend on data: `init(key, x, noise)` wants a batch of real images and of standard normal noise, and
@@ -78,7 +78,7 @@ class FlowppDequantizer(nn.Module):
         check_fields(self)
         for block, width in ((self.block, self.width), (self.context_block, self.context_width)):
             if "attention" in block and width % self.heads:
-                raise UserError(f"FlowppDequantizer needs widths that heads={self.heads} divides, got {width}.")
+                raise UserError(f"FlowppDequantiser needs widths that heads={self.heads} divides, got {width}.")
         super().__post_init__()
 
     def setup(self):
@@ -109,7 +109,7 @@ class FlowppDequantizer(nn.Module):
         return u, numerics.standard_normal_log_prob(noise) - log_det
 
     def inverse(self, x: Float[Array, "b h w c"], u: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The noise that becomes u, 0 < u < 1, given the same x."""
+        """Return the noise that becomes u, 0 < u < 1, given the same x."""
         context = self.context(x, deterministic=True)
         u = layers.at_least_float32(u)
         a, b = split_columns(jnp.log(u) - jnp.log1p(-u))
@@ -119,9 +119,9 @@ class FlowppDequantizer(nn.Module):
 
 
 def split_columns(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w//2 c"], Float[Array, "b h w//2 c"]]:
-    """The even and the odd columns (which the source calls a checkerboard)."""
+    """Return the even and the odd columns (which the source calls a checkerboard)."""
     if x.shape[2] % 2:
-        raise UserError(f"FlowppDequantizer needs images (b, h, w, c) with an even w, got shape {x.shape}.")
+        raise UserError(f"FlowppDequantiser needs images (b, h, w, c) with an even w, got shape {x.shape}.")
     return x[:, :, 0::2], x[:, :, 1::2]
 
 
@@ -256,8 +256,8 @@ class Coupling(nn.Module):
 
 ATTENTIVE = ("conv", "norm", "attention", "norm")
 PRESETS = {
-    "cifar10": FlowppDequantizer(),
-    "imagenet32": FlowppDequantizer(
+    "cifar10": FlowppDequantiser(),
+    "imagenet32": FlowppDequantiser(
         width=128,
         couplings=8,
         blocks=8,
@@ -267,7 +267,7 @@ PRESETS = {
         elu_out=True,
         weight_norm=True,
     ),
-    "imagenet64": FlowppDequantizer(
+    "imagenet64": FlowppDequantiser(
         components=4,
         blocks=5,
         block=("conv", "norm"),
@@ -279,7 +279,7 @@ PRESETS = {
 }
 
 # What config.dequantizer may name; each takes the fields of one class.
-DEQUANTIZERS = {
-    "auto": FlowppDequantizer, "small": FlowppDequantizer, "cifar10": FlowppDequantizer,
-    "imagenet32": FlowppDequantizer, "imagenet64": FlowppDequantizer,
+DEQUANTISERS = {
+    "auto": FlowppDequantiser, "small": FlowppDequantiser, "cifar10": FlowppDequantiser,
+    "imagenet32": FlowppDequantiser, "imagenet64": FlowppDequantiser,
 }  # fmt: skip

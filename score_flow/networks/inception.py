@@ -212,10 +212,10 @@ def _join(*branches: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
 
 
 def max_pool(x: Maps, stride: int = 2, padding: str = "VALID") -> Float[Array, "b h2 w2 c"]:
-    """The largest of 3 x 3 pixels."""
+    """Return the largest of 3 x 3 pixels."""
     return nn.max_pool(x, (3, 3), (stride, stride), padding)
 
 
 def average_pool(x: Maps) -> Maps:
-    """The mean of 3 x 3 pixels, of those that are inside the image."""
+    """Return the mean of 3 x 3 pixels, of those that are inside the image."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)

@@ -26,7 +26,7 @@ class NCSN(NCSNv2):
     ignores_time: ClassVar[bool] = False
 
     def level(self, time: Float[Array, "b"]) -> Int[Array, "b"]:
-        """The row of each example."""
+        """Return the row of each example."""
         return jnp.clip(jnp.round(time), 0, self.num_scales - 1).astype(jnp.int32)
 
 

@@ -157,7 +157,7 @@ class NCSNpp(nn.Module):
     def _output_pyramid(
         self, level: int, h: Float[Array, "b h w c"], pyramid: Float[Array, "b h2 w2 c2"] | None, out_channels: int
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c3"] | None]:
-        """What a level adds to the output, which starts at the lowest level as None: (features, pyramid)."""
+        """Return what a level adds to the output, which starts at the lowest level as None: (features, pyramid)."""
         name = f"up_{level}_output"
         if self.progressive == "output_skip":
             image = layers.at_least_float32(self._read(name, h, out_channels, self.init_scale))

@@ -108,13 +108,13 @@ class NCSNv2(nn.Module):
         return layers.at_least_float32(style.conv(h, out_channels, "conv_out"))
 
     def level(self, time: Float[Array, "b"]) -> Int[Array, "b"] | None:
-        """The noise level that the normalisations are told: none."""
+        """Return the noise level that the normalisations are told: none."""
         return None
 
     def _encode(
         self, h: Float[Array, "b h w c"], style: Style, level: Int[Array, "b"] | None, deterministic: bool
     ) -> list[Float[Array, "b _ _ _"]]:
-        """The output of each stage."""
+        """Return the output of each stage."""
         outputs = []
         build = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         for i, (mult, dilation) in enumerate(PLANS[self.resolution].stages):

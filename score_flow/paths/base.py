@@ -41,7 +41,7 @@ class Coefficients(NamedTuple):
         return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
     def expand(self, x: Images) -> "Coefficients":
-        """The same coefficients, broadcastable over the axes of one example of x."""
+        """Return the same coefficients, broadcastable over the axes of one example of x."""
         return Coefficients(*(expand(value, x) for value in self))
 
 
@@ -77,12 +77,12 @@ class Path(abc.ABC):
 
     @final
     def inverse_log_snr(self, value: Times, t_min: float = 0.0, t_max: float = 1.0) -> Times:
-        """The time in [t_min, t_max] at which log_snr takes a value."""
+        """Return the time in [t_min, t_max] at which log_snr takes a value."""
         return bisection(self.log_snr, jnp.asarray(value, jnp.result_type(float)), t_min, t_max)
 
     @final
     def perturb(self, x0: Images, noise: Images, t: Times) -> Images:
-        """A draw of x_t | x_0: alpha(t) x0 + sigma(t) noise."""
+        """Draw x_t | x_0: alpha(t) x0 + sigma(t) noise."""
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
     @final

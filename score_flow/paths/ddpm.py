@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import PchipInterpolator
 
 from score_flow.config.hints import Positive, check_fields
 from score_flow.config.limits import Limits
@@ -59,13 +58,13 @@ class DDPM(Path):
             )
 
     def table(self) -> Float[np.ndarray, "n"]:
-        """The float64 betas of the chain."""
+        """Return the float64 betas of the chain."""
         if self.betas is not None:
             return np.asarray(self.betas, np.float64)
         return linear_betas(self.n, self.beta_min, self.beta_max) if self.schedule == "linear" else cosine_betas(self.n)
 
     def times(self) -> Float[np.ndarray, "n"]:
-        """The float64 times (i + 1)/n of the chain's states."""
+        """Return the float64 times (i + 1)/n of the chain's states."""
         n = len(self.table())
         return np.arange(1, n + 1) / n
 
@@ -87,6 +86,8 @@ class DDPM(Path):
 
 @functools.lru_cache(maxsize=64)
 def _half_log_abar(path: DDPM) -> Float[np.ndarray, "4 n"]:
+    from scipy.interpolate import PchipInterpolator  # half a second, which --help need not wait for
+
     # log alpha reaches 0 from below: from +0 sigma(0) would be -0, and its derivative -inf.
     knots = np.concatenate([[-0.0], 0.5 * np.cumsum(np.log1p(-path.table()))])
     cubic = PchipInterpolator(np.linspace(0.0, 1.0, len(knots)), knots).c

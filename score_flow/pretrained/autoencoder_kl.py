@@ -61,7 +61,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[AutoencoderKL, PyTre
 
 
 def network_of(config: Mapping[str, Any]) -> AutoencoderKL:
-    """The network that diffusers' settings describe; UserError for one that is unknown, missing or not of ours."""
+    """Build the network of diffusers' settings; UserError for one that is unknown, missing or not of ours."""
     for name in config:
         check_choice("a setting of the autoencoder", name, KNOWN)
     fields = {ours: _size(config, theirs) for theirs, ours in SIZES.items()}
@@ -90,7 +90,7 @@ def layout(network: AutoencoderKL, old_keys: bool) -> Layout:
 def _half(
     half: str, direction: str, levels: Sequence[tuple[int, int]], n_blocks: int, attention: dict[str, str]
 ) -> dict[str, Leaf]:
-    """The encoder or decoder, its levels (our number, channels) in the order of its blocks."""
+    """Return the encoder or decoder, its levels (our number, channels) in the order of its blocks."""
     leaves = {}
     for end in ("conv_in", "conv_out"):
         leaves |= _layer(f"{half}/{end}", f"{half}.{end}", conv)
@@ -130,7 +130,7 @@ def _layer(ours: str, theirs: str, kernel: Callable[[np.ndarray], np.ndarray]) -
 
 
 def _size(config: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
-    """A positive number, or one for each level."""
+    """Return a positive number, or one for each level."""
     value = config.get(name)
     numbers = value if name == "block_out_channels" else [value]
     if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     constants: dict[str, np.ndarray | None]
 
 
-class Source(NamedTuple):
+class Project(NamedTuple):
     """How one project writes its networks down.
 
     read(tree) takes the plain contents of a file (files.read) and returns None unless they are of this project;
@@ -73,12 +73,12 @@ def pointwise(w: np.ndarray) -> np.ndarray:
 
 
 def stacked(read: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    """The same reading of every layer of an nn.scan, stacked along a leading axis."""
+    """Return the same reading of every layer of an nn.scan, stacked along a leading axis."""
     return lambda *layers: np.stack([read(w) for w in layers])
 
 
 def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
-    """Our parameters from a source's tensors, every one of them used exactly once.
+    """Make our parameters from a source's tensors, every one of them used exactly once.
 
     `shapes` is a tree of arrays or shapes (jax.eval_shape). Raises UserError, naming each of them, for tensors that are
     missing, left over, of another shape, or not finite, and for constants of another value.

@@ -66,7 +66,7 @@ def checksum(file: Path) -> str:
 
 
 def params_of(tensors: Tensors) -> PyTree:
-    """Our parameters from tensors under their published names; UserError, by name, for those that do not fit."""
+    """Make our parameters from tensors under their published names; UserError, by name, for those that do not fit."""
     leaves, counters = {}, {}
     for path in flatten_dict(_shapes(), sep="/"):
         end = next(end for end in LAYERS if path.endswith(end))
@@ -84,7 +84,7 @@ def _shapes() -> PyTree:
 
 
 def _read(file: Path) -> Tensors:
-    """Named arrays, whatever the format, told by the content; nothing in a file is run."""
+    """Read named arrays, whatever the format, told by the content; nothing in a file is run."""
     try:
         tensors = _parse(file)
     except UserError:
@@ -108,6 +108,6 @@ def _parse(file: Path) -> Any:
 
 
 def _is_npz(file: Path) -> bool:
-    """Whether a zip is an .npz; torch's files are zips too."""
+    """Say whether a zip is an .npz; torch's files are zips too."""
     with zipfile.ZipFile(file) as archive:
         return all(name.endswith(".npy") for name in archive.namelist())

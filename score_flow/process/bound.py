@@ -39,7 +39,7 @@ class Tables(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def tables(path: Path, times: tuple[float, ...]) -> Tables:
-    """The coefficients of the chain of a path at ascending times; raises UserError for fewer than two usable ones."""
+    """Tabulate the chain of a path at ascending times; raises UserError for fewer than two usable ones."""
     # Differences of neighbours: in float32 the posterior's deviation is off by 3e-4 at 4000 steps.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         t = jnp.asarray(times, jnp.float64)
@@ -95,16 +95,16 @@ class VariationalBound:
         return self.variance in ("range", "log")
 
     def step(self, t: Times) -> Int[Array, "..."]:
-        """The row of the tables of each time; any time counts as the nearest of the chain."""
+        """Return the row of the tables of each time; any time counts as the nearest of the chain."""
         return nearest(self.times, t)
 
     def _rows(self, step: Int[Array, "b"], x: Images) -> Tables:
-        """The tables at some steps, broadcastable over x."""
+        """Return the tables at some steps, broadcastable over x."""
         columns = tables(self.path, self.times)
         return Tables(*(expand(jnp.asarray(column, x.dtype)[step], x) for column in columns))
 
     def posterior_mean(self, x_t: Images, x0: Images, step: Int[Array, "b"]) -> Images:
-        """The mean of q(x_s | x_t, x0)."""
+        """Return the mean of q(x_s | x_t, x0)."""
         rows = self._rows(step, x_t)
         return rows.on_x_t * x_t + rows.on_x0 * x0
 
@@ -174,7 +174,7 @@ def _tanh_log_probability(low: Images, high: Images, below: Array, above: Array)
 
 
 def _exact_log_probability(low: Images, high: Images, below: Array, above: Array) -> Images:
-    """The same, exact also far from the mean and without a floor."""
+    """Return the same, exact also far from the mean and without a floor."""
     # In the lower tail, by symmetry: there distribution functions are small numbers, not 1 less a small number.
     flip = low + high > 0
     a, b = jnp.where(flip, -high, low), jnp.where(flip, -low, high)

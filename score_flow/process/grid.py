@@ -48,7 +48,7 @@ def log_snr(path: Path, n_steps: int, t_min: float, t_max: float) -> Grid:
 
 
 def intervals(times: Grid) -> Float[np.ndarray, "times-1 2"]:
-    """The rows (s, t) of a descending grid, s < t, contiguous and in the order in which a sampler visits them."""
+    """Return the rows (s, t) of a descending grid, s < t, contiguous and in the order of a sampler's visits."""
     return np.stack([times[1:], times[:-1]], axis=1)
 
 
@@ -66,12 +66,12 @@ GridChoice = Annotated[str, Limits(among=registries.GRIDS)] | Listed
 
 
 def listed(grid: str | Sequence[float]) -> bool:
-    """Whether a grid is times given one by one, which its text may be too, and not a name."""
+    """Say whether a grid is times given one by one, which its text may be too, and not a name."""
     return not isinstance(grid, str) or grid.startswith(("(", "["))
 
 
 def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
-    """The grid of a name, or that of times given one by one, t_max first: (0.9, 0.4, 0.1), or the same as text.
+    """Return the grid of a name, or that of times given one by one, t_max first: (0.9, 0.4, 0.1), or the same as text.
 
     Given times are taken as they are, whatever n_steps, t_min and t_max say. Raises UserError unless they descend
     within [0, 1].
@@ -90,7 +90,7 @@ def choose(what: str, grid: str | Sequence[float]) -> GridFunction:
 
 
 def choose_in_chain(what: str, grid: str | Sequence[float], n_steps: int, respacing: str) -> GridFunction:
-    """The grid that is chosen or, respaced, that of the kept steps of a chain of n_steps, down to t = 0.
+    """Return the grid that is chosen or, respaced, that of the kept steps of a chain of n_steps, down to t = 0.
 
     The chain's step i goes from the time (i + 1)/n_steps; of the kept ones each goes to the next, the last to t = 0, as
     in improved-diffusion. Its times are its own: a grid beside it is refused, t_min and t_max do not count.
@@ -111,7 +111,7 @@ def choose_in_chain(what: str, grid: str | Sequence[float], n_steps: int, respac
 
 
 def respace(n: int, spec: str | Sequence[int]) -> tuple[int, ...]:
-    """Which of the steps 0..n-1 of a chain to keep, in improved-diffusion's notation (arXiv:2102.09672, sec. 4).
+    """Say which of the steps 0..n-1 of a chain to keep, in improved-diffusion's notation (arXiv:2102.09672, sec. 4).
 
     "10,10,30": that many, evenly spread, of each of so many equal sections; "ddim50": 50 by an integer stride from 0.
     Step i is the time (i + 1)/n. Raises UserError for a section with fewer steps, or a stride that does not exist.

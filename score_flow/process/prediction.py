@@ -117,7 +117,7 @@ a shape that broadcasts over one example. What is finite at both ends of every p
 
 
 def choose(name: str, data_std: float) -> Prediction:
-    """The prediction that config.model.prediction names; edm is the one for data of standard deviation data_std.
+    """Return the prediction that config.model.prediction names; edm is the one for data of standard deviation data_std.
 
     Raises UserError for what is none.
     """

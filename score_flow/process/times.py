@@ -41,7 +41,7 @@ def _stateless(
 
 
 def nearest(times: tuple[float, ...], t: Times) -> Int[Array, "..."]:
-    """The index of the nearest of some ascending times: exact for a chain's times in float32 too."""
+    """Return the index of the nearest of some ascending times: exact for a chain's times in float32 too."""
     middles = (np.asarray(times[1:]) + np.asarray(times[:-1])) / 2
     t = jnp.asarray(t)
     return jnp.searchsorted(jnp.asarray(middles, t.dtype), t)
@@ -132,7 +132,7 @@ def loss_second_moment(
 
 
 def second_moment_law(state: LossHistory, uniform_prob: float) -> Float[Array, "n"]:
-    """The probability of each time of a chain."""
+    """Return the probability of each time of a chain."""
     n, h = state.history.shape
     uniform_law = jnp.full((n,), 1 / n, state.history.dtype)
     rms = jnp.sqrt(jnp.mean(state.history**2, axis=1))
@@ -142,7 +142,7 @@ def second_moment_law(state: LossHistory, uniform_prob: float) -> Float[Array, "
 
 
 def remember(state: LossHistory, steps: Int[Array, "b"], losses: Float[Array, "b"]) -> LossHistory:
-    """The history after losses at some steps, taken in order; of more than h at one step the last h stay."""
+    """Return the history after losses at some steps, taken in order; of more than h at one step the last h stay."""
     h = state.history.shape[1]
     same, index = steps[:, None] == steps[None, :], jnp.arange(len(steps))
     earlier = jnp.sum(same & (index[None, :] < index[:, None]), axis=1)

@@ -64,7 +64,7 @@ class Checkpoints:
         self._prepared = True
 
     def steps(self) -> list[int]:
-        """The committed steps, ascending."""
+        """Return the committed steps, ascending."""
         return manifest.steps(self.directory)
 
     def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], *, wait: bool = False) -> None:
@@ -109,7 +109,7 @@ class Checkpoints:
                 self._orbax.close()
 
     def restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
-        """The named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
+        """Load the named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
 
         Raises UserError that names the item or the array in which the checkpoint and the targets differ.
         """
@@ -125,21 +125,21 @@ class Checkpoints:
         return {name: restored[name] for name in items}
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved as `meta`, the `step`, and the `version` of the program, which older ones do not say."""
+        """Read what was saved as `meta`, the `step`, and the program's `version`, which older ones do not say."""
         return json.loads((self.directory / str(step) / manifest.META).read_text())
 
     def digest(self, step: int) -> str:
-        """The name of what a step holds; raises UserError where its manifest cannot be read."""
+        """Return the name of what a step holds; raises UserError where its manifest cannot be read."""
         if (files := manifest.read(self.directory, step)) is None:
             raise UserError(f"{manifest.path_of(self.directory, step)} cannot be read.")
         return manifest.digest(files)
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a step, or None: every byte is read and hashed."""
+        """Return what is wrong with the files of a step, or None: every byte is read and hashed."""
         return manifest.damage(self.directory, step)
 
     def newest_good(self) -> int | None:
-        """The newest undamaged step; damaged ones are reported on the way. Raises UserError when all are damaged."""
+        """Find the newest undamaged step; damaged ones are said on the way. Raises UserError when all are damaged."""
         return next((step for _, step in good_states(self)), None)
 
     def delete_after(self, step: int) -> None:
@@ -210,7 +210,7 @@ def _join_writers() -> None:
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
-    """The newest step that was saved in a workdir, looking at names alone."""
+    """Find the newest step that was saved in a workdir, looking at names alone."""
     folders = (Checkpoints(Path(workdir) / name) for name in FOLDERS)
     return max((step for folder in folders for step in folder.steps()), default=None)
 
@@ -218,7 +218,7 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
 def good_states(
     *folders: Checkpoints, first: tuple[Checkpoints, int] | None = None
 ) -> Iterator[tuple[Checkpoints, int]]:
-    """The undamaged states of all folders, newest first; each damaged one is said in a line on the way.
+    """Return the undamaged states of all folders, newest first; each damaged one is said in a line on the way.
 
     first: the one to look at before the others. Raises UserError when there are states and all are damaged.
     """
@@ -243,7 +243,7 @@ def refused(folder: Checkpoints, step: int, why: str) -> None:
 
 
 def target(tree: PyTree, shardings: PyTree) -> PyTree:
-    """The shapes, dtypes and layouts that `restore` should produce."""
+    """Return the shapes, dtypes and layouts that `restore` should produce."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -45,6 +46,25 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object])
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a tree of plain values and numpy's as JSON, as `write_whole` does."""
+    write_whole(path, json_of(value, indent=1) + "\n")
+
+
+def json_of(value: Any, indent: int | None = None) -> str:
+    """Return a tree of plain values and numpy's as JSON."""
+    return json.dumps(value, indent=indent, default=lambda leaf: leaf.tolist())
+
+
+def json_at(path: Path) -> dict[str, Any] | None:
+    """Read the object in a JSON file; None where it is not there, or was written only half."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -107,7 +127,7 @@ def opened_arrays(file: Path, most: int = LARGEST, allowed: str = "at most") -> 
 
 
 def named(archive: NpzFile) -> str:
-    """The names of the arrays of an .npz, as they may be shown."""
+    """Return the names of the arrays of an .npz, as they may be shown."""
     return ", ".join(printable(name) for name in archive.files[:10]) or "nothing"
 
 
@@ -122,13 +142,13 @@ def _refuse_bombs(file: Path, archive: zipfile.ZipFile, most: int, allowed: str)
 
 
 def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def existing_path(path: str, key: str) -> Path:
-    """`path` with ~ expanded; raises UserError, which names the key it came from, when nothing is there."""
+    """Expand ~ in a path; raises UserError, which names the key that it came from, when nothing is there."""
     if not path:
         raise UserError(f"{key}: got nothing; give a file or a folder")
     found = Path(path).expanduser()
@@ -140,7 +160,7 @@ def existing_path(path: str, key: str) -> Path:
 
 
 def regular_file(path: str | Path, key: str) -> Path:
-    """`path` with ~ expanded; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
+    """Expand ~ in a path; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
     if not str(path):
         raise UserError(f"{key}: got nothing; give a file")
     found = Path(path).expanduser()
@@ -168,7 +188,7 @@ def sync(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: BaseException, needed: int = 0) -> UserError:
-    """The error that says what could not be written, why, and how much space there is."""
+    """Return the error that says what could not be written, why, and how much space there is."""
     space = ""
     if is_full(error):
         left = free(path)
@@ -177,7 +197,7 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0) -> UserError
 
 
 def reason(error: BaseException | None) -> str | None:
-    """What the file system answered, found in an error or in what it came from; None if it was nothing of that kind."""
+    """Find what the file system answered in an error, or in what it came from; None if it was nothing of that kind."""
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
@@ -190,12 +210,12 @@ def reason(error: BaseException | None) -> str | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error comes from a disk that is full."""
+    """Say whether an error comes from a disk that is full."""
     return reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def of_system(error: BaseException, folder: str) -> str:
-    """One line for an error of the file system: what, where, and the free space if there is none."""
+    """Say an error of the file system in one line: what, where, and the free space if there is none."""
     where = getattr(error, "filename", None) or folder
     space = f" ({said(free(Path(where)))} free)" if is_full(error) else ""
     return f"{reason(error) or first_line(error)}: {where}{space}."
@@ -212,14 +232,14 @@ def quiet(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def free(path: Path) -> int:
-    """The bytes that are free where a path is, or would be."""
+    """Return the bytes that are free where a path is, or would be."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def said(n: int | float) -> str:
-    """A number of bytes as people read it."""
+    """Return a number of bytes as people read it."""
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
@@ -228,5 +248,5 @@ def said(n: int | float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind if it says nothing."""
+    """Return the first line of what an error says, or its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -14,18 +14,18 @@ META, STEP, ITEM = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what 
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the manifest of a step is."""
+    """Say where the manifest of a step is."""
     return directory / f"{step}.manifest.json"
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that have a manifest, ascending."""
+    """Return the steps that have a manifest, ascending."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"([0-9]+)\.manifest\.json", name)))
 
 
 def read(directory: Path, step: int) -> dict[str, str] | None:
-    """The hash of each file of a step by its name, or None if that is not what the manifest holds."""
+    """Read the hash of each file of a step by its name, or None if that is not what the manifest holds."""
     try:
         manifest = json.loads(path_of(directory, step).read_text())
     except (OSError, ValueError, RecursionError):
@@ -35,12 +35,12 @@ def read(directory: Path, step: int) -> dict[str, str] | None:
 
 
 def digest(manifest: dict[str, str]) -> str:
-    """The name of what a step holds: a short sha256 of the names and hashes of its files."""
+    """Return the name of what a step holds: a short sha256 of the names and hashes of its files."""
     return hashlib.sha256(json.dumps(sorted(manifest.items())).encode()).hexdigest()[:16]
 
 
 def damage(directory: Path, step: int) -> str | None:
-    """What is wrong with the files of a step, or None: every byte is read and hashed."""
+    """Return what is wrong with the files of a step, or None: every byte is read and hashed."""
     if (manifest := read(directory, step)) is None:
         return f"{path_of(directory, step).name} cannot be read"
     try:
@@ -50,14 +50,14 @@ def damage(directory: Path, step: int) -> str | None:
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """The sha256 of each file below a directory, by its name."""
+    """Return the sha256 of each file below a directory, by its name."""
     return {
         str(path.relative_to(directory)): sha256_of(path) for path in sorted(directory.rglob("*")) if path.is_file()
     }
 
 
 def lacking(names: Iterable[str], items: Iterable[str]) -> str | None:
-    """The first file that a whole step with these items has, and these names have not."""
+    """Find the first file that a whole step with these items has, and these names have not."""
     needed = [META, STEP, *(f"{item}/{ITEM}" for item in items)]
     return next((name for name in needed if name not in names), None if items else "any item")
 
@@ -74,7 +74,7 @@ def _changed(manifest: dict[str, str], found: dict[str, str]) -> str | None:
 
 
 def _unlike_itself(directory: Path, step: int) -> str | None:
-    """Whether a step is not what its name, its meta and orbax's list of its items say."""
+    """Say whether a step is not what its name, its meta and orbax's list of its items say."""
     items = json.loads((directory / STEP).read_text()).get("item_handlers")
     names = {str(path.relative_to(directory)) for path in directory.rglob("*")}
     if isinstance(items, dict) and (missing := lacking(names, set(items) - {"meta"})):
@@ -86,7 +86,7 @@ def _unlike_itself(directory: Path, step: int) -> str | None:
 
 
 def _held(directory: Path, step: int) -> int:
-    """The number of steps that a saved training state counts; `step` if it is no such state."""
+    """Return the number of steps that a saved training state counts; `step` if it is no such state."""
     if not (directory / ITEM).is_file():
         return step
     written = json.loads((directory / ITEM).read_text())

@@ -15,14 +15,14 @@ TRAINING = "lower training.batch_size, or set network.remat=True (where the netw
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error means that memory was asked for and not there."""
+    """Say whether an error means that memory was asked for and not there."""
     if isinstance(error, UserError) or is_full(error):  # of a disk
         return False
     return isinstance(error, MemoryError) or any(word in str(error) for word in WORDS)
 
 
 def advice(error: BaseException, mode: str) -> str:
-    """What is said where the program is not known: the batch of a mode to lower."""
+    """Return what is said where the program is not known: the batch of a mode to lower."""
     knob = TRAINING if mode in ("train", "train_deq") else "lower eval.batch_size"
     return f"out of memory ({first_line(error)}): {knob}."
 
@@ -48,7 +48,7 @@ def explained(batch_size: int, needed: Callable[[], int]) -> Iterator[None]:
 
 
 def needed_by(program: Callable[..., Any], *shapes: Any) -> int:
-    """The bytes that a compiled function takes on each device: arguments, results and what is between."""
+    """Return the bytes that a compiled function takes on each device: arguments, results and what is between."""
     while isinstance(program, functools.partial):
         program, shapes = program.func, (*program.args, *shapes)
     use = program.lower(*shapes).compile().memory_analysis()

@@ -37,7 +37,7 @@ class Peers:
             threading.Thread(target=target, name="peers", daemon=True).start()
 
     def lost(self, after: float) -> str | None:
-        """Which process has not been heard of for so many seconds, or None."""
+        """Say which process has not been heard of for so many seconds, or None."""
         now = time.monotonic()
         for index, (word, since) in list(self._seen.items()):
             if index != self._index and not word.endswith(LEAVING) and now - since > after:

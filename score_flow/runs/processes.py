@@ -62,7 +62,7 @@ def place_of(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
 
 
 def _integer(environment: Mapping[str, str], name: str, least: int, most: int | None) -> int:
-    """The integer that a variable holds."""
+    """Return the integer that a variable holds."""
     text = environment[name].strip()
     value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else -1
     if value < least or (most is not None and value > most):
@@ -72,12 +72,12 @@ def _integer(environment: Mapping[str, str], name: str, least: int, most: int | 
 
 
 def agree(flag: bool) -> bool:
-    """True on every process when it is true on any."""
+    """Return True on every process when the flag is true on any."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes logs, pictures and results."""
+    """Say whether this process is the one that writes logs, pictures and results."""
     return jax.process_index() == 0
 
 

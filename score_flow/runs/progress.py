@@ -15,7 +15,7 @@ from score_flow.runs.processes import is_main
 
 
 def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
-    """A bar with rate and ETA on stderr; in a file or a pipe, a line every few seconds."""
+    """Return a bar with rate and ETA on stderr; in a file or a pipe, a line every few seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total, initial=initial, unit=unit, desc=what, disable=not is_main(), dynamic_ncols=terminal,
@@ -65,7 +65,7 @@ class MetricLog:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, in the order of the file; what is no row with a step is passed over."""
+    """Read the rows of a metrics.jsonl, in the order of the file; what is no row with a step is passed over."""
     return [row for row, _ in _sorted_out(path)[0]]
 
 
@@ -96,7 +96,7 @@ def set_aside(path: Path, bad: list[bytes]) -> None:
 
 
 def _board(directory: Path, start: int):
-    """A writer of TensorBoard files: clu's where TensorFlow is installed, else one of tensorboardX's format."""
+    """Return a writer of TensorBoard files: clu's where TensorFlow is installed, else one of tensorboardX's format."""
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         from clu import metric_writers  # needs TensorFlow, which is never needed otherwise
 

@@ -12,18 +12,18 @@ BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 
 
 def make_mesh(fsdp: bool = False) -> Mesh:
-    """All devices on one axis: "data" (state replicated) or "fsdp" (state sharded too)."""
+    """Lay all devices on one axis: "data" (state replicated) or "fsdp" (state sharded too)."""
     n = jax.device_count()
     return jax.make_mesh((1, n) if fsdp else (n, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def multiple(mesh: Mesh, n: int) -> int:
-    """The least number from n on that divides among the devices."""
+    """Return the least number from n on that divides among the devices."""
     return -(-n // mesh.size) * mesh.size
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """The batch axis over all devices, after `leading` axes that are not split."""
+    """Return the batch axis over all devices, after `leading` axes that are not split."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
@@ -32,7 +32,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
-    """Each leaf's largest axis that divides evenly over "fsdp", else replicated (small leaves always are)."""
+    """Split each leaf's largest axis that divides evenly over "fsdp"; replicate the others, and small leaves."""
     n = mesh.shape["fsdp"]
 
     def layout(leaf):
@@ -46,14 +46,14 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
 
 
 def place(mesh: Mesh, array: np.ndarray, *, split: bool = True) -> jax.Array:
-    """A host array, equal on every process, as a global one: split over the batch axis, or replicated."""
+    """Place a host array, equal on every process, as a global one: split over the batch axis, or replicated."""
     array = np.asarray(array)
     sharding = batch_sharding(mesh) if split else replicated(mesh)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Global arrays as numpy arrays, whole on every process (a collective when there is more than one)."""
+    """Fetch global arrays as numpy arrays, whole on every process (a collective when there is more than one)."""
 
     def fetch(x):
         local = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated

@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 
 def path_of(folder: str) -> Path:
-    """The folder that a person names, ~ expanded; raises UserError for none, and for a place that is none here."""
+    """Return the folder that a person names, ~ expanded; raises UserError for none, and for one that is not here."""
     if not folder.strip():
         raise UserError("--workdir is empty; give the folder of the run.")
     if re.match(r"[A-Za-z][\w+.-]*:/", folder):

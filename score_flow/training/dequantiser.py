@@ -12,7 +12,7 @@ from score_flow.losses.base import Noising
 from score_flow.losses.dequantisation import Dequantisation
 from score_flow.losses.simple import Denoising
 from score_flow.losses.weightings import likelihood
-from score_flow.networks.flowpp import PRESETS, FlowppDequantizer
+from score_flow.networks.flowpp import PRESETS, FlowppDequantiser
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
 from score_flow.training.run import FIXED, train
@@ -20,24 +20,24 @@ from score_flow.types import Params, check_choice
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
 NETWORKS = PRESETS | {
-    "small": FlowppDequantizer(
+    "small": FlowppDequantiser(
         width=32, components=8, blocks=1, block=("conv", "norm"), context_width=16, context_blocks=1
     )
 }
 
 
-def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantizer:
-    """The flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
+def build_network(section: Component, image_shape: tuple[int, int, int]) -> FlowppDequantiser:
+    """Build the flow that config.dequantizer names, `auto` by the size of images; other entries are its arguments."""
     check_choice("config.dequantizer.name", section.name, ["auto", *NETWORKS])
     side = max(image_shape[:2])
     by_size = "small" if side < 32 else "cifar10" if side < 64 else "imagenet64"
     network = NETWORKS[by_size if section.name == "auto" else section.name]
     preset = {f.name: getattr(network, f.name) for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
-    return call(partial(FlowppDequantizer, **preset), section, "config.dequantizer")
+    return call(partial(FlowppDequantiser, **preset), section, "config.dequantizer")
 
 
 def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
-    """The dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
+    """Return the dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
     path, t_min = run.model.path, config.training.smallest_time
     t_max = noisy_end(path, config.training.largest_time)
     finite_log_snr(path, t_min)
@@ -45,11 +45,11 @@ def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisa
     noising = Noising(prepare, log_snr(path, t_min, t_max))
     matching = Denoising(run.model, noising, likelihood, "sum")
     network = build_network(config.dequantizer, run.image_shape)
-    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min, t_max, score)
+    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min=t_min, t_max=t_max, score=score)
 
 
 def settings(config: Config, score_step: int) -> Config:
-    """The config as its dequantiser's training reads it."""
+    """Return the config as its dequantiser's training reads it."""
     return dataclasses.replace(
         config,
         training=dataclasses.replace(
@@ -60,7 +60,7 @@ def settings(config: Config, score_step: int) -> Config:
     )
 
 
-def train_dequantizer(run: Experiment, config: Config, folder: Path, score: Params) -> None:
+def train_dequantiser(run: Experiment, config: Config, folder: Path, score: Params) -> None:
     """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
     run = dataclasses.replace(run, loss=dequantisation(run, config, score))
     train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))

@@ -17,13 +17,13 @@ Numbers = Float[np.ndarray, "..."] | float
 
 
 def n_averages(model: ModelOptions | dict[str, Any]) -> int:
-    """How many averages config.model keeps: one for each ema_rate, then one for each ema_std."""
+    """Count the averages that config.model keeps: one for each ema_rate, then one for each ema_std."""
     known = model if isinstance(model, dict) else model.to_dict()
     return len(known["ema_rate"]) + len(known.get("ema_std", ()))  # runs of older versions have no ema_std
 
 
 def gamma_of(std: float) -> float:
-    """The exponent of the profile of relative width std: std^2 = (gamma + 1)/((gamma + 2)^2 (gamma + 3)).
+    """Return the exponent of the profile of relative width std: std^2 = (gamma + 1)/((gamma + 2)^2 (gamma + 3)).
 
     std in (0, 12^-1/2]: the widest is the plain mean, gamma = 0.
     """
@@ -31,7 +31,7 @@ def gamma_of(std: float) -> float:
 
 
 def power_share(gamma: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The share of the new weights in an update, 1 - (1 - 1/n)^(gamma + 1), n counting updates from 1 (eq. 127)."""
+    """Return the share of the new weights, 1 - (1 - 1/n)^(gamma + 1), n counting updates from 1 (eq. 127)."""
     n = jnp.asarray(step + 1, jnp.float32)
     return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / n))  # 1 - x loses the share, about (gamma + 1)/n, in float32
 
@@ -55,6 +55,6 @@ def combination(steps: Doubles, gammas: Doubles, step: float, gamma: float) -> t
 
 
 def _product(t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers) -> Numbers:
-    """The integral of two profiles, of averages taken at t_a and t_b, over the steps that they share."""
+    """Return the integral of two profiles, of averages taken at t_a and t_b, over the steps that they share."""
     later, last = np.where(t_a > t_b, gamma_a, gamma_b), np.maximum(t_a, t_b)
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (np.minimum(t_a, t_b) / last) ** later / last

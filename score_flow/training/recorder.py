@@ -15,7 +15,7 @@ class Recorder:
     `flush` fetches the rest: call it before anything is saved.
     """
 
-    def __init__(self, log: MetricLog, log_freq: int, start: int, n_steps: int):
+    def __init__(self, log: MetricLog, log_freq: int, *, start: int, n_steps: int):
         self._log, self._log_freq = log, log_freq
         self._pending: deque[tuple[int, Metrics]] = deque()
         self._started, self._bar = time.time(), progress(n_steps, start, "step", "train")

@@ -11,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
-from score_flow.config.options import Config, TrainOptions
+from score_flow.config.options import Config, ModelOptions, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
@@ -32,19 +32,17 @@ from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_st
 from score_flow.types import Batch, Key, Params, Preempted
 
 
-def train(
-    run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED
-) -> None:
+def train(run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
     fixed: the sections of the config that must be those of that checkpoint.
     """
     options = config.training
     check_data(run, options, begins=remembered(workdir) is None)
-    saver = Saver(workdir, config, snapshot, run.data_facts)
-    source, averages = run.train_source, config.model
-    first = indices(len(source), options.batch_size, run.seed, 0)
-    init = functools.partial(_init, run, n_averages(averages))
+    saver = Saver(workdir, config, snapshot, facts=run.data_facts)
+    source = run.train_source
+    first = indices(len(source), options.batch_size, seed=run.seed, step=0)
+    init = functools.partial(_init, run, n_averages(config.model))
     shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
@@ -52,30 +50,40 @@ def train(
     start, state = saver.resume(config, fresh, shapes, shardings, fixed)
     write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
-    steps = make_train_steps(
-        run.loss, run.optimiser, averages.ema_rate, averages.ema_warmup, run.seed, run.mesh, shardings, averages.ema_std
-    )
-    batches = Batches(source, options.batch_size, run.seed, batch_sharding(run.mesh, leading=1))
+    steps = _steps(run, config.model, shardings)
+    batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
-    recorder = saver.recorder = Recorder(log, options.log_freq, start, options.n_iters)
+    recorder = saver.recorder = Recorder(log, options.log_freq, start=start, n_steps=options.n_iters)
     hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         for each in (saver, batches, log, recorder):
             closing.callback(each.close)
         needed = functools.partial(_needed, steps, shapes, run.train_source, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
-        step, state = fit(state, steps, batches, start, options.n_iters, options.n_jitted_steps, hooks, preemption)
+        step, state = fit(
+            state, steps, batches,
+            start=start, n_steps=options.n_iters, n_jitted_steps=options.n_jitted_steps,
+            hooks=hooks, preemption=preemption,
+        )  # fmt: skip
         saver.finish(step, state, milestone=step == options.n_iters)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
+def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
+    """Return the compiled steps of a run."""
+    return make_train_steps(
+        run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
+        ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
+    )  # fmt: skip
+
+
 def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
-    return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema)
+    return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema=n_ema)
 
 
 def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOptions) -> int:
-    """The bytes that a program of steps takes on each device."""
+    """Return the bytes that a program of steps takes on each device."""
     leading = options.n_jitted_steps, options.batch_size
     one = source.read(np.arange(1))
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -116,7 +124,7 @@ def check_data(run: Experiment, options: TrainOptions, begins: bool) -> None:
 
 
 def about_data(run: Experiment, tested: bool) -> list[str]:
-    """What a person should know of the data before hours are spent: classes, what is held out or left out."""
+    """Return what a person should know of the data before hours are spent: classes, what is held out or left out."""
     train, used = run.train_source, run.conditioning.num_classes > 0
     labelled = train.num_classes or getattr(train, "unlabelled", "")
     lines = [f"classes{'' if used else ', which this run does not use'}: {describe_classes(train)}"] if labelled else []

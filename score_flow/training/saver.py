@@ -25,7 +25,7 @@ Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a shee
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, facts: dict[str, Any] | None = None):
+    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, *, facts: dict[str, Any] | None = None):
         """facts: of the data set, kept in every checkpoint as meta["data"]."""
         self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
         self.milestones = Checkpoints(workdir / "checkpoints")
@@ -59,14 +59,16 @@ class Saver:
         shardings: TrainState,
         fixed: tuple[str, ...] = FIXED,
     ) -> tuple[int, TrainState]:
-        """The step to go on from and its state: the newest good one of both folders, or (0, begin()).
+        """Return the step to go on from and its state: the newest good one of both folders, or (0, begin()).
 
         A damaged or non-finite state is said and passed over. Raises UserError for a checkpoint of another config,
         naming both values, and when there are states and none is good.
         """
         step = None
         for checkpoints, step in good_states(self.meta, self.milestones):
-            refuse_other_run(checkpoints.meta(step), config, self._saved.get("data"), fixed, checkpoints.directory)
+            refuse_other_run(
+                checkpoints.meta(step), config, self._saved.get("data"), sections=fixed, where=checkpoints.directory
+            )
             state = _restore(checkpoints, step, begin, shapes, shardings)
             if to_host(all_finite(state)):
                 self._cut(checkpoints, step)
@@ -103,7 +105,7 @@ class Saver:
 def _restore(
     checkpoints: Checkpoints, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
 ) -> TrainState:
-    """The state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
+    """Load the state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
     wanted = _items(target(shapes, shardings))
     if "imported" not in checkpoints.meta(step):
         return TrainState(**_from_items(checkpoints.restore(step, wanted)))
@@ -112,7 +114,7 @@ def _restore(
 
 
 def _items(state: TrainState) -> dict:
-    """The state as separately restorable items."""
+    """Return the state as separately restorable items."""
     rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
     return {"params": state.params, "ema": list(state.ema), "train": rest}
 
@@ -122,7 +124,7 @@ def _from_items(items: dict) -> dict:
 
 
 def refuse_other_run(
-    meta: dict, config: Config, facts: dict[str, Any] | None, sections: tuple[str, ...], where: Path
+    meta: dict, config: Config, facts: dict[str, Any] | None, *, sections: tuple[str, ...], where: Path
 ) -> None:
     """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
 
@@ -149,7 +151,7 @@ def refuse_other_config(
 
 
 def remembered(workdir: str | Path) -> dict[str, Any] | None:
-    """The facts of the data that a run was trained on, by its newest state: {} where it knows none; None without any.
+    """Read the facts of a run's training data off its newest state: {} where it knows none; None without any.
 
     What cannot be read is passed over: who uses the states themselves says what is damaged.
     """

@@ -40,9 +40,9 @@ class Metrics(NamedTuple):
 
 
 def make_optimiser(
-    name: str, lr: float, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
+    name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Adam or AdamW after clipping by the global norm; lr grows linearly over `warmup` steps, from 0 at step 0."""
+    """Build Adam or AdamW after a clip by the global norm; lr grows linearly over `warmup` steps, from 0 at step 0."""
     rate = (lambda step: lr * jnp.minimum(step / warmup, 1.0)) if warmup > 0 else lr
     clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
     decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
@@ -53,20 +53,20 @@ def make_optimiser(
 
 
 def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array, ""]:
-    """The decay of an update: `rate`, or min(rate, (1 + n)/(10 + n)) with warm-up, n counting updates from 1."""
+    """Return the decay of an update: `rate`, or min(rate, (1 + n)/(10 + n)) with warm-up, n counting updates from 1."""
     n = jnp.asarray(step + 1, jnp.float32)
     return jnp.minimum(rate, (1 + n) / (10 + n)) if warmup else jnp.asarray(rate, jnp.float32)
 
 
-def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, n_ema: int) -> TrainState:
-    """The state that training begins in; every EMA starts at the parameters."""
+def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformation, *, n_ema: int) -> TrainState:
+    """Make the state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
 
 
 @jax.jit
 def all_finite(state: PyTree) -> Bool[Array, ""]:
-    """Whether every floating-point number of a state is finite: one reduction, of its own.
+    """Say whether every floating-point number of a state is finite: one reduction, of its own.
 
     Inside the program of a step it would change how that is fused, and with it the last bits of training.
     """
@@ -89,6 +89,7 @@ REMEDY = "Nothing after the last checkpoint was saved; lower optim.lr, set optim
 def make_train_steps(
     loss: Loss,
     optimiser: optax.GradientTransformation,
+    *,
     ema_rates: Sequence[float],
     ema_warmup: bool,
     seed: int,
@@ -96,11 +97,11 @@ def make_train_steps(
     shardings: TrainState,
     ema_stds: Sequence[float] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One program for the steps along the leading axis of a batch {"image": (k, b, h, w, c), ...}; donates the state.
+    """Compile one program for the steps along the leading axis of a batch, {"image": (k, b, h, w, c), ...}.
 
-    The result does not depend on k: the key of a step is folded from its number. The state's averages are exponential
-    ones of the rates, then power-function ones of the relative widths ema_stds. Weights that the loss holds are
-    arguments of the program, none of its constants.
+    It donates the state. The result does not depend on k: the key of a step is folded from its number. The state's
+    averages are exponential ones of the rates, then power-function ones of the relative widths ema_stds. Weights that
+    the loss holds are arguments of the program, none of its constants.
     """
     gammas = [gamma_of(std) for std in ema_stds]
 
@@ -139,12 +140,12 @@ Hook = Callable[[int, int, TrainState, Metrics], None]
 
 
 def crossed(every: int, previous: int, step: int) -> bool:
-    """Whether a multiple of `every` lies in (previous, step]; every = 0 means never."""
+    """Say whether a multiple of `every` lies in (previous, step]; every = 0 means never."""
     return every > 0 and step // every > previous // every
 
 
 def check_finite(first_step: int, metrics: Metrics) -> Metrics:
-    """The metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
+    """Return the metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
     metrics = Metrics(*to_host(tuple(metrics)))
     bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
     if bad.any():
@@ -158,6 +159,7 @@ def fit(
     state: TrainState,
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     batches: Callable[[int, int], Batch],
+    *,
     start: int,
     n_steps: int,
     n_jitted_steps: int,

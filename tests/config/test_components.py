@@ -241,7 +241,7 @@ def test_whatever_a_network_raises_is_one_line():
     with pytest.raises(
         UserError, match=r"config.network \(name = broken\) does not fit images of \(8, 8, 1\): TypeError"
     ) as error:
-        check_shapes(dataclasses.replace(model, network=Broken()), (8, 8, 1), Conditioning(0, 0), "broken")
+        check_shapes(dataclasses.replace(model, network=Broken()), (8, 8, 1), Conditioning(0, 0), name="broken")
     assert "\n" not in str(error.value)
 
 

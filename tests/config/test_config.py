@@ -257,7 +257,7 @@ def test_every_recipe_is_read_and_built(file):
     run = experiment(config)
     n_ema = len(config.model.ema_rate)
     state = jax.eval_shape(
-        lambda key: init_state(run.init(key), run.loss, run.optimiser, n_ema), jax.random.key(0)
+        lambda key: init_state(run.init(key), run.loss, run.optimiser, n_ema=n_ema), jax.random.key(0)
     )
     assert len(state.ema) == n_ema and count_parameters(state.ema) == n_ema * count_parameters(state.params) > 0
 

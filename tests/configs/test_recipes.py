@@ -242,12 +242,14 @@ def test_one_training_step(file):
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (1, 2, *run.image_shape), np.uint8), "label": np.zeros((1, 2), np.int32)}
     rates = config.model.ema_rate
-    state = jax.jit(lambda key: init_state(run.init(key), run.loss, run.optimiser, len(rates)))(
+    state = jax.jit(lambda key: init_state(run.init(key), run.loss, run.optimiser, n_ema=len(rates)))(
         jax.random.key(0, impl="rbg")
     )
     before = jax.tree.map(np.asarray, state.params)
     shardings = state_shardings(mesh, state)
-    steps = make_train_steps(run.loss, run.optimiser, rates, False, 0, mesh, shardings)
+    steps = make_train_steps(
+        run.loss, run.optimiser, ema_rates=rates, ema_warmup=False, seed=0, mesh=mesh, shardings=shardings
+    )
     state, metrics = steps(jax.device_put(state, shardings), jax.tree.map(jnp.asarray, batch))
     assert np.isfinite(metrics.loss).all() and metrics.grad_norm[0] > 0
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state.params))

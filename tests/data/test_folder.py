@@ -62,7 +62,7 @@ def test_folder_knows_no_formats_but_its_own(tmp_path):
     (tmp_path / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "c.png").write_bytes(b"")
     for file in "abc":
-        assert f"{file}.png" in folder.Decoder(8, 3, 10_000).check(tmp_path / f"{file}.png")
+        assert f"{file}.png" in folder.ImageReader(8, 3, 10_000).check(tmp_path / f"{file}.png")
 
 
 def test_folder_refuses_a_size_beyond_its_pixels(tmp_path):

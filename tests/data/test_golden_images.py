@@ -121,9 +121,9 @@ def test_skipping_leaves_out_all_that_is_refused(capsys):
 
 def test_files_cut_off_are_known_by_their_end():
     """What is looked at in place of decoding where there are very many files."""
-    decoder = folder.Decoder(16, 3, 64_000_000)
+    reader = folder.ImageReader(16, 3, 64_000_000)
     late = [case for case in REFUSED if CASES[case].get("pillow_error", "").startswith("OSError")]
     assert late
     for case in CASES:
         file = GOLDEN / CASES[case]["file"]
-        assert (decoder.check_end(file) is None) == (case in VALUES), case
+        assert (reader.check_end(file) is None) == (case in VALUES), case

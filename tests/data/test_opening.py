@@ -139,7 +139,9 @@ def test_splits_that_differ_are_refused(case, tmp_path):
 
 
 def go_on(meta, config):
-    refuse_other_run(meta, config, experiment(config, meta.get("data", {})).data_facts, FIXED, Path("runs/r"))
+    refuse_other_run(
+        meta, config, experiment(config, meta.get("data", {})).data_facts, sections=FIXED, where=Path("runs/r")
+    )
 
 
 def state_of(config, known=True):

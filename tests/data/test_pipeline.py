@@ -51,7 +51,7 @@ class Spy:
 @pytest.mark.parametrize(("n", "batch_size"), SIZES)
 def test_each_epoch_is_a_fresh_permutation(n, batch_size):
     n_epochs = 2 * batch_size  # whole batches and whole epochs
-    row = np.concatenate([indices(n, batch_size, 5, step) for step in range(2 * n)])
+    row = np.concatenate([indices(n, batch_size, seed=5, step=step) for step in range(2 * n)])
     epochs = row.reshape(n_epochs, n)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(n), (n_epochs, 1)))
     if n > 6:  # 1 in n! to repeat by chance
@@ -60,16 +60,18 @@ def test_each_epoch_is_a_fresh_permutation(n, batch_size):
 
 def test_batch_is_a_function_of_seed_and_step():
     steps = [0, 5, 1000003, 5, 1]
-    first = [indices(50, 8, 3, step) for step in steps]
+    first = [indices(50, 8, seed=3, step=step) for step in steps]
     pipeline._order.cache_clear()  # as after a restart
     for step, batch in zip(reversed(steps), reversed(first), strict=True):
-        np.testing.assert_array_equal(indices(50, 8, 3, step), batch)
-    assert not np.array_equal(indices(50, 8, 4, 0), first[0])
+        np.testing.assert_array_equal(indices(50, 8, seed=3, step=step), batch)
+    assert not np.array_equal(indices(50, 8, seed=4, step=0), first[0])
 
 
 def test_order_does_not_depend_on_the_batch_size():
     """So a run may change its batch size at a step and still use every example once an epoch."""
-    whole = [np.concatenate([indices(30, size, 0, step) for step in range(60 // size)]) for size in (1, 4, 30)]
+    whole = [
+        np.concatenate([indices(30, size, seed=0, step=step) for step in range(60 // size)]) for size in (1, 4, 30)
+    ]
     np.testing.assert_array_equal(whole[0], whole[1])
     np.testing.assert_array_equal(whole[0], whole[2])
 
@@ -87,9 +89,9 @@ def test_rounds_count_every_example_once(n, batch_size):
 def test_global_batch_is_the_same_on_one_and_on_all_devices(n_steps):
     n_devices = len(jax.devices())
     source = numbered()
-    one = Batches(source, 2 * n_devices, 0, sharding(1))(4, n_steps)
-    every = Batches(source, 2 * n_devices, 0, sharding(n_devices))(4, n_steps)
-    ids = np.stack([indices(37, 2 * n_devices, 0, 4 + i) for i in range(n_steps)])
+    one = Batches(source, 2 * n_devices, seed=0, sharding=sharding(1))(4, n_steps)
+    every = Batches(source, 2 * n_devices, seed=0, sharding=sharding(n_devices))(4, n_steps)
+    ids = np.stack([indices(37, 2 * n_devices, seed=0, step=4 + i) for i in range(n_steps)])
     for batch in (one, every):
         np.testing.assert_array_equal(batch["label"], ids)
         np.testing.assert_array_equal(batch["image"], source.image[ids])
@@ -110,19 +112,19 @@ def test_gather_follows_any_sharding_and_reads_each_block_once():
 
 def test_batches_read_ahead_and_answer_out_of_turn():
     source = Spy()
-    batches = Batches(source, 4, 1, sharding(1))
+    batches = Batches(source, 4, seed=1, sharding=sharding(1))
     for step, n_steps in [(0, 2), (2, 2), (4, 2), (1, 1), (2, 3), (100, 1), (100, 1)]:
-        expected = np.stack([indices(37, 4, 1, step + i) for i in range(n_steps)])
+        expected = np.stack([indices(37, 4, seed=1, step=step + i) for i in range(n_steps)])
         np.testing.assert_array_equal(batches(step, n_steps)["label"], expected)
     batches.close()
-    ahead = np.stack([indices(37, 4, 1, 2 + i) for i in range(2)]).ravel()
+    ahead = np.stack([indices(37, 4, seed=1, step=2 + i) for i in range(2)]).ravel()
     assert source.reads[1] == ahead.tolist()  # the second read was for the second call
     assert source.reads.count(ahead.tolist()) == 1  # which did not read again
 
 
 def test_batches_raise_an_error_at_the_call_that_needs_the_batch():
     source = Spy()
-    batches = Batches(source, 4, 1, sharding(1))
+    batches = Batches(source, 4, seed=1, sharding=sharding(1))
     batches(0, 1)
     batches._ahead[1, 1].result()  # read before the break
     source.broken = True
@@ -144,9 +146,9 @@ def test_check_names_the_nearest_batch_sizes():
     with pytest.raises(UserError, match="numbered is empty"):
         check(numbered(0), 8, 8)
     with pytest.raises(UserError, match="does not divide"):
-        Batches(numbered(), len(jax.devices()) + 1, 0, sharding(len(jax.devices())))
+        Batches(numbered(), len(jax.devices()) + 1, seed=0, sharding=sharding(len(jax.devices())))
     with pytest.raises(UserError, match="seed: got -1"):
-        Batches(numbered(), 8, -1, sharding(1))
+        Batches(numbered(), 8, seed=-1, sharding=sharding(1))
 
 
 PROCESS = """
@@ -167,10 +169,10 @@ class Spy(ArraySource):
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 image = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
-batches = Batches(Spy("spy", image), 8, 0, NamedSharding(mesh, PartitionSpec(None, "data")))
+batches = Batches(Spy("spy", image), 8, seed=0, sharding=NamedSharding(mesh, PartitionSpec(None, "data")))
 batch = batches(3, 2)["image"]
 batches.close()
-ids = np.stack([indices(40, 8, 0, 3), indices(40, 8, 0, 4)])
+ids = np.stack([indices(40, 8, seed=0, step=3), indices(40, 8, seed=0, step=4)])
 mine = ids[:, 4 * rank : 4 * rank + 4]
 assert sorted(reads[0]) == sorted(mine.ravel().tolist()), (reads, mine)
 assert batch.shape == (2, 8, 1, 1, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from main import EXIT_USER_ERROR, main
-from sampling.guidance import ClassifierFree
+from sampling.guided import ClassifierFree
 from tests.launch import TINY
 
 FLAGS = (

@@ -10,9 +10,10 @@ import pytest
 
 from evaluation.context import build_guide
 from main import EXIT_USER_ERROR, main
-from sampling.guidance import Autoguided, ClassifierGuided, Extrapolation
+from sampling.guided import Autoguided, ClassifierGuided, Extrapolation
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
+from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
@@ -39,7 +40,7 @@ class Quadratic(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def small_classifier():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("score_flow.build.WideResNet", Quadratic)
+        patch.setitem(CLASSIFIERS, "classifier", Quadratic)
         yield
 
 

@@ -16,6 +16,7 @@ from score_flow.config.loading import load
 from score_flow.losses.base import Noising
 from score_flow.losses.classifier import Classification
 from score_flow.model import Model, Preconditioning
+from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.networks.classifier import WideResNet
 from score_flow.numerics import expand
 from score_flow.paths.vp import VP
@@ -169,7 +170,7 @@ def run(workdir, mode, *flags):
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Training, loss, accuracy and report; neither samples nor a likelihood."""
-    monkeypatch.setattr("score_flow.build.WideResNet", Dense)
+    monkeypatch.setitem(CLASSIFIERS, "classifier", Dense)
     assert run(tmp_path, "train") == 0 and run(tmp_path, "eval") == 0
     assert not (tmp_path / "samples").exists()
     results = json.loads((tmp_path / "eval" / "3" / "results.json").read_text())

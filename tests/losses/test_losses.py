@@ -17,6 +17,7 @@ from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
 from score_flow.losses.base import Aux, Loss
+from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.process.times import TimeSampler, uniform
 from score_flow.runs.sharding import state_shardings
 from score_flow.training.dequantiser import dequantisation
@@ -100,7 +101,9 @@ def test_a_loss_of_ten_lines_is_trained(tmp_path):
     loss = Distance(jnp.asarray([0.5, 7.0]), uniform(run.model.path, 0.1), run.loss.network)
     train(dataclasses.replace(run, loss=loss), config, tmp_path, lambda step, params: None)
     source, got = run.train_source, losses(tmp_path)
-    first, second = (source.read(indices(len(source), 16, run.seed, i))["image"].mean(axis=(1, 2, 3)) for i in (0, 1))
+    first, second = (
+        source.read(indices(len(source), 16, seed=run.seed, step=i))["image"].mean(axis=(1, 2, 3)) for i in (0, 1)
+    )
     error = first - 0.5 * first.mean()
     np.testing.assert_allclose(got[1], [(error**2).mean(), error.mean()], rtol=1e-5)
     error = second - 0.5 * (first.mean() + 0.25)  # Adam's first step is its rate, against the gradient
@@ -113,8 +116,16 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
     run = experiment(settings())
     target = jnp.asarray(np.random.default_rng(0).normal(size=4099), jnp.float32)
     loss = Distance(target, run.loss.times, run.loss.network)
-    state = init_state({"scale": jnp.ones(())}, loss, run.optimiser, 1)
-    steps = make_train_steps(loss, run.optimiser, (0.9,), False, 0, run.mesh, state_shardings(run.mesh, state))
+    state = init_state({"scale": jnp.ones(())}, loss, run.optimiser, n_ema=1)
+    steps = make_train_steps(
+        loss,
+        run.optimiser,
+        ema_rates=(0.9,),
+        ema_warmup=False,
+        seed=0,
+        mesh=run.mesh,
+        shardings=state_shardings(run.mesh, state),
+    )
     batch = {"image": np.ones((1, 16, 8, 8, 1), np.uint8)}
     text = steps.func.lower(loss, state, batch).as_text()
     assert "tensor<4099xf32>" in text
@@ -130,7 +141,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
 @pytest.mark.parametrize("objective", [*registries.LOSSES.names(), "dequantiser"])
 def test_every_loss_keeps_the_protocol(objective, monkeypatch):
     """A tree that says what it produces, begins with parameters, and is the mean of its losses, by the key alone."""
-    monkeypatch.setattr("score_flow.build.WideResNet", Logits)
+    monkeypatch.setitem(CLASSIFIERS, "classifier", Logits)
     loss = built(objective)
     assert isinstance(loss, Loss) and isinstance(loss.network, nn.Module)
     assert bool(jax.tree.leaves(loss)) == (objective == "dequantiser")  # the others hold nothing fixed

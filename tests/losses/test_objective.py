@@ -155,7 +155,7 @@ class Learner(nn.Module):
 
 def on_a_chain(kind, model, variance, **fields):
     times = grid(model.path, 0.0, 0.9, n=N + 1)
-    bound = VariationalBound(model.path, times.times, variance, "exact", low=-3.0, high=4.0, levels=29)
+    bound = VariationalBound(model.path, times.times, variance, decoder="exact", low=-3.0, high=4.0, levels=29)
     return of_chain(kind, model, times, bound, **fields)
 
 

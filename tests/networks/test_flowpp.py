@@ -71,7 +71,7 @@ def trained(network, shape=SHAPE, dtype="float32"):
 class Case(NamedTuple):
     """A small network in float64 at a few images, and the flow's Jacobian there."""
 
-    network: flowpp.FlowppDequantizer
+    network: flowpp.FlowppDequantiser
     params: dict
     x: np.ndarray
     noise: np.ndarray

@@ -97,7 +97,7 @@ def test_divergence_is_that_of_gaussians():
 @pytest.mark.parametrize("decoder, error", [("exact", 1e-5), ("tanh", 1e-3)])
 @pytest.mark.parametrize("levels, low", [(256, -1.0), (5, 0.0)])
 def test_levels_have_the_probability_of_their_bins_and_exhaust_it(decoder, error, levels, low):
-    bound = VariationalBound(Linear(), INNER, "small", decoder, low, 1.0, levels)
+    bound = VariationalBound(Linear(), INNER, "small", decoder=decoder, low=low, high=1.0, levels=levels)
     x0 = jnp.linspace(low, 1.0, levels)[:, None]
     half = (1.0 - low) / (levels - 1) / 2
     for mean, std in ((0.3, 0.2), (1.4, 0.05), (-0.9, 0.5)):
@@ -110,7 +110,7 @@ def test_levels_have_the_probability_of_their_bins_and_exhaust_it(decoder, error
 def test_the_exact_decoder_is_exact_far_from_the_mean_and_the_published_one_has_a_floor():
     x0 = jnp.asarray([[-1.0], [0.0], [1.0]])
     mean, log_std = jnp.full_like(x0, 0.5), jnp.full_like(x0, np.log(0.01))
-    bounds = {d: VariationalBound(Linear(), INNER, "small", d, levels=3) for d in ("exact", "tanh")}
+    bounds = {d: VariationalBound(Linear(), INNER, "small", decoder=d, levels=3) for d in ("exact", "tanh")}
     # the level 0 lies in (-0.5, 0.5): half of the law; -1 below -0.5, 100 deviations away; 1 the other half.
     exact = bounds["exact"].log_likelihood(x0, mean, log_std)[:, 0]
     np.testing.assert_allclose(exact, [scipy.stats.norm.logcdf(-100.0), np.log(0.5), np.log(0.5)], rtol=1e-5)
@@ -122,7 +122,7 @@ def test_the_exact_decoder_is_exact_far_from_the_mean_and_the_published_one_has_
 def test_the_sum_of_the_terms_bounds_the_negative_log_likelihood():
     """Three steps, one pixel of five levels, a model p that is not the data's: -log2 p by quadrature."""
     path, levels, n = DDPM("linear", 3, 0.6, 2.4), 5, 3
-    bound = VariationalBound(path, tuple(path.times().tolist()), "small", "exact", levels=levels)
+    bound = VariationalBound(path, tuple(path.times().tolist()), "small", decoder="exact", levels=levels)
     alpha, sigma = (np.asarray(f(jnp.asarray(bound.times)), np.float64) for f in (path.alpha, path.sigma))
     rows = tables(path, bound.times)
 

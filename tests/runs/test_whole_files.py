@@ -7,14 +7,13 @@ import os
 import numpy as np
 import pytest
 
-from evaluation.fold import write_json
 from score_flow.runs import files
 from score_flow.types import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 WRITERS = {
     "write_whole": (lambda path, n: files.write_whole(path, json.dumps([n] * 1000)), "a.json"),
-    "write_json": (lambda path, n: write_json(path, [n] * 1000), "result.json"),
+    "write_json": (lambda path, n: files.write_json(path, [n] * 1000), "result.json"),
     "write_arrays": (lambda path, n: files.write_arrays(path, x=np.full(1000, n)), "a.npz"),
 }
 

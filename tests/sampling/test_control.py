@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sampling.ancestral import ancestral
 from sampling.base import chain, example_keys, normal
 from sampling.control.base import KEY, Replaced, measured
 from sampling.control.measurement import BlockMean, Grey, Mask, Matrix
+from sampling.kernels.ancestral import ancestral
 from score_flow.data.scaling import Scaling
 from score_flow.model import Denoiser
 from score_flow.paths.gvp import GVP
@@ -94,7 +94,7 @@ def test_guided_means_are_the_conditional_ones(name, sigma_y, path):
     with jax.enable_x64(True):
         t, x = jnp.array([0.01, 0.4, 0.97]), jax.random.normal(jax.random.key(0), (3, *SHAPE))
         denoiser, y, h = GaussianDenoiser(path, MEAN, STD), known(measurement, 3), dense(measurement)
-        wrap = measured(measurement, y, "pseudo_inverse", sigma_y, STD)
+        wrap = measured(measurement, y, "pseudo_inverse", sigma_y=sigma_y, data_std=STD)
         guided = jax.jit(lambda: wrap(denoiser, jnp.arange(3)).estimate(x, t))()
         plain, (alpha, sigma) = denoiser.x0(x, t), (np.asarray(f(t)) for f in (path.alpha, path.sigma))
         r2 = 1 / (1 / STD**2 + (alpha / sigma) ** 2)
@@ -115,7 +115,7 @@ def test_guided_samples_have_the_conditional_mean(name, sampler):
     build = builds("sampling")[sampler]
     steps = {"rtol": 1e-4, "atol": 1e-4, "per_example": False} if sampler == "ode" else {"n_steps": n_steps}
     draw = build(t_min=1e-3, t_max=0.999, **steps)
-    control = measured(measurement, y, "pseudo_inverse", 0.1, STD)
+    control = measured(measurement, y, "pseudo_inverse", sigma_y=0.1, data_std=STD)
 
     @jax.jit
     def samples(indices):
@@ -155,7 +155,7 @@ def test_replacement_keeps_what_is_known(sampler):
     denoiser = Watched(VP(), MEAN, STD, image=MEAN + STD * jax.random.normal(jax.random.key(5), SHAPE))
     measurement = MEASUREMENTS["mask"]
     y = measurement.apply(denoiser.image[None])
-    control = measured(measurement, y, "replacement", 0.0, STD)
+    control = measured(measurement, y, "replacement", sigma_y=0.0, data_std=STD)
     indices = jnp.arange(n)
     x = np.asarray(jax.jit(lambda: draw(example_keys(0, indices), control(denoiser, indices), SHAPE).x)())
     jax.effects_barrier()
@@ -181,7 +181,7 @@ def test_unconstrained_chains_are_what_they_were():
         for i, (s, t) in enumerate(rows):
             mean, std = ancestral()(denoiser, drawn, jnp.asarray(s), jnp.asarray(t))
             drawn = mean + std * normal(keys, (3,), i)
-        return chain(keys, [ancestral()], denoiser, x, rows), mean
+        return chain(keys, denoiser, x, kernels=[ancestral()], intervals=rows), mean
 
     np.testing.assert_allclose(*both(jnp.ones((2, 3))), rtol=1e-5)
 
@@ -274,7 +274,8 @@ def test_networks_never_see_what_is_known():
 
     denoiser = Conditional(VP(), condition={"label": jnp.arange(4)})
     measurement = MEASUREMENTS["mask"]
-    wrapped = measured(measurement, known(measurement, 2), "pseudo_inverse", 0.0, STD)(denoiser, jnp.arange(4))
+    control = measured(measurement, known(measurement, 2), "pseudo_inverse", sigma_y=0.0, data_std=STD)
+    wrapped = control(denoiser, jnp.arange(4))
     assert set(wrapped.condition) == {"label", KEY}
     draw = builds("sampling")["ode"](method="heun", n_steps=2)
     jax.eval_shape(lambda: draw(example_keys(0, jnp.arange(4)), wrapped, SHAPE).x)
@@ -306,7 +307,7 @@ def test_an_overshooting_step_is_bounded():
     denoiser, y = Wrong(Linear()), known(measurement, 2)
     plain = denoiser.x0(x, t)
     for sigma_y in (0.0, 0.1):
-        wrap = measured(measurement, y, "pseudo_inverse", sigma_y, STD)
+        wrap = measured(measurement, y, "pseudo_inverse", sigma_y=sigma_y, data_std=STD)
         guided = jax.jit(lambda wrap=wrap: wrap(denoiser, jnp.arange(2)).x0(x, t))()
         gap = jnp.linalg.norm((y - measurement.apply(plain)).reshape(2, -1), axis=1)
         moved = jnp.linalg.norm(measurement.project(guided - plain).reshape(2, -1), axis=1)

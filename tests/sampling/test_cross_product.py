@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sampling import sde
+from sampling import reverse_sde, sde
 from sampling.base import example_keys
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
@@ -63,9 +63,9 @@ def draw(sampler, path):
 
 
 FIRST, HIGHER = 250, 200  # steps of order 1 and of higher orders
-METHODS = tuple(sde.METHODS)
+METHODS = tuple(reverse_sde.METHODS)
 NORMS = (1.0, 2.0)
-FORMS = [(form, norm) for form in sde.DIFFUSIONS.values() for norm in NORMS]
+FORMS = [(form, norm) for form in reverse_sde.DIFFUSIONS.values() for norm in NORMS]
 
 
 def product():
@@ -78,7 +78,7 @@ def product():
                 yield path_name, name, fields, order, few
 
 
-RUNS = len(list(product())) + len(DEFAULTS) * len(METHODS) * len(FORMS) * len(sde.LAST_STEPS)
+RUNS = len(list(product())) + len(DEFAULTS) * len(METHODS) * len(FORMS) * len(reverse_sde.LAST_STEPS)
 BOUND = scipy.stats.chi2.isf(2 * scipy.stats.norm.sf(3) / RUNS, 2 * MEAN.size)
 
 
@@ -149,7 +149,7 @@ def euler_laws(path, times):
     @jax.jit
     def coefficients(s, t):
         c = path.at(t)
-        return c, [sde.stable(form(c, t, norm), c, t - s) for form, norm in FORMS]
+        return c, [reverse_sde.stable(form(c, t, norm), c, t - s) for form, norm in FORMS]
 
     c, w = jax.tree.map(lambda a: np.asarray(a, np.float64), coefficients(*jnp.asarray(rows, jnp.float32).T))
 
@@ -194,8 +194,11 @@ def test_reverse_sdes(path_name, method):
         def w(c, t, norm):
             return jnp.stack([form(c, t, norm) for form, norm in FORMS])[k]
 
-        result = draw(sde.build(t_min, 1.0, FIRST, method, diffusion=w, last_step="none"), path)
-        ends = [sde.last(denoiser, result.x, t_min, t_min, kind, lambda c, t: w(c, t, 1.0)) for kind in sde.LAST_STEPS]
+        result = draw(sde.build(t_min, 1.0, FIRST, method=method, diffusion=w, last_step="none"), path)
+        ends = [
+            reverse_sde.last(denoiser, result.x, t_min, step=t_min, kind=kind, w=lambda c, t: w(c, t, 1.0))
+            for kind in reverse_sde.LAST_STEPS
+        ]
         return result.ok, result.n_evaluations, ends
 
     ok, calls, x = jax.jit(jax.vmap(run))(jnp.arange(len(FORMS)))
@@ -203,7 +206,7 @@ def test_reverse_sdes(path_name, method):
     roundings = 8 * EPS[False] * int(calls[0]) * max(float(jnp.abs(end).max()) for end in x)
     exact = np.stack(np.broadcast_arrays(*GaussianDenoiser(path, MEAN, STD).marginal(t_min)))
     laws = euler_laws(path, uniform(path, FIRST, t_min, 1.0))
-    for last_step, end in zip(sde.LAST_STEPS, x, strict=True):
+    for last_step, end in zip(reverse_sde.LAST_STEPS, x, strict=True):
         for k, law in enumerate(laws[last_step]):
             # Of Euler's steps the law is known; the other methods are off by no more than they.
             bias = np.zeros_like(law) if method == "euler" else np.abs(law - exact) / STD

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sampling import ancestral
-from sampling.guidance import Thresholded
+from sampling.guided import Thresholded
 from score_flow.pretrained import base
 from score_flow.process.bound import VariationalBound
 from score_flow.process.grid import respace

@@ -21,10 +21,12 @@ import pytest
 from sampling.control.base import Replaced
 from sampling.control.colourise import WEIGHTS
 from sampling.control.measurement import Grey, Mask
-from sampling.predictor_corrector import build, correct, predict, published_intervals
+from sampling.predictor_corrector import build
+from sampling.published import PublishedChain
 from score_flow.paths.base import Path
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
+from tests.sampling.published import correct, predict
 from tests.sampling.test_golden_sampling import CHAINS, CORRECTORS, PREDICTORS, feed, process_of, toy
 
 CASE = "score_sde/sampling/controllable"
@@ -49,7 +51,7 @@ class Case:
         self.chain, self.n, self.eps = CHAINS[self.process.kind], self.process.n, row["eps"]
         weights = {key: images(value) for key, value in arrays.items() if key.startswith("toy_")}
         self.denoiser = toy(weights, self.process, row["continuous"])
-        self.times = jnp.asarray(published_intervals(self.n, self.eps, 1.0), float)
+        self.times = jnp.asarray(PublishedChain(self.chain, self.n).intervals(self.eps, 1.0), float)
         self.prior = self.process.reference_prior_std * images(arrays[f"{row['key']}.noise"])[0]
         data = arrays["data01" if row["task"] == "inpaint" else "gray01"]  # float32, and so is what it is scaled to
         self.data = images(2 * data - 1 if row["centered"] else data)

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from sampling import base, predictor_corrector
 from sampling.flow import Solver, flow
-from sampling.predictor_corrector import correct, predict
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Path
@@ -25,6 +24,7 @@ from score_flow.types import UserError
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Imported
+from tests.sampling.published import correct, predict
 from tests.sampling.test_golden_sde import Process
 
 FOLDER = "score_sde/sampling"

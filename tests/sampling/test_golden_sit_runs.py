@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling import base, sde
+from sampling import base
+from sampling import reverse_sde as sde
 from sampling.flow import Solver, flow
-from sampling.guidance import ClassifierFree, Extrapolation
+from sampling.guided import ClassifierFree, Extrapolation
 from score_flow.model import Denoiser, Model
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.prediction import velocity as velocity_prediction
@@ -60,8 +61,13 @@ def states(row, arrays, monkeypatch):
     times, method = np.linspace(t_max, t_end, n + 1), SDE_METHODS[row["method"]]
     feed(monkeypatch, x, jnp.asarray(arrays[f"{row['key']}.noise"], float), (t_max - t_end) / n)
     keys = base.example_keys(0, jnp.arange(len(x)))
-    found = [sde.reverse_sde(keys, denoiser, x, times[: k + 1], w, method, sde.unbounded) for k in range(1, n + 1)]
-    found.append(sde.last(denoiser, found[-1], t_end, t_end, row["last_step"].lower(), w, sde.unbounded))
+    found = [
+        sde.reverse_sde(keys, denoiser, x, times=times[: k + 1], w=w, method=method, bound=sde.unbounded)
+        for k in range(1, n + 1)
+    ]
+    found.append(
+        sde.last(denoiser, found[-1], t_end, step=t_end, kind=row["last_step"].lower(), w=w, bound=sde.unbounded)
+    )
     monkeypatch.undo()
     return jnp.stack(found)
 
@@ -112,8 +118,9 @@ def run(row, denoiser, x, noises, monkeypatch):
     if row["mode"] == "sde":
         n, size = row["num_steps"] - 1, row["last_step_size"]
         sampler = sde.build(
-            t_min, t_max, n, SDE_METHODS[row["method"]], diffusion=row["diffusion_form"], norm=row["diffusion_norm"],
-            last_step=row["last_step"].lower(), last_step_size=size, bounded=False,
+            t_min, t_max, n, method=SDE_METHODS[row["method"]],
+            diffusion=row["diffusion_form"], norm=row["diffusion_norm"], last_step=row["last_step"].lower(),
+            last_step_size=size, bounded=False,
         )  # fmt: skip
         feed(monkeypatch, x, noises, (t_max - size) / n)
         keys = base.example_keys(0, jnp.arange(len(x)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling import base, sde
+from sampling import base, reverse_sde, sde
 from sampling.flow import METHODS, Solver, flow
 from score_flow.paths.base import Path
 from tests.golden_compare import Ours, compare
@@ -56,7 +56,7 @@ def feed(monkeypatch, prior, noises, step: float):
 
     monkeypatch.setattr(Path, "prior_sample", lambda self, keys, shape, t_max=1.0: prior)
     monkeypatch.setattr(base, "normal", lambda keys, shape, fold: noises[fold])
-    monkeypatch.setattr(sde.ExampleNoise, "evaluate", increment)
+    monkeypatch.setattr(reverse_sde.ExampleNoise, "evaluate", increment)
 
 
 def sde_sample(monkeypatch, case, arrays, finite: bool = False):
@@ -66,7 +66,7 @@ def sde_sample(monkeypatch, case, arrays, finite: bool = False):
     size = case["last_step_size"] if last_step != "none" else 0.0
     form = FORMS.get(case["diffusion_form"], case["diffusion_form"])
     sampler = sde.build(
-        t_min, t_max, n_steps, SDE_METHODS[case["method"]], diffusion=form, norm=case["diffusion_norm"],
+        t_min, t_max, n_steps, method=SDE_METHODS[case["method"]], diffusion=form, norm=case["diffusion_norm"],
         last_step=last_step, last_step_size=size, bounded=finite,
     )  # fmt: skip
     x = jnp.asarray(arrays["x"], float)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sampling.sde import DIFFUSIONS
+from sampling.reverse_sde import DIFFUSIONS
 from score_flow.model import Model, Preconditioning, score_of, velocity_of
 from score_flow.paths.base import Path
 from score_flow.paths.gvp import GVP

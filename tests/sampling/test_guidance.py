@@ -10,7 +10,8 @@ import pytest
 
 from sampling import ddim, ode
 from sampling.base import example_keys
-from sampling.guidance import Autoguided, ClassifierFree, ClassifierGuided, Extrapolation, Thresholded, guide
+from sampling.guidance import guide
+from sampling.guided import Autoguided, ClassifierFree, ClassifierGuided, Extrapolation, Thresholded
 from score_flow.model import Denoiser, Model
 from score_flow.networks.mlp import MLP
 from score_flow.paths.base import Path
@@ -199,7 +200,7 @@ def equal_bits(a, b):
 def test_scale_one_is_the_unguided_denoiser():
     plain, x, t = network_denoiser()
     off = Extrapolation(1.0, rescale=0.7, channels=2)
-    assert guide(NULL, 3, -1.0, 1.0)(plain) is plain
+    assert guide(NULL, 3, (-1.0, 1.0))(plain) is plain
     for guided in (ClassifierFree(plain, NULL, off), Autoguided(plain, plain.given(None), off)):
         assert str(jax.make_jaxpr(guided.estimate)(x, t)) == str(jax.make_jaxpr(plain.estimate)(x, t))
     wide = float(jnp.abs(plain.x0(x, t)).max())
@@ -305,8 +306,8 @@ def test_classifier_guidance_is_finite_where_nothing_is_known():
     (lambda: Extrapolation(2.0, (0.7, 0.2)), "config.guidance.interval"),
     (lambda: Extrapolation(2.0, (0.7,)), "config.guidance.interval"),
     (lambda: Extrapolation(2.0, ("a", "b")), "config.guidance.interval"),
-    (lambda: guide(0, 3, -1.0, 1.0, scale=2.0), "class_conditional"),
-    (lambda: guide(NULL, 3, -1.0, 1.0, channels=4), "config.guidance.channels is 4, but images have 3"),
+    (lambda: guide(0, 3, (-1.0, 1.0), scale=2.0), "class_conditional"),
+    (lambda: guide(NULL, 3, (-1.0, 1.0), channels=4), "config.guidance.channels is 4, but images have 3"),
     (lambda: ClassifierFree(GaussianDenoiser(VP()), 2, Extrapolation(2.0)).x0(jnp.ones((1, 3)), jnp.ones(1)), "label"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(make, words):
@@ -339,7 +340,7 @@ def test_sits_guided_outputs(case, x64):
         for name in names:
             scale = float(name.removeprefix("cfg_out_").split("_")[0])
             bound = model.bind(params("ema" if name.endswith("_ema") else "raw"), condition)
-            guided = guide(null, 4, -1.0, 1.0, scale=scale, channels=3)(bound)
+            guided = guide(null, 4, (-1.0, 1.0), scale=scale, channels=3)(bound)
             error = relative_error(-guided.velocity(x, 1 - t), arrays[name][:half])
             double = name if x64 else name.removesuffix("_ema") + "_64"
             assert error <= allowed(name, arrays, double), (name, error)

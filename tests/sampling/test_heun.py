@@ -9,7 +9,7 @@ import pytest
 
 from sampling.base import example_keys, normal
 from sampling.heun import build, churned, heun
-from sampling.multistep import recur
+from sampling.recursion import recur
 from score_flow.paths.linear import Linear
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
@@ -59,8 +59,12 @@ def test_it_is_algorithm_2(path, churn):
         keys, times = example_keys(0, jnp.arange(4)), karras(path, N, 1e-3, 0.99)
         x = path.sigma(jnp.asarray(0.99)) * jax.random.normal(jax.random.key(0), (4, 3))
         rows = heun(path, times, **churn)
-        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows))(x)
-        start = churned(path, times, *(churn.get(k, 0.0) for k in ("s_churn", "s_min", "s_max")))
+        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows=rows))(x)
+        start = churned(
+            path,
+            times,
+            **{"s_churn": 0.0, "s_min": 0.0, "s_max": 0.0} | {k: v for k, v in churn.items() if k != "s_noise"},
+        )
         expected = algorithm_2(denoiser, x, times, start, churn.get("s_noise", 1.0), keys)
     assert len(rows.t) == 2 * N - 1 and rows.std.any() == bool(churn)
     np.testing.assert_allclose(ours, expected, atol=1e-9)
@@ -71,7 +75,7 @@ def test_it_is_algorithm_2(path, churn):
 def test_churn_raises_the_noise_between_its_bounds(path, s_churn, gamma):
     with jax.enable_x64(True):
         times = karras(path, N, 1e-3, 0.99)
-        start = churned(path, times, s_churn, 0.05, 3.0)
+        start = churned(path, times, s_churn, s_min=0.05, s_max=3.0)
         noise, raised = (np.asarray(level(path, t)[0]) for t in (times[:-1], start))
     inside = (noise >= 0.05) & (noise <= 3.0)
     assert 0 < inside.sum() < N
@@ -81,7 +85,7 @@ def test_churn_raises_the_noise_between_its_bounds(path, s_churn, gamma):
 def test_the_network_is_never_called_above_t_max():
     """The first steps would start above it: their churn is cut."""
     times = karras(VP(), 40, 1e-3, 0.9)
-    start = churned(VP(), times, 1e3, 0.0, math.inf)
+    start = churned(VP(), times, 1e3, s_min=0.0, s_max=math.inf)
     assert start[0] == 0.9 and start.max() <= 0.9
     assert (start[1:] > times[1:-1]).all()
 

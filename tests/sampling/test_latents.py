@@ -8,7 +8,8 @@ import pytest
 from sampling.base import example_keys
 from sampling.encoding import ddim_flow, decode, encode, invert, slerp
 from sampling.flow import Solver
-from sampling.guidance import Tempered, guide
+from sampling.guidance import guide
+from sampling.guided import Tempered
 from sampling.heun import build as heun
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
@@ -113,9 +114,9 @@ def test_inverted_ddim_returns_the_data_to_first_order(path, grid):
 
 def test_temperature_scales_what_samples_start_from():
     denoiser, keys = GaussianDenoiser(VP()), example_keys(0, jnp.arange(3))
-    cool = guide(0, 1, -1.0, 1.0, temperature=0.5)(denoiser)
+    cool = guide(0, 1, (-1.0, 1.0), temperature=0.5)(denoiser)
     np.testing.assert_array_equal(cool.start(keys, (4,), 0.9), 0.5 * denoiser.start(keys, (4,), 0.9))
-    assert guide(0, 1, -1.0, 1.0, temperature=1.0)(denoiser) is denoiser
+    assert guide(0, 1, (-1.0, 1.0), temperature=1.0)(denoiser) is denoiser
     # At 0 all samples of a deterministic sampler are the one that the prior's mean becomes.
     x = jax.jit(lambda keys: heun(n_steps=4)(keys, Tempered(denoiser, 0.0), (4,)).x)(keys)
     np.testing.assert_allclose(x, np.broadcast_to(x[0, 0], x.shape), atol=1e-6)

@@ -132,11 +132,11 @@ def test_divergence_of_a_linear_map():
     """trace(A) exactly from the basis, and without bias from probes."""
     a = jax.random.normal(jax.random.key(0), (6, 6))
     x = jax.random.normal(jax.random.key(1), (16, 6))
-    value, divergence = value_and_divergence(lambda x: x @ a.T, x, probes(KEYS, "exact", 1, (6,)))
+    value, divergence = value_and_divergence(lambda x: x @ a.T, x, probes(KEYS, "exact", 1, shape=(6,)))
     np.testing.assert_allclose(value, x @ a.T, rtol=1e-6)
     np.testing.assert_allclose(divergence, jnp.full(16, jnp.trace(a)), rtol=1e-5)
     for kind in ("rademacher", "gaussian"):
-        _, estimates = value_and_divergence(lambda x: x @ a.T, x, probes(KEYS, kind, 64, (6,)))
+        _, estimates = value_and_divergence(lambda x: x @ a.T, x, probes(KEYS, kind, 64, shape=(6,)))
         error = np.asarray(estimates) - float(jnp.trace(a))
         assert abs(error.mean()) < 3 * error.std(ddof=1) / 4
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling.ancestral import ancestral
 from sampling.base import chain_sampler, example_keys, normal
-from sampling.ddim import ddim
-from sampling.multistep import build, dpm_solver, exponential_weights, recur, step_orders
+from sampling.exponential import dpm_solver, exponential_weights, step_orders
+from sampling.kernels.ancestral import ancestral
+from sampling.kernels.ddim import predictor as ddim
+from sampling.multistep import build
+from sampling.recursion import recur
 from sampling.unipc import build as build_unipc
 from sampling.unipc import unipc
 from score_flow.paths.gvp import GVP
@@ -42,7 +44,7 @@ def test_first_order_is_ddim_and_ancestral_sampling():
             return intervals(uniform(path, N, T_MIN, T_MAX))
 
         for variant, kernels in ("ode", [ddim(0.0)]), ("sde", [ancestral("small"), ddim(1.0)]):
-            sampler = build(T_MIN, T_MAX, N, "uniform", order=1, variant=variant)
+            sampler = build(T_MIN, T_MAX, N, grid="uniform", order=1, variant=variant)
             x = jax.jit(lambda keys, s=sampler: s(keys, denoiser, SHAPE).x)(keys)
             for kernel in kernels:
                 same = chain_sampler([kernel], rows)
@@ -76,7 +78,7 @@ def test_second_order_is_the_published_step(path, variant):
         noise = None
         if variant == "sde":
             noise = jnp.stack([normal(keys, SHAPE, i) for i in range(N)])
-        ours = jax.jit(lambda x: recur(keys, denoiser, x, dpm_solver(path, times, 2, variant)))(x)
+        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows=dpm_solver(path, times, 2, variant=variant)))(x)
         np.testing.assert_allclose(ours, published_2m(denoiser, x, times, noise), atol=1e-9)
 
 
@@ -114,7 +116,7 @@ def test_unipc_is_the_published_predictor_and_corrector(path, order, b):
     with jax.enable_x64(True):
         denoiser, x, times = mixture(path), start(path), log_snr(path, N, T_MIN, T_MAX)
         keys = example_keys(0, jnp.arange(8))
-        ours = jax.jit(lambda x: recur(keys, denoiser, x, unipc(path, times, order, b)))(x)
+        ours = jax.jit(lambda x: recur(keys, denoiser, x, rows=unipc(path, times, order, b=b)))(x)
         expected = published_unipc(denoiser, x, times, order, b)
         # h^2/12/20000^2 of quadrature, times |x| and the condition of the Vandermonde system, stay below 1e-7.
         np.testing.assert_allclose(ours, expected, atol=1e-7 * float(jnp.abs(x).max()))

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling import sde
+from sampling import reverse_sde as sde
 from sampling.base import chain, example_keys
-from sampling.ddim import ddim
+from sampling.exponential import dpm_solver
 from sampling.flow import METHODS, Solver, flow
 from sampling.heun import heun
-from sampling.multistep import dpm_solver, recur
-from sampling.predictor_corrector import ancestral, euler, reverse_diffusion
+from sampling.kernels import ancestral, ddim, euler, reverse_diffusion
+from sampling.recursion import recur
 from sampling.unipc import unipc
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
@@ -80,8 +80,16 @@ def moments(kernel, denoiser, times) -> float:
     return float(jax.lax.scan(step, start, jnp.asarray(intervals(times)))[0])
 
 
-@pytest.mark.parametrize("kernel", [euler, reverse_diffusion, ancestral, ddim(0.0), ddim(1.0)],
-                         ids=["euler", "reverse_diffusion", "ancestral", "ddim0", "ddim1"])  # fmt: skip
+FIRST = {
+    "euler": euler.predictor(),
+    "reverse_diffusion": reverse_diffusion.predictor(),
+    "ancestral": ancestral.predictor(),
+    "ddim0": ddim.predictor(0.0),
+    "ddim1": ddim.predictor(1.0),
+}
+
+
+@pytest.mark.parametrize("kernel", FIRST.values(), ids=FIRST)
 @pytest.mark.parametrize("path", thinned([VP(), GVP()], 2), ids=["vp", "gvp"])
 def test_kernels_have_weak_order_one(kernel, path):
     with jax.enable_x64(True):
@@ -134,7 +142,9 @@ def test_reverse_sdes_have_their_weak_order(method, order, monkeypatch):
             monkeypatch.setattr(sde, "ExampleNoise", lambda keys, shape, levy: Impulses(tau, levy))
             x = jnp.full((2 * n + 2, 1), mean).at[-1].add(std)  # the last example's impulse is the start's
             keys = example_keys(0, jnp.arange(2 * n + 2))
-            end = jax.jit(lambda x: sde.reverse_sde(keys, denoiser, x, times, lambda c, t: c.g2, method))(x)
+            end = jax.jit(
+                lambda x: sde.reverse_sde(keys, denoiser, x, times=times, w=lambda c, t: c.g2, method=method)
+            )(x)
             return abs(float(jnp.sum((end - end[-2]) ** 2)) - exact)
 
         errors = [error(n) for n in ns]
@@ -147,7 +157,7 @@ FAST = {
     "dpm2": (lambda path, times: dpm_solver(path, times, 2), 2),
     "dpm3": (lambda path, times: dpm_solver(path, times, 3), 3),
     "unipc2": (lambda path, times: unipc(path, times, 2), 3),
-    "unipc2_bh1": (lambda path, times: unipc(path, times, 2, "bh1"), 3),
+    "unipc2_bh1": (lambda path, times: unipc(path, times, 2, b="bh1"), 3),
     "unipc3": (lambda path, times: unipc(path, times, 3), 4),
     "heun": (heun, 2),
 }
@@ -169,7 +179,7 @@ def test_fast_samplers_have_their_order(name, data):
         errors = []
         for n in ns:
             table = rows(path, karras(path, int(n), 1e-3, 0.99))
-            end = jax.jit(lambda x, table=table: recur(keys, denoiser, x, table))(x)
+            end = jax.jit(lambda x, table=table: recur(keys, denoiser, x, rows=table))(x)
             errors.append(float(jnp.sqrt(jnp.mean((end - exact) ** 2))))
     assert abs(slope(ns, errors) - order) < 0.2
 
@@ -183,8 +193,8 @@ def test_first_order_is_ddim_on_every_path(path):
 
         @jax.jit
         def both(x):
-            kernels = chain(keys, [ddim(0.0)], denoiser, x, intervals(times))
-            return recur(keys, denoiser, x, dpm_solver(path, times, 1)), kernels
+            kernels = chain(keys, denoiser, x, kernels=[ddim.predictor()], intervals=intervals(times))
+            return recur(keys, denoiser, x, rows=dpm_solver(path, times, 1)), kernels
 
         ours, theirs = both(path.sigma(jnp.asarray(1.0)) * jax.random.normal(jax.random.key(0), (8, 3)))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
@@ -213,7 +223,9 @@ def test_the_sde_variant_has_weak_order_one_and_its_second_order_errs_less():
         exact = denoiser.marginal(1e-2)[1] ** 2
 
         def error(order, n):
-            return abs(variance(dpm_solver(path, karras(path, int(n), 1e-2, 0.99), order, "sde"), denoiser) - exact)
+            return abs(
+                variance(dpm_solver(path, karras(path, int(n), 1e-2, 0.99), order, variant="sde"), denoiser) - exact
+            )
 
         first, second = ([error(order, n) for n in ns] for order in (1, 2))
     assert abs(slope(ns, first) - 1) < 0.2

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling.ancestral import ancestral as ancestral_kernel
 from sampling.base import chain, example_keys
-from sampling.predictor_corrector import ancestral, annealed_langevin, langevin
+from sampling.kernels import annealed_langevin, langevin
+from sampling.kernels.ancestral import ancestral
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
 from score_flow.process.grid import intervals, uniform
@@ -73,9 +73,11 @@ def test_chain_adds_no_noise_in_its_last_step():
     """The result is the last kernel's mean: with one interval it is a deterministic function of x."""
     denoiser = GaussianDenoiser(VP())
     x = jnp.ones((2, 3))
-    kernel = ancestral
+    kernel = ancestral()
     rows = np.array([[0.3, 0.5]])
-    first, second = (chain(example_keys(seed, jnp.arange(2)), [kernel], denoiser, x, rows) for seed in (0, 1))
+    first, second = (
+        chain(example_keys(seed, jnp.arange(2)), denoiser, x, kernels=[kernel], intervals=rows) for seed in (0, 1)
+    )
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, kernel(denoiser, x, jnp.asarray(0.3), jnp.asarray(0.5)).mean, rtol=1e-6)
 
@@ -88,8 +90,8 @@ def test_langevin_is_stationary_at_its_closed_form(corrector, snr):
     mean, std = denoiser.marginal(t)
     rows = np.repeat([[t - 1e-3, t]], 400, axis=0)
     x = mean + std * jax.random.normal(jax.random.key(0), (64, d))
-    kernel = corrector(snr)
-    x = np.asarray(chain(example_keys(0, jnp.arange(64)), [kernel], denoiser, x, rows))
+    kernel = corrector.corrector(snr)
+    x = np.asarray(chain(example_keys(0, jnp.arange(64)), denoiser, x, kernels=[kernel], intervals=rows))
     a = float((path.alpha(jnp.asarray(t)) / path.alpha(jnp.asarray(t - 1e-3))) ** 2)
     size = 2 * a * snr**2 * (float(path.sigma(jnp.asarray(t))) ** 2 if corrector is annealed_langevin else std**2)
     # The chain returns a mean: its variance is the stationary one less the last step's noise, 2 e.
@@ -126,7 +128,7 @@ def test_variances_of_an_ancestral_step():
             return super().estimate(x, t)._replace(variance=v)
 
     def std(variance):
-        return ancestral_kernel(variance)(Learned(path), x, s, t).std
+        return ancestral(variance)(Learned(path), x, s, t).std
 
     x, s, t = jnp.ones((3, 2)), jnp.asarray(0.4), jnp.asarray(0.5)
     for end, variance in ((-1.0, "small"), (1.0, "large")):
@@ -135,4 +137,4 @@ def test_variances_of_an_ancestral_step():
     v = jnp.full(x.shape, -3.0)
     np.testing.assert_allclose(std("log"), math.exp(-1.5), rtol=1e-6)
     with pytest.raises(UserError, match="learn_sigma"):
-        ancestral_kernel("range")(GaussianDenoiser(path), x, s, t)
+        ancestral("range")(GaussianDenoiser(path), x, s, t)

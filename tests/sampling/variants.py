@@ -1,5 +1,10 @@
 """Settings of every sampler but the reverse SDE beside its defaults; others are tested with theirs."""
 
+from score_flow.config import registries
+
+# How long the steps of correctors are.
+SHORT = {"annealed_langevin": {"snr": 0.05}, "langevin": {"snr": 0.03, "t_min": 1e-2}}
+
 # name -> (settings, their order or None where the steps are the solver's own)
 VARIANTS = {
     "ode": [
@@ -11,12 +16,8 @@ VARIANTS = {
     # Langevin steps are as long as the score is short, and nearer to the data (x - alpha x0) / sigma^2 has few digits.
     "predictor_corrector": [
         ({"predictor": predictor} | corrector, 1)
-        for predictor in ("euler", "reverse_diffusion", "ancestral")
-        for corrector in (
-            {},
-            {"corrector": "annealed_langevin", "snr": 0.05},
-            {"corrector": "langevin", "snr": 0.03, "t_min": 1e-2},
-        )
+        for predictor in registries.PREDICTORS.names()
+        for corrector in ({}, *({"corrector": name} | SHORT.get(name, {}) for name in registries.CORRECTORS.names()))
     ]
     + [({"predictor": "euler", "probability_flow": True}, 1)],
     "ancestral": [({"variance": "small"}, 1), ({"variance": "large"}, 1)],

@@ -112,9 +112,18 @@ def trained(tmp_path_factory):
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), BATCH_AXES)
     shapes, rng = jax.eval_shape(run.init, jax.random.key(0)), np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.0, 0.2, p.shape), jnp.float32), shapes)
-    state = init_state(params, run.loss, run.optimiser, 3)
+    state = init_state(params, run.loss, run.optimiser, n_ema=3)
     shardings = state_shardings(mesh, state)
-    steps = make_train_steps(run.loss, run.optimiser, config.model.ema_rate, True, 0, mesh, shardings, STDS)
+    steps = make_train_steps(
+        run.loss,
+        run.optimiser,
+        ema_rates=config.model.ema_rate,
+        ema_warmup=True,
+        seed=0,
+        mesh=mesh,
+        shardings=shardings,
+        ema_stds=STDS,
+    )
     state, history = jax.device_put(state, shardings), []
     images = rng.integers(0, 17, (1, 16, 8, 8, 1), np.uint8)
     checkpoints = Checkpoints(tmp_path_factory.mktemp("run") / "checkpoints")

@@ -17,7 +17,7 @@ def recorder(tmp_path):
 
     def make(log_freq, start=0, n_steps=100):
         log = MetricLog(tmp_path, start)
-        opened.extend([log, Recorder(log, log_freq, start, n_steps)])
+        opened.extend([log, Recorder(log, log_freq, start=start, n_steps=n_steps)])
         return opened[-1]
 
     yield make

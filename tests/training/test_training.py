@@ -105,10 +105,12 @@ class Problem:
         prepare = Preprocessing(Scaling(), Conditioning(), dequantised=True, flip=True)
         loss = Denoising(model, Noising(prepare, uniform(Linear(), 1e-3)), WEIGHTINGS["simple"])
         optimiser = make_optimiser("Adam", **ADAM | {"warmup": 4, "grad_clip": 1.0})
-        state = init_state(loss.init(jax.random.key(0), {"image": IMAGES[0]}), loss, optimiser, len(RATES))
+        state = init_state(loss.init(jax.random.key(0), {"image": IMAGES[0]}), loss, optimiser, n_ema=len(RATES))
         self.shardings = state_shardings(mesh, state)
         self.state = jax.device_put(state, self.shardings)
-        self.steps = make_train_steps(loss, optimiser, RATES, ema_warmup, 0, mesh, self.shardings)
+        self.steps = make_train_steps(
+            loss, optimiser, ema_rates=RATES, ema_warmup=ema_warmup, seed=0, mesh=mesh, shardings=self.shardings
+        )
 
     def run(self, n_steps, k=1):
         """(losses and gradient norms, the state on the host after each program), k steps in a program."""
@@ -266,7 +268,16 @@ def looped(start, n_steps, k, stop_after=None):
         return {"image": np.zeros(k)}
 
     state = TrainState(start, {}, (), (), ())
-    step, state = fit(state, steps, batches, start, n_steps, k, [hook("first"), hook("second")], preemption)
+    step, state = fit(
+        state,
+        steps,
+        batches,
+        start=start,
+        n_steps=n_steps,
+        n_jitted_steps=k,
+        hooks=[hook("first"), hook("second")],
+        preemption=preemption,
+    )
     assert state.step == step
     return step, calls
 

@@ -4,6 +4,7 @@ import abc
 from typing import ClassVar, NamedTuple
 
 import flax.struct
+import jax
 from jaxtyping import Array, Float32, UInt8
 
 from score_flow.tree import static
@@ -28,6 +29,11 @@ class Extractor(flax.struct.PyTreeNode, abc.ABC):
     name: str = static()
     n_features: int = static()
     inception: ClassVar[bool] = False
+
+    def features(self, images: UInt8[Array, "b h w c"]) -> Features:
+        """Compute features of a batch, inside a compiled program; float32 whatever the backend prefers."""
+        with jax.default_matmul_precision("highest"):
+            return self(images)
 
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, PyTree, UInt8
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from evaluation.metrics.extractors.base import Extractor, Features
@@ -64,6 +62,9 @@ def fit(train: Source, labelled: bool) -> Extractor:
 
 
 def _hidden(x: Float32[np.ndarray, "n p"], labels: Int[np.ndarray, "n"], levels: int) -> Hidden:
+    from sklearn.exceptions import ConvergenceWarning  # a second, which --help need not wait for
+    from sklearn.neural_network import MLPClassifier
+
     classifier = MLPClassifier(hidden_layer_sizes=(WIDTH,), random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # its features serve before the last digit has settled

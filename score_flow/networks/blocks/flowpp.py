@@ -21,7 +21,7 @@ def concat_elu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 2*c"]:
 
 
 def gate(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c//2"]:
-    """The first half of the channels times the sigmoid of the second."""
+    """Return the first half of the channels times the sigmoid of the second."""
     value, openness = jnp.split(x, 2, axis=-1)
     return value * nn.sigmoid(openness)
 
@@ -163,7 +163,7 @@ class LogisticMixture(NamedTuple):
         return log_cdf - log_survival, log_density - log_cdf - log_survival
 
     def inverse_logit_cdf(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The x with logit F(x) = y, by bisection.
+        """Return the x with logit F(x) = y, by bisection.
 
         F(x) lies between the components' distribution functions, so x between their own solutions, mean + scale y.
         """

@@ -120,7 +120,7 @@ class Embedding(nn.Module):
 def label_embedding(
     condition: Condition, num_classes: int, width: int, dtype: str, std: float = 0.02
 ) -> Float[Array, "b width"]:
-    """A row of a table for each condition["label"], the last for the null class; entries start as N(0, std^2).
+    """Return a row of a table for each condition["label"], the last for the null class; entries start as N(0, std^2).
 
     Call it in a compact method: the table is the submodule "label". Raises UserError when the label is missing.
     """

@@ -11,7 +11,7 @@ from score_flow.networks.blocks.layers import scaled_uniform
 
 
 def conv(features: int, scale: float = 1.0, **kwargs) -> nn.Conv:
-    """A 3 x 3 convolution whose weights start with variance scale / mean fan."""
+    """Return a 3 x 3 convolution whose weights start with variance scale / mean fan."""
     return nn.Conv(features, (3, 3), kernel_init=scaled_uniform(scale), **kwargs)
 
 

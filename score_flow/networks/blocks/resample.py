@@ -91,5 +91,5 @@ def _pad(x: Float[Array, "b h w c"], before: int, after: int, axis: int) -> Floa
 
 
 def _taps(kernel: Kernel) -> list[float]:
-    """The kernel of sum 1, reversed: a convolution reads the image backwards."""
+    """Return the kernel of sum 1, reversed: a convolution reads the image backwards."""
     return [tap / sum(kernel) for tap in reversed(kernel)]

@@ -13,7 +13,7 @@ CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
 
 
 def published() -> WideResNet:
-    """The network of the published checkpoint."""
+    """Return the network of the published checkpoint."""
     return WideResNet(data_mean=CIFAR10_MEAN, data_std=CIFAR10_STD)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from score_flow.networks.flowpp import ATTENTIVE, FlowppDequantizer
+from score_flow.networks.flowpp import ATTENTIVE, FlowppDequantiser
 from score_flow.pretrained.base import Layout, Leaf, same
 from score_flow.types import UserError
 
@@ -21,7 +21,7 @@ COUPLING_LAYERS = ("block{}_conv", "block{}_ln1", "block{}_attn", "block{}_ln2")
 CONTEXT_LAYERS = ("c{}", "dqln{}", "dqattn{}", "ln{}")
 
 
-def flax_layout(network: FlowppDequantizer) -> Layout:
+def flax_layout(network: FlowppDequantiser) -> Layout:
     """Every tensor of the source for one of our networks.
 
     Raises UserError for blocks that the source has no names for: others than the beginnings of ATTENTIVE.
@@ -35,23 +35,23 @@ def flax_layout(network: FlowppDequantizer) -> Layout:
     return Layout(leaves, dict.fromkeys(_unread(network)))
 
 
-def _unread(network: FlowppDequantizer) -> list[str]:
-    """The tables of positions that the source stores, and never reads, in networks without attention."""
+def _unread(network: FlowppDequantiser) -> list[str]:
+    """Return the tables of positions that the source stores, and never reads, in networks without attention."""
     in_couplings = [f"{_coupling_name(network, i)}/pos_emb" for i in range(network.couplings)]
     in_context = [f"{_context_name(network)}/pos_emb_dq"] if "norm" in network.context_block else []
     blocks = ((network.block, in_couplings), (network.context_block, in_context))
     return [name for block, names in blocks if "attention" not in block for name in names]
 
 
-def _context_name(network: FlowppDequantizer) -> str:
+def _context_name(network: FlowppDequantiser) -> str:
     return f"{'Deep' if 'norm' in network.context_block else 'Shallow'}Processor_0"
 
 
-def _coupling_name(network: FlowppDequantizer, i: int) -> str:
+def _coupling_name(network: FlowppDequantiser, i: int) -> str:
     return f"MixLogistic{'Attn' if 'attention' in network.block else ''}Coupling_{i}"
 
 
-def _context(network: FlowppDequantizer) -> Leaves:
+def _context(network: FlowppDequantiser) -> Leaves:
     theirs = _context_name(network)
     gated_conv = partial(_gated_conv, weight_norm=network.weight_norm, context=False)
     leaves = _conv("context/conv_in", f"{theirs}/proj", network.weight_norm)
@@ -63,7 +63,7 @@ def _context(network: FlowppDequantizer) -> Leaves:
     return leaves
 
 
-def _coupling(network: FlowppDequantizer, step: int) -> Leaves:
+def _coupling(network: FlowppDequantiser, step: int) -> Leaves:
     ours, theirs = f"steps_{step}/couple", _coupling_name(network, step)
     gated_conv = partial(_gated_conv, weight_norm=network.weight_norm, context=True)
     first, last = ("c1", "c2") if network.elu_out else ("proj_in", "proj_out")
@@ -77,7 +77,7 @@ def _coupling(network: FlowppDequantizer, step: int) -> Leaves:
     return leaves
 
 
-def _affines(network: FlowppDequantizer, step: int) -> Leaves:
+def _affines(network: FlowppDequantiser, step: int) -> Leaves:
     leaves = {}
     for i, half in enumerate("ab"):
         ours, norm = f"steps_{step}/affine_{half}", f"Norm_{step}/norm{i}"

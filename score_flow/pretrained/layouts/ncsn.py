@@ -33,7 +33,7 @@ FLAX = {"InstanceNorm++": PLUS, "InstanceNorm": {"scale": "scale", "bias": "bias
 
 
 def torch_layout(network: NCSNv2, image_shape: tuple[int, int, int]) -> Layout:
-    """The state_dict of NCSNv2 or NCSN, without DataParallel's "module."."""
+    """Return the state_dict of NCSNv2 or NCSN, without DataParallel's "module."."""
 
     def leaf(module: str, name: str, shape: tuple[int, ...], in_norm: bool) -> Leaf:
         if name == "embedding":
@@ -50,7 +50,7 @@ def torch_layout(network: NCSNv2, image_shape: tuple[int, int, int]) -> Layout:
 
 
 def flax_layout(network: NCSNv2, image_shape: tuple[int, int, int]) -> Layout:
-    """The parameters of NCSNv2 or NCSN, by paths joined with "/"."""
+    """Return the parameters of NCSNv2 or NCSN, by paths joined with "/"."""
 
     def leaf(module: str, name: str, shape: tuple[int, ...], in_norm: bool) -> Leaf:
         if name == "embedding":
@@ -81,7 +81,7 @@ def _leaves(
 
 
 def _modules(network: NCSNv2) -> Iterator[Module]:
-    """All modules that a network of this resolution can have."""
+    """Return all modules that a network of this resolution can have."""
     check_choice("network.normalization of published weights", network.normalization, NORMS)
     conditional = isinstance(network, NCSN)
     norm = "Conditional" * conditional + NORMS[network.normalization]

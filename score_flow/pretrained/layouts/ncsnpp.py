@@ -18,7 +18,7 @@ Rules = Mapping[str, dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]] 
 
 
 def _flat(w: np.ndarray) -> np.ndarray:
-    """A convolution (1, 1, in, out) to a map of channels (in, out)."""
+    """Turn a convolution (1, 1, in, out) into a map of channels (in, out)."""
     return w.reshape(w.shape[-2:])
 
 
@@ -91,7 +91,7 @@ def _layout(
 
 
 def _modules(network: NCSNpp, image_shape: tuple[int, int, int]) -> Iterator[Module]:
-    """The modules of the sources in the order in which they build them."""
+    """Return the modules of the sources in the order in which they build them."""
     if network.num_classes:
         raise UserError(f"score_sde and score_flow have no labels: num_classes must be 0, got {network.num_classes}.")
     # PyTorch's networks without time have its frequencies and the blocks' maps of it all the same, unused.

@@ -133,7 +133,7 @@ def _network(theirs: dict[str, Any], name: str, torch: bool) -> dict[str, Any]:
 
 
 def _process(theirs: dict[str, Any], name: str, torch: bool) -> dict[str, Any]:
-    """The path, what the network predicts and is told of the time, and the law of t in training."""
+    """Return the path, what the network predicts and is told of the time, and the law of t in training."""
     sde, continuous, n = theirs["training.sde"], theirs["training.continuous"], theirs["model.num_scales"]
     check_choice("training.sde of the reference config", sde, ("vesde", "vpsde", "subvpsde"))
     divided = theirs.get("model.scale_by_sigma", False) or (torch and name.startswith("ncsnv2"))

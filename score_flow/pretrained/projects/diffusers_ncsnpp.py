@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Source, conv, pointwise, same
+from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, conv, pointwise, same
 from score_flow.types import UserError, check_choice
 
 FREQUENCIES, OLD_FREQUENCIES = "time_proj.weight", "time_proj.W"  # one tensor under both names at first
@@ -87,7 +87,7 @@ WIDEST_GROUPING = 128  # channels from which min(channels / 4, 32) is 32
 
 
 def read(tree: Any) -> Checkpoint | None:
-    """The weights of a UNet2DModel with Fourier features, under the names of today."""
+    """Read the weights of a UNet2DModel with Fourier features, under the names of today."""
     if not isinstance(tree, Mapping) or not all(isinstance(tree.get(mark), np.ndarray) for mark in MARKS):
         return None
     frequencies = [tree[name] for name in (FREQUENCIES, OLD_FREQUENCIES) if name in tree]
@@ -197,7 +197,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention(settings: Mapping[str, Any], channels: tuple[int, ...]) -> list[int]:
-    """The levels with attention; both ways must agree, and their groups be those of NCSNpp."""
+    """Return the levels with attention; both ways must agree, and their groups be those of NCSNpp."""
     ways = {}
     for name, (plain, attending) in BLOCKS.items():
         kinds = settings.get(name)
@@ -227,7 +227,7 @@ def _multiples(channels: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
-    """A positive number, or one for each level."""
+    """Return a positive number, or one for each level."""
     value = settings.get(name)
     numbers = value if name == "block_out_channels" else [value]
     if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
@@ -236,7 +236,7 @@ def _size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
 
 
 def _process(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The path and score_sde's sampler for it, where the scheduler's settings are there."""
+    """Return the path and score_sde's sampler for it, where the scheduler's settings are there."""
     given = {ours: settings[name] for name, ours in SCHEDULER.items() if settings.get(name) is not None}
     if not {"path.sigma_min", "path.sigma_max"} <= given.keys():
         return {}
@@ -244,5 +244,5 @@ def _process(settings: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"path.name": "ve"} | {f"sampling.{name}": value for name, value in sampler.items()}
 
 
-def build() -> Source:
-    return Source(read, layout, translate)
+def build() -> Project:
+    return Project(read, layout, translate)

@@ -82,14 +82,14 @@ ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 
 
 def read(tree: Any) -> base.Checkpoint | None:
-    """The weights of a bare state_dict, or None; only the name of the file says which: here always "ema"."""
+    """Read the weights of a bare state_dict, or None; only the name of the file says which: here always "ema"."""
     if not isinstance(tree, Mapping) or not all(isinstance(tree.get(mark), np.ndarray) for mark in MARKS):
         return None
     return base.Checkpoint({"ema": tree})
 
 
 def layout(model: Model, image_shape: tuple[int, int, int]) -> base.Layout:
-    """The tensors of an ADM. The label table gets a row of zeros for the null class, which they do not have."""
+    """Return the tensors of an ADM. The label table gets a row of zeros for the null class, which they do not have."""
     network = model.network
     if not isinstance(network, ADM):
         raise UserError(
@@ -188,7 +188,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(given: dict[str, Any], learned: bool) -> dict[str, Any]:
-    """What is minimised on the steps of the chain, AdamW without warm-up or clipping, ancestral sampling."""
+    """Return what is minimised on the steps of the chain, AdamW without warm-up or clipping, ancestral sampling."""
     n = given["diffusion_steps"]
     check_choice("schedule_sampler of improved-diffusion", given["schedule_sampler"], SCHEDULES)
     fixed, hybrid = "small" if given["sigma_small"] else "large", learned and not given["use_kl"]
@@ -234,7 +234,7 @@ def _complete(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the type of a default."""
+    """Say whether a value is of the type of a default."""
     if isinstance(default, str):  # read where it is used
         return True
     if isinstance(default, tuple):
@@ -243,7 +243,7 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def _constructor(flags: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The arguments of UNetModel that their flags mean."""
+    """Return the arguments of UNetModel that their flags mean."""
     if size not in CHANNEL_MULT:
         raise UserError(f"improved-diffusion: image size is {size}; allowed: {', '.join(map(str, CHANNEL_MULT))}.")
     return {name: flags[name] for name in SHARED} | {
@@ -290,6 +290,6 @@ def _process(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build() -> base.Source:
+def build() -> base.Project:
     """The project as a source of weights."""
-    return base.Source(read, layout, translate)
+    return base.Project(read, layout, translate)

@@ -5,7 +5,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
-from score_flow.pretrained.base import Checkpoint, Layout, Source
+from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts.score_sde_config import translate
 from score_flow.pretrained.projects.score_sde_pytorch import layouts
 
@@ -30,5 +30,5 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
     return layouts(model).flax_layout(model.network, image_shape)
 
 
-def build() -> Source:
-    return Source(read, layout, translate)
+def build() -> Project:
+    return Project(read, layout, translate)

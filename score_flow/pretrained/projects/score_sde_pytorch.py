@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_flow.model import Model
-from score_flow.pretrained.base import Checkpoint, Layout, Source
+from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts import ncsn as ncsn_layout
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
 from score_flow.pretrained.layouts.score_sde_config import translate
@@ -43,7 +43,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
 
 
 def layouts(model: Model) -> Any:
-    """The module that knows the names of a network's tensors."""
+    """Return the module that knows the names of a network's tensors."""
     kinds = {"NCSNpp": ncsnpp_layout, "DDPM": ncsnpp_layout, "NCSN": ncsn_layout, "NCSNv2": ncsn_layout}
     kind = type(model.network).__name__
     if kind not in kinds:
@@ -51,5 +51,5 @@ def layouts(model: Model) -> Any:
     return kinds[kind]
 
 
-def build() -> Source:
-    return Source(read, layout, functools.partial(translate, torch=True))
+def build() -> Project:
+    return Project(read, layout, functools.partial(translate, torch=True))

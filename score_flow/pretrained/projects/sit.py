@@ -11,7 +11,7 @@ import numpy as np
 
 from score_flow.model import Model
 from score_flow.networks.sit import SiT, sincos_positions
-from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Source, Tensors, conv, dense, same, stacked
+from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, Tensors, conv, dense, same, stacked
 from score_flow.process.prediction import velocity
 from score_flow.types import UserError, check_choice
 
@@ -48,7 +48,7 @@ def read(tree: Any) -> Checkpoint | None:
 
 
 def _head(tensors: Tensors) -> dict[str, bool]:
-    """Whether the last layer has twice the channels; their flags do not say."""
+    """Say whether the last layer has twice the channels; their flags do not say."""
     patches, out = tensors["x_embedder.proj.weight"], tensors["final_layer.linear.weight"]
     return {"learn_sigma": out.shape[0] == 2 * patches[0].size}
 
@@ -83,7 +83,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
 
 
 def with_null(table: np.ndarray, rows: int) -> np.ndarray:
-    """A label table with the null class last; trained without one, it gets zeros: no label is no embedding."""
+    """Return a label table with the null class last; trained without one, it gets zeros: no label is no embedding."""
     return np.concatenate([table, np.zeros_like(table[:1])]) if len(table) == rows - 1 else table
 
 
@@ -171,5 +171,5 @@ def _schedule(theirs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build() -> Source:
-    return Source(read, layout, translate)
+def build() -> Project:
+    return Project(read, layout, translate)

@@ -29,7 +29,7 @@ DTYPES = (
 
 
 def read(path: Path) -> Any:
-    """A file's contents in dicts, lists, tuples, scalars, strings, None and numpy arrays (bfloat16 as float32).
+    """Read a file's contents in dicts, lists, tuples, scalars, strings, None and numpy arrays (bfloat16 as float32).
 
     The format is told by the content, not by the name; a folder of diffusers stands for the weights in it. Raises
     UserError, naming the file, for one that is missing, damaged, of another format, or that holds code.
@@ -72,7 +72,7 @@ def _parse(file: Path) -> Any:
 
 
 def _msgpack(contents: bytes) -> Any:
-    """What flax restores, after a first pass that admits only flax's own arrays and numbers."""
+    """Return what flax restores, after a first pass that admits only flax's own arrays and numbers."""
     longest = min(len(contents), MAX_VALUES)  # containers are made at their declared length
     limits = {"max_array_len": longest, "max_map_len": longest}
     try:

@@ -50,7 +50,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {  # the instructions that put a value
 
 
 def read(path: Path) -> Any:
-    """The contents in dicts, lists, tuples, numbers, strings, None and arrays: read-only views of shared storages.
+    """Read the contents in dicts, lists, tuples, numbers, strings, None and arrays: read-only views of shared storages.
 
     A Parameter is its tensor, a Namespace a dict, a dtype or a device its name; bfloat16 becomes float32. References
     are kept, so that hostile contents may be deep, cyclic or endless to walk: files.read refuses those.
@@ -134,7 +134,7 @@ class _Function:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A view of a storage: element i of the tensor is storage[offset + i . stride]."""
+    """Return a view of a storage: element i of the tensor is storage[offset + i . stride]."""
     numbers = (offset, *size, *stride)
     if type(storage) is not np.ndarray or not all(type(n) is int for n in numbers) or len(size) != len(stride):
         raise UserError("describes a tensor by something else than a storage, an offset, a size and a stride")

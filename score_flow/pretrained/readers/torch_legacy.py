@@ -20,7 +20,7 @@ VERSION = 1001
 
 
 def read(path: Path) -> Any:
-    """The contents, as torch_file.read gives them. Errors are UserErrors that do not name the file."""
+    """Read the contents, as torch_file.read gives them. Errors are UserErrors that do not name the file."""
     size = path.stat().st_size
     storages = _Storages(size)
     with path.open("rb") as stream:
@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
 
 
 def _program(stream: BufferedReader) -> bytes:
-    """The bytes of the next pickle, none of it run."""
+    """Return the bytes of the next pickle, none of it run."""
     start = stream.tell()
     for _ in pickletools.genops(stream):
         pass

@@ -45,7 +45,7 @@ def test_the_bound_is_above_the_entropy_of_the_data_and_nears_it():
     for n in (20, 80):
         path = DDPM("cosine", n)
         denoiser = MixtureDenoiser(path, jnp.asarray(levels)[:, None], 0.0)
-        bound = VariationalBound(path, tuple(path.times().tolist()), "small", "exact", levels=5)
+        bound = VariationalBound(path, tuple(path.times().tolist()), "small", decoder="exact", levels=5)
         x0 = jnp.asarray(levels, jnp.float32)[jnp.arange(len(KEYS)) % 5, None]
         terms = jax.jit(lambda x0, denoiser=denoiser, bound=bound: bound_terms(KEYS, denoiser, bound, x0))(x0)
         bits = np.asarray(bound.prior(x0) + terms.bits.sum(axis=0), np.float64)

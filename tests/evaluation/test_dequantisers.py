@@ -52,7 +52,7 @@ def whole(tmp_path_factory, cache):
     workdir = tmp_path_factory.mktemp("whole")
     run(workdir, cache=cache)
     output = run(workdir, *FLAGS, mode="train_deq", cache=cache)
-    assert "FlowppDequantizer with" in output
+    assert "FlowppDequantiser with" in output
     return workdir
 
 

@@ -17,9 +17,14 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
 from score_flow.data.scaling import Scaling
-from score_flow.losses.dequantisation import Decoder, Dequantisation, UniformDequantizer, VariationalDequantizer
+from score_flow.losses.dequantisation import (
+    DecoderDequantiser,
+    Dequantisation,
+    UniformDequantiser,
+    VariationalDequantiser,
+)
 from score_flow.model import Model, Preconditioning
-from score_flow.networks.flowpp import FlowppDequantizer
+from score_flow.networks.flowpp import FlowppDequantiser
 from score_flow.numerics import expand
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
@@ -57,10 +62,10 @@ class Skewed(nn.Module):
 
 def dequantizers(scaling):
     return {
-        "uniform": UniformDequantizer(scaling),
-        "variational": VariationalDequantizer(Skewed(), scaling, {}),
-        "decoder of points": Decoder(Linear(), scaling, 0.3, False),
-        "decoder of cells": Decoder(Linear(), scaling, 0.05, True),
+        "uniform": UniformDequantiser(scaling),
+        "variational": VariationalDequantiser(Skewed(), scaling, {}),
+        "decoder of points": DecoderDequantiser(Linear(), scaling, 0.3, False),
+        "decoder of cells": DecoderDequantiser(Linear(), scaling, 0.05, True),
     }
 
 
@@ -77,7 +82,7 @@ def drawn(dequantizer, keys, levels):
 def test_uniform_offset_is_exact(scaling):
     """Under a density that is flat over the whole range every image has log2(levels) bits a dimension."""
     levels = images(scaling.levels, n=64)
-    x, bits = drawn(UniformDequantizer(scaling), KEYS[:64], levels)
+    x, bits = drawn(UniformDequantiser(scaling), KEYS[:64], levels)
     log_p = -levels[0].size * math.log(scaling.high - scaling.low)
     got = bits_per_dim(np.full(64, log_p), levels[0].size, np.asarray(bits, np.float64))
     np.testing.assert_allclose(got, math.log2(scaling.levels), rtol=0, atol=16 * EPS)
@@ -91,9 +96,9 @@ def test_variational_identity_is_uniform():
     scaling = Scaling(-1.0, 1.0, 17)
     levels = images(17, n=64)
     noise = jax.vmap(lambda key: jax.random.normal(key, (2, 2, 1)))(KEYS[:64])
-    x, bits = VariationalDequantizer(Identity(), scaling, {})(KEYS[:64], levels)
+    x, bits = VariationalDequantiser(Identity(), scaling, {})(KEYS[:64], levels)
     np.testing.assert_array_equal(x, scaling.dequantise(levels, jax.scipy.special.ndtr(noise)))
-    np.testing.assert_array_equal(bits, UniformDequantizer(scaling)(KEYS[:64], levels).bits)
+    np.testing.assert_array_equal(bits, UniformDequantiser(scaling)(KEYS[:64], levels).bits)
 
 
 def gaussian(x):
@@ -157,8 +162,8 @@ def seen(n=N):
 def test_all_agree_with_the_entropy_of_discrete_data():
     """With the exact density: uniform has no gap, the decoder's is a bound's and closes with t."""
     levels, exact = seen()
-    uniform = drawn(UniformDequantizer(TINY_SCALING), KEYS, levels)
-    identity = drawn(VariationalDequantizer(Identity(), TINY_SCALING, {}), KEYS, levels)
+    uniform = drawn(UniformDequantiser(TINY_SCALING), KEYS, levels)
+    identity = drawn(VariationalDequantiser(Identity(), TINY_SCALING, {}), KEYS, levels)
     for x, bits in (uniform, identity):
         got = bits_per_dim(exact_log_p(x, 0.0, True), 2, np.asarray(bits, np.float64))
         np.testing.assert_allclose(got, exact, rtol=0, atol=16 * EPS)
@@ -166,7 +171,7 @@ def test_all_agree_with_the_entropy_of_discrete_data():
     for dequantised, times in ((False, (0.25, 0.15)), (True, (0.02, 0.002))):
         gaps = []
         for t in times:
-            x, bits = drawn(Decoder(Linear(), TINY_SCALING, t, dequantised), KEYS, levels)
+            x, bits = drawn(DecoderDequantiser(Linear(), TINY_SCALING, t, dequantised), KEYS, levels)
             gap = bits_per_dim(exact_log_p(x, t, dequantised), 2, np.asarray(bits, np.float64)) - exact
             error = gap.std(ddof=1) / math.sqrt(N)
             print(f"dequantised {dequantised}, t = {t}: {gap.mean():.5f} +- {error:.5f} bits/dim above the entropy")
@@ -179,7 +184,7 @@ def test_decoder_on_the_flow_is_the_closed_form():
     """The ODE from the decoder's time with the exact score: log p to 1e-3 nats."""
     n, t = 16, 0.15
     levels, exact = seen(n)
-    x, bits = drawn(Decoder(Linear(), TINY_SCALING, t, False), KEYS[:n], levels)
+    x, bits = drawn(DecoderDequantiser(Linear(), TINY_SCALING, t, False), KEYS[:n], levels)
     points = np.repeat(DATA, (SHARES * 8).astype(int), axis=0) - 1.0
     denoiser = MixtureDenoiser(Linear(), jnp.asarray(points, jnp.float32), 0.0)
     flat, solver = x.reshape(n, 2), Solver("dopri5", 1e-5, 1e-5, per_example=False)
@@ -207,7 +212,7 @@ T_MIN, T_MAX = 1e-3, noisy_end(Linear(), 1.0)
 def loss_of(network, scaling, score):
     model = Model(ExactNoise(), Linear(), PREDICTIONS["noise"], Preconditioning(time_scale=1.0))
     matching = denoising(model, log_snr(Linear(), T_MIN, T_MAX), "likelihood", "sum")
-    return Dequantisation(network, scaling, as_given, matching, T_MIN, T_MAX, score)
+    return Dequantisation(network, scaling, as_given, matching, t_min=T_MIN, t_max=T_MAX, score=score)
 
 
 def test_the_bound_of_an_exact_model_is_its_cross_entropy():
@@ -243,7 +248,7 @@ def test_the_loss_is_the_bound_in_bits_per_dimension():
     assert [isinstance(loss.score["mean"], jax.core.Tracer) for loss in traced] == [True]  # no constant of the program
     assert second.mean() > first.mean() + 4 * np.std(np.asarray(second - first)) / math.sqrt(N)
     flow_key, _, bound_key = jax.random.split(jax.random.key(0), 3)
-    bits = UniformDequantizer(scaling)(jax.random.split(flow_key, N), levels).bits
+    bits = UniformDequantiser(scaling)(jax.random.split(flow_key, N), levels).bits
     u = jax.scipy.special.ndtr(jax.vmap(lambda k: jax.random.normal(k, (2, 2, 1)))(jax.random.split(flow_key, N)))
     nats, _ = jax.jit(good.bound)(bound_key, scaling.dequantise(levels, u))
     np.testing.assert_allclose(first, bits + nats / (4 * math.log(2)), rtol=1e-5, atol=1e-5)
@@ -282,8 +287,8 @@ def test_initial_parameters_are_made_of_the_first_images():
     config = settings()
     run = experiment(config)
     loss = dequantisation(run, config, {})
-    assert isinstance(loss.network, FlowppDequantizer) and loss.produces == "dequantiser"
-    first = run.train_source.read(indices(len(run.train_source), 16, run.seed, 0))
+    assert isinstance(loss.network, FlowppDequantiser) and loss.produces == "dequantiser"
+    first = run.train_source.read(indices(len(run.train_source), 16, seed=run.seed, step=0))
     params = jax.jit(loss.replace(network=Remembering()).init)(jax.random.key(0), first)
     np.testing.assert_allclose(params["x"], first["image"] / 16.0, rtol=EPS)
     noise = np.asarray(params["noise"])
@@ -314,7 +319,7 @@ def test_a_trained_dequantiser_is_below_uniform_and_above_the_probability_of_the
     for i in range(400):
         params, moments = step(params, moments, i)
     bits = {}
-    kinds = {"uniform": UniformDequantizer(scaling), "variational": VariationalDequantizer(network, scaling, params)}
+    kinds = {"uniform": UniformDequantiser(scaling), "variational": VariationalDequantiser(network, scaling, params)}
     for name, dequantizer in kinds.items():
         x, offset = drawn(dequantizer, KEYS, levels)
         log_p = norm.logpdf(np.asarray(x, np.float64), 0.5, 0.3).sum(axis=(1, 2, 3))

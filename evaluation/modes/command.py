@@ -1,0 +1,243 @@
+"""The command line, `score-flow` or main.py: flags, modes, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from score_flow.config.options import Config
+    from score_flow.experiment import Experiment
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 1, 2, 3, 75
+ABOUT = "Train, sample and evaluate: %(prog)s --config=configs/digits.py --workdir=runs/digits --mode=train"
+EPILOG = """exit codes: 0 done; 1 reproduce: another figure than the expected one; 2 a mistake in flags,
+config, data or files, a full disk, or too little memory (one line says which); 3 the loss, a weight or a result was not
+finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on; 76 another process
+of this run is lost: start all of them again.
+
+several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
+
+"""
+
+
+class Mode(NamedTuple):
+    """What a mode does with the objects of a run, loading what it needs.
+
+    run: (experiment, config, workdir, flags) -> an exit code other than 0, or None; import, which makes its config from
+    what it reads, has none. exclusive: it holds the workdir against a second run. watches: it may wait for milestones.
+    """
+
+    about: str
+    run: Callable[["Experiment", "Config", Path, argparse.Namespace], int | None] | None
+    exclusive: bool = False
+    watches: bool = False
+
+
+# ---- modes
+
+
+def train(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Train, with a sheet of samples at each milestone; a mistake in what evaluation will need is answered now."""
+    from evaluation.context import build_guide
+    from evaluation.modes.snapshot import cheap_sampler, sheet
+    from sampling.building import build_sampler
+    from score_flow.training.run import train
+
+    guide = build_guide(run, config)
+    build_sampler(config)
+    train(run, config, workdir, sheet(run, cheap_sampler(config.sampling), guide, workdir / "samples"))
+
+
+def train_deq(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Train a dequantiser for the run's model."""
+    from evaluation.dequantisers import train_for
+
+    train_for(run, config, workdir)
+
+
+def evaluate(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """The jobs of eval, sample or control."""
+    from evaluation.run import evaluate
+
+    evaluate(run, config, workdir, options.mode, options.eval_folder, options.watch)
+
+
+def reproduce(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> int | None:
+    """Evaluate as a preset says, and say whether its figures are reached."""
+    from evaluation.modes.reproduce import reproduce
+
+    passed = reproduce(run, config, workdir, options.config or "", options.eval_folder)
+    return None if passed else EXIT_NOT_REPRODUCED
+
+
+def stats(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Write reference statistics."""
+    from evaluation.modes.statistics import write_statistics
+
+    write_statistics(run, config, workdir)
+
+
+def encode(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Write the latents of a data set."""
+    from evaluation.modes.encode import encode
+
+    encode(run, config, workdir)
+
+
+def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Published weights into a workdir."""
+    from evaluation.modes.checking import check_components
+    from evaluation.modes.importing import import_into, open_published
+    from score_flow.build import experiment
+    from score_flow.config.loading import load
+    from score_flow.runs.workdir import workdir as opened
+    from score_flow.types import UserError
+
+    if not options.checkpoint:
+        raise UserError("--mode=import needs --checkpoint=FILE.")
+    published = open_published(options.checkpoint)
+    settings = published.settings(options.reference_config, recipe=bool(options.config))
+    config = check_components(load(options.config, overrides, settings))
+    run = experiment(config)
+    with opened(options.workdir, exclusive=True) as workdir:
+        print(import_into(workdir, published, run, config), flush=True)
+
+
+MODES = {
+    "train": Mode("", train, exclusive=True),
+    "train_deq": Mode("a variational dequantiser for a trained model", train_deq),
+    "eval": Mode("loss, samples, bits/dim, report", evaluate, watches=True),
+    "sample": Mode("samples only", evaluate, watches=True),
+    "control": Mode("samples of which something is known (config.control: inpainting, ...)", evaluate, watches=True),
+    "import": Mode("published weights", None),
+    "reproduce": Mode("is the published figure of --config=configs/reproduce/NAME.py reached", reproduce),
+    "stats": Mode("reference statistics for the job fid", stats),
+    "encode": Mode("a data set's latents, for a latent model's training", encode),
+}
+
+
+# ---- flags
+
+
+class Help(argparse.Action):
+    """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded."""
+
+    def __call__(self, parser, *arguments) -> None:
+        from score_flow.config.loading import explain
+
+        parser.epilog = EPILOG + explain()
+        parser.print_help()
+        parser.exit()
+
+
+def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the --config.key=value overrides."""
+    parser = argparse.ArgumentParser(
+        description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False
+    )
+    add = parser.add_argument
+    add("-h", "--help", action=Help, nargs=0, help="all flags, all fields, all plug-ins")
+    add(
+        "--config",
+        help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",
+    )
+    add("--workdir", required=True, help="folder of the run; the same folder goes on where it stopped")
+    about = "; ".join(": ".join(filter(None, (name, mode.about))) for name, mode in MODES.items())
+    add("--mode", required=True, choices=MODES, help=about)
+    add("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
+    add("--reference_config", help="import: the settings that its own project trained the network with, as .json")
+    add(
+        "--eval_folder", default="",
+        help="sub-folder of workdir for results (default, by mode: eval, samples, control)",
+    )  # fmt: skip
+    add(
+        "--watch", action="store_true",
+        help="eval: wait for milestones eval.begin_ckpt to end_ckpt (0: the first; the last of training), each in turn",
+    )  # fmt: skip
+    return parser.parse_known_args(argv)
+
+
+# ---- the run
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
+    from score_flow.config.loading import load
+    from score_flow.runs.workdir import path_of
+    from score_flow.types import UserError
+
+    options.workdir, mode = str(path_of(options.workdir)), MODES[options.mode]
+    if options.watch and not mode.watches:
+        raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
+    if mode.run is None:
+        return import_checkpoint(options, overrides)
+    config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
+    from score_flow.runs import processes
+
+    peers = processes.initialise()
+    if peers:
+        peers.where = lambda: newest_saved(options.workdir)
+    from evaluation.modes.checking import check_components
+    from score_flow.build import experiment
+    from score_flow.runs.workdir import workdir as opened
+    from score_flow.training.saver import remembered
+
+    config = check_components(config)
+    built = experiment(config, remembered(options.workdir))
+    with opened(options.workdir, exclusive=mode.exclusive) as workdir:
+        return mode.run(built, config, workdir, options)
+
+
+def config_of(workdir: str) -> str:
+    """The config that a run left in its workdir."""
+    from score_flow.types import UserError
+
+    file = os.path.join(workdir, "config.json")
+    if not os.path.isfile(file):
+        raise UserError(f"give --config=RECIPE: {workdir} holds no config.json of an earlier run.")
+    return file
+
+
+def newest_saved(workdir: str) -> str:
+    """What is said of a run's newest state when a process is lost."""
+    from score_flow.runs.checkpoint import newest_step
+
+    step = newest_step(workdir)
+    return f"; the newest state is of step {step}" if step is not None else "; nothing was saved yet"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code of a run, of the command line's flags if none are given; mistakes are one line, no traceback."""
+    options, overrides = flags(sys.argv[1:] if argv is None else argv)
+    from score_flow.runs import files, memory, peers
+    from score_flow.types import NonFinite, Preempted, UserError
+
+    sys.unraisablehook = files.quiet(sys.__unraisablehook__)
+    try:
+        return run(options, overrides) or 0
+    except NonFinite as error:
+        return report(error, EXIT_NON_FINITE)
+    except Preempted as error:
+        return report(error, EXIT_PREEMPTED)
+    except UserError as error:
+        return report(error, EXIT_USER_ERROR)
+    except OSError as error:
+        return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+    except Exception as error:
+        peers.leave_if_broken(error)
+        if memory.is_exhausted(error):
+            return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
+        if files.is_full(error):
+            return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+        raise
+
+
+def report(what: object, code: int) -> int:
+    """Say in one line why the run ends, and return its exit code."""
+    print(f"\n{'stopped' if code == EXIT_PREEMPTED else 'error'}: {what}", file=sys.stderr, flush=True)
+    return code

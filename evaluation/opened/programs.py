@@ -1,0 +1,81 @@
+"""What is compiled of a run for arrays that a caller gives; parameters are arguments, and no program's constants."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from evaluation import dequantisers
+from evaluation.jobs import bits
+from evaluation.jobs.base import open_solver
+from sampling import encoding
+from sampling.base import Sampler
+from score_flow.config.options import EvalOptions
+from score_flow.data.levels import middles, to_model
+from score_flow.experiment import Experiment
+
+
+class Flow(NamedTuple):
+    """The probability flow of a model, compiled; each returns which examples arrived beside what it computes.
+
+    encode: (parameters, {"image": levels[, "label"]}) -> z. decode: (parameters, pixels, {"z": z[, "label"]}) ->
+    levels.
+    """
+
+    encode: Callable
+    decode: Callable
+
+
+def draw(run: Experiment, sampler: Sampler) -> Callable:
+    """(parameters, guidance, control or None, pixels, keys, numbers) -> levels of the samples, which arrived."""
+
+    @jax.jit
+    def draw(params, guide, control, pixels, keys, numbers):
+        denoiser = guide(run.model.bind(params, guide.in_turn(numbers)))
+        samples = sampler(keys, control(denoiser, numbers) if control else denoiser, run.image_shape)
+        return pixels(samples.x), samples.ok
+
+    return draw
+
+
+def flow(run: Experiment, options: EvalOptions) -> Flow:
+    """Compile the flow as config.eval solves it; raises UserError where its solver cannot."""
+    solver = open_solver(run, options, options.smallest_time)
+    times = {"t_min": options.smallest_time, "t_max": options.largest_time}
+
+    @jax.jit
+    def encode(params, batch):
+        x0 = to_model(run.scaling, run.dequantised, batch["image"], middles)
+        with jax.default_matmul_precision("highest"):  # as likelihoods are computed
+            z, stats = encoding.encode(run.model.bind(params, run.condition(batch)), x0, solver, **times)
+        return z, stats.ok
+
+    @jax.jit
+    def decode(params, pixels, batch):
+        with jax.default_matmul_precision("highest"):
+            x, stats = encoding.decode(run.model.bind(params, run.condition(batch)), batch["z"], solver, **times)
+        return pixels(x), stats.ok
+
+    return Flow(encode, decode)
+
+
+def likelihood(run: Experiment, options: EvalOptions, workdir: Path) -> Callable:
+    """(parameters, batch, numbers of its images) -> bits/dim of each, which arrived; as the job likelihood computes.
+
+    Raises UserError where the dequantiser of eval.dequantizer is missing, or the solver cannot solve.
+    """
+    name, solver = bits.open_for("", run, options, workdir).value
+    dequantise = dequantisers.choose(run, options, name, workdir=workdir, begun={}).dequantise
+    compiled = jax.jit(bits.bits_of(run, options, name, solver))
+
+    def figures(params, batch, numbers):
+        found, ok = compiled(params, batch, numbers, dequantise)
+        return found["bits"], ok
+
+    return figures
+
+
+def score(run: Experiment) -> Callable:
+    """(parameters, x, t, condition) -> grad log p_t(x)."""
+    return jax.jit(lambda params, x, t, condition: run.model.bind(params, condition).score(x, t))
