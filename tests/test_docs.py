@@ -20,6 +20,7 @@ from PIL import Image
 
 from evaluation.modes.checking import check_components
 from main import main
+from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.types import UserError
 from tests.launch import ROOT, environment, finish, places
@@ -228,6 +229,15 @@ def test_links_and_names_of_files(page):
     for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", text):
         if not name.startswith("runs/") and Path(name).stem not in ("x", "NAME"):
             assert (ROOT / name).exists(), name
+
+
+def test_what_can_be_combined_is_named():
+    """Every plug-in and row that a config can name stands in the guide; a project's files are told by their content."""
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs/guide/combine.md").read_text()))
+    kinds = {name: kind for name, kind in vars(registries).items() if isinstance(kind, registries.Registry)}
+    assert len(kinds) > 15
+    for name in set(kinds) - {"PROJECTS"}:
+        assert set(kinds[name].names()) <= named, name
 
 
 def test_modules_that_moved():
