@@ -32,7 +32,8 @@ HOUSE = """
     evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
-FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; inside only its __version__ is read
+FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; inside only its versions are read
+VERSIONS = ("score_flow.__version__", "score_flow.FIGURES")
 # What names rooms above its own, in text alone, and why that is no arrow.
 MAPS = {
     "score_flow.config.registries": "the map of what can be added: imports nothing before an entry is asked for",
