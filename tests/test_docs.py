@@ -171,6 +171,18 @@ def test_flags(page):
         assert check_components(load(str(ROOT / recipe), flags))
 
 
+def test_commands_in_the_text(capsys):
+    """`python -c` runs; `python -m` names a module and flags that it has."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    for code in re.findall(r"`python -c \"(.*?)\"`", text):
+        exec(code, {})
+    assert "Device" in capsys.readouterr().out
+    [(module, flags)] = set(re.findall(r"`python -m ([\w.]+)(.*?)`", text, re.DOTALL))
+    known = (ROOT / "benchmarks/measure.py").read_text()
+    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+    assert all(f'"{flag}"' in known for flag in re.findall(r"--\w+", flags))
+
+
 LOOP, *TOGETHER = sorted(lines(ROOT / "docs/guide/machines.md", "sh"), key=lambda line: not line.startswith("until"))
 
 
