@@ -95,7 +95,7 @@ def test_it_is_run_keyed_and_shown(lab, capsys):
         ("my_lab.typo", "needs is 'pixel'; allowed: .* Did you mean 'pixels'"),
         ("my_lab.blind", "reads is 'smallest_tim'; allowed: .* Did you mean 'smallest_time'"),
         ("my_lab.alone", "the `job` of my_lab.alone is a dict; it must be a Job"),
-        ("my_lab.none", "my_lab has no module none"),
+        ("my_lab.none", "my_lab has no module none, but: alone, blind, brightness, typo"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(lab, name, said):
