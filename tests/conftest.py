@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 import gc
+import sys
 
 import jax
 import pytest
@@ -30,8 +31,13 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """No file uses the programs of another; thousands of them take gigabytes, which every collection goes through."""
+    """No file uses the programs of another; thousands of them take gigabytes, which every collection goes through.
+
+    Nor its my_lab, the package of one's own that some of them write.
+    """
     yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]
     jax.clear_caches()
     gc.collect()
 
