@@ -10,26 +10,10 @@ This is the face of all rooms, those above this one too; nothing is loaded befor
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # what an editor knows of them
-    import sampling as samplers
-    from evaluation.opened.opening import open as open
-    from evaluation.opened.opening import open_published as open_published
-    from evaluation.opened.run import Run as Run
-    from sampling.base import example_keys as example_keys
-    from sampling.base import keys as keys
-    from score_flow import data as data
-    from score_flow import losses as losses
-    from score_flow import networks as networks
-    from score_flow import paths as paths
-    from score_flow.model import Denoiser as Denoiser
-    from score_flow.model import Model as Model
-    from score_flow.model import Preconditioning as Preconditioning
-    from score_flow.process import prediction as prediction
-    from score_flow.types import UserError as UserError
-
-__version__ = "0.2.0"
+__version__ = "0.3.0"
+FIGURES = "0.2.0"  # the version since which figures are what they are: results are keyed by it, and stay good
 
 # name -> the module that it is, or "module:what it has"
 _FACE = {
@@ -48,6 +32,7 @@ _FACE = {
     "losses": "score_flow.losses",
     "data": "score_flow.data",
     "samplers": "sampling",
+    "kernels": "sampling.kernels",
 }
 
 __all__ = ["__version__", *_FACE]
@@ -63,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FACE} - {"Any", "TYPE_CHECKING", "importlib"})
+    return sorted({*globals(), *_FACE} - {"Any", "importlib"})

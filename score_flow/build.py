@@ -9,7 +9,6 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
-import optax
 from jax.sharding import Mesh
 
 from score_flow.config import registries
@@ -42,7 +41,8 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     `remembered`: the facts of the training data in the newest checkpoint of the run, if it has one (none in it: {}).
     What they say of images and classes need not be asked of the data set, which is then opened by who reads it.
     """
-    data, latent, labelled = config.data, is_latent(config), uses_labels(config)
+    data, optim = config.data, config.optim.to_dict()
+    latent, labelled = is_latent(config), uses_labels(config)
     split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
     declared, whose = _declared(config, remembered, split)
     image_shape = tuple(declared.image_shape)
@@ -62,7 +62,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     return Experiment(
         model=model,
         loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
-        optimiser=build_optimiser(config),
+        optimiser=make_optimiser(optim.pop("optimizer"), **optim),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
         image_shape=image_shape,
@@ -74,12 +74,6 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
         latent=latent,
         autoencoder=config.eval.autoencoder,
     )
-
-
-def build_optimiser(config: Config) -> optax.GradientTransformation:
-    """Build the optimiser that config.optim describes."""
-    settings = config.optim.to_dict()
-    return make_optimiser(settings.pop("optimizer"), **settings)
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:

@@ -95,9 +95,11 @@ print("done")
 
 
 def test_every_name_of_the_face_is_there_and_known_to_editors():
-    tree = ast.parse((ROOT / "score_flow/__init__.py").read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    assert {alias.asname for node in block.body for alias in node.names} == {*sf.__all__} - {"__version__"}
+    stub = ast.parse((ROOT / "score_flow/__init__.pyi").read_text()).body
+    modules = [node for node in stub if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {alias.asname for node in modules for alias in node.names} == {*sf.__all__} - {"__version__"}
+    [listed] = [ast.literal_eval(node.value) for node in stub if isinstance(node, ast.Assign)]
+    assert listed == sf.__all__
     assert all(getattr(sf, name) is not None for name in sf.__all__) and set(sf.__all__) <= set(dir(sf))
     with pytest.raises(AttributeError, match="nope"):
         _ = sf.nope
@@ -114,6 +116,12 @@ def test_what_editors_know_of_plug_ins_is_what_they_are(name):
     assert set(PACKAGES[name].names()) <= set(dir(package))
     with pytest.raises(AttributeError, match=rf"Did you mean '{min(known)}'\?"):
         getattr(package, f"{min(known)}e")
+
+
+def test_kernels_are_files_of_their_own():
+    assert {"euler", "langevin"} <= set(dir(sf.kernels)) and sf.kernels.euler.predictor()
+    with pytest.raises(AttributeError, match=r"Did you mean 'euler'\?"):
+        _ = sf.kernels.eulre
 
 
 def test_a_model_of_parts():
@@ -169,7 +177,7 @@ def test_labels_and_guidance_are_those_that_are_given(run):
     sevens = run.sample(40, labels=[7])
     assert np.array_equal(sevens[7::10], in_turn[7::10]) and not np.array_equal(sevens, in_turn)
     assert np.array_equal(run.sample(40, labels=np.arange(10), guidance=1.5), in_turn)
-    assert not np.array_equal(run.sample(40, guidance={"scale": 6.0}), in_turn)
+    assert not np.array_equal(run.sample(40, guidance={"scale": 6.0, "interval": [0.0, 1.0]}), in_turn)
     other = run.sample(8, sampler=sf.samplers.heun(n_steps=2), labels=3)
     assert other.shape == (8, 8, 8, 1)
 
@@ -227,6 +235,8 @@ MISTAKES = {
     "average": (lambda run: sf.open(run.workdir, weights=3), "the checkpoint has 1 EMA"),
     "another model": (lambda run: sf.open(run.workdir, network={"width": 8}), "network.width: 16 -> 8"),
     "key": (lambda run: sf.open(run.workdir, evl={"ema": 0}), "Did you mean 'eval'"),
+    "sampler": (lambda run: run.sample(1, sampler=sf.samplers.heun), "give one that is made, such as sf"),
+    "batch": (lambda run: run.sample(1, batch_size=0), "batch_size is 0; give a whole number"),
     "n": (lambda run: run.sample(0), "n is 0; give a whole number"),
     "label": (lambda run: run.sample(1, labels=[11]), "give 0 to 10 (10: no class)"),
     "no labels": (lambda run: run.encode(IMAGE), "the model has 10 classes: give labels"),

@@ -134,7 +134,7 @@ def installed(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     found = Installed(folder)
     [packages] = (folder / "venv").glob("lib/python3*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    (packages / "dependencies.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})")
     options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
     found.run("python", "-m", "pip", "install", *options, str(source(folder / "source")))
     lab(found.home)
@@ -175,9 +175,7 @@ def test_the_lines_of_the_readme_run_there(installed):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("n_steps=18", "n_steps=2")
     assert "score_flow" in lines
-    installed.run("python", "-c", lines + "\nprint('done')")
-    code = "import numpy as np, score_flow as sf; np.save('images', sf.open('runs/x').sample(4))"
-    installed.run("python", "-c", code)
+    installed.run("python", "-c", f"{lines}\nimport numpy as np\nnp.save('images', sf.open('runs/x').sample(4))")
     found = np.load(installed.home / "runs/x/eval/4/samples/samples.npz")["image"]
     assert np.abs(np.load(installed.home / "images.npy").astype(int) - found).max() <= 1
 

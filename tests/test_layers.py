@@ -16,8 +16,8 @@ FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for
 ]
 
 # Every room, in order: a file imports what is in its own and in those before it. A room is a file or a folder; the
-# longest name that fits decides, so that a folder within another is a room of its own. Not in FREE, a file in no room
-# fails, so that a new room has to be named here.
+# longest name that fits decides, so that a folder within another is a room of its own. A file in no room fails: a new
+# room has to be named here.
 HOUSE = """
     score_flow.types  score_flow.numerics  score_flow.tree  score_flow.config
     score_flow.paths  score_flow.process  score_flow.networks.blocks  score_flow.networks  score_flow.model
@@ -32,13 +32,17 @@ HOUSE = """
     evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
-# What names rooms above it, or is above them all, and why that is no arrow.
-FREE = {
-    "score_flow": "the face hands on names of all rooms, each when it is asked for; inside only __version__ is read",
+FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; inside only its versions are read
+VERSIONS = ("score_flow.__version__", "score_flow.FIGURES")
+# What names rooms above its own, in text alone, and why that is no arrow.
+MAPS = {
     "score_flow.config.registries": "the map of what can be added: imports nothing before an entry is asked for",
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
 }
-LOADERS = ("score_flow/config/loading.py",)  # the one way to run a Python file by its path: a recipe
+# What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, and
+# rows of reproduced figures, which start from the recipe of the same name.
+IMPORTERS = {FACE, "score_flow.config.registries", "score_flow.config.packages", "configs.reproduce.rows"}
+LOADERS = {"score_flow.config.loading"}  # what runs a Python file by its path: a recipe
 PLUG_INS = [entry for entry in vars(registries).values() if isinstance(entry, Registry) and not entry.table]
 
 # library -> the files that may import it
@@ -49,7 +53,7 @@ SEAMS = {
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
-    "optax": tuple(f"score_flow/{file}.py" for file in ("training/steps", "experiment", "build", "losses/coupling")),
+    "optax": tuple(f"score_flow/{file}.py" for file in ("training/steps", "losses/coupling", "experiment", "build")),
     "tensorflow": (),
     "torch": (),
     "pickle": (),
@@ -112,12 +116,13 @@ def reached(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_every_file_is_in_a_room_and_imports_only_those_before(path):
     name = module(path)
-    if name in FREE or (path.name == "__init__.py" and not reached(path)):
+    needed = {n for n in reached(path) if name not in MAPS or n in imports(path)}
+    if name == FACE or (path.name == "__init__.py" and not needed):
         return
     own = room(name)
     inside = own is not None and own in (name, name.rpartition(".")[0], name.removesuffix(".__init__"))
     assert inside or name.startswith("configs."), f"{path} is in no room: give its room a place in ROOMS"
-    upward = [other for other in reached(path) if (r := room(other)) and ROOMS.index(r) > ROOMS.index(own)]
+    upward = [other for other in needed if (r := room(other)) and ROOMS.index(r) > ROOMS.index(own)]
     assert not upward, f"{name} (room {own}) reaches up: {sorted(upward)}"
 
 
@@ -129,10 +134,10 @@ def test_every_room_is_there_and_the_sampling_room_holds_samplers_alone():
 
 
 def test_no_file_imports_the_face():
-    """But for the version, which names no room."""
+    """But for its versions, which name no room."""
     for path in FILES:
         used = {name for name in imports(path) if name == "score_flow" or re.fullmatch(r"score_flow\.\w+", name)}
-        strange = {name for name in used if name not in MODULES and name != "score_flow.__version__"} | (
+        strange = {name for name in used if name not in MODULES and name not in VERSIONS} | (
             used & {"score_flow"} if module(path) != "main" else set()
         )
         assert not strange, f"{path} uses the face: {strange}"
@@ -149,9 +154,9 @@ def test_files_import_each_other_in_no_circle():
     graph = {
         module(path): {other if other in MODULES else other.rpartition(".")[0] for other in imports(path)} & MODULES
         for path in FILES
-        if module(path) != "score_flow"  # the face: what it imports it does for editors alone
+        if module(path) != FACE
     }
-    graph = {name: others - {"score_flow"} for name, others in graph.items()}
+    graph = {name: others & set(graph) for name, others in graph.items()}
     done: set[str] = set()
     while ready := {name for name, others in graph.items() if name not in done and others - {name} <= done}:
         done |= ready
@@ -185,13 +190,15 @@ def test_libraries_stay_behind_their_seams(library):
     assert not [user for user in users if not user.startswith(SEAMS[library])] if SEAMS[library] else not users
 
 
-def test_modules_are_made_from_files_in_one_place():
-    """What loads Python by path is an arrow that no import shows."""
-    words = ("spec_from_file_location", "exec_module", "run_path", "exec(")
-    users = {p.relative_to(ROOT).as_posix() for p in FILES if any(word in p.read_text() for word in words)}
-    assert users <= set(LOADERS)
-    texts = {p: [n for n in ast.walk(tree(p)) if getattr(n, "attr", "") == "import_module"] for p in FILES}
-    assert {module(path) for path, nodes in texts.items() if nodes} <= {*FREE, "score_flow.config.packages"}
+def test_modules_are_made_from_files_and_names_in_few_places():
+    """What loads Python by a path, or by a name that is made while it runs, is an arrow that no import shows."""
+
+    def users(*words: str) -> set[str]:
+        names = {path: {getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(tree(path))} for path in FILES}
+        return {module(path) for path, found in names.items() if found & set(words)}
+
+    assert users("spec_from_file_location", "exec_module", "run_path", "exec") <= LOADERS
+    assert users("import_module", "__import__") <= IMPORTERS
 
 
 def test_nothing_says_pmap():

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.context import identity_of_run
 from evaluation.fold import Key
 from evaluation.jobs.base import Job
-from score_flow import __version__
+from score_flow import FIGURES
 from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
 from score_flow.config.options import Config, EvalOptions, GuidanceOptions
@@ -50,7 +50,7 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
     """Collect all settings that a result may depend on, under the names by which a person could change them."""
     training = config.training.to_dict()
     found = {
-        "version": __version__,
+        "version": FIGURES,
         "seed": run.seed,
         "data": {"uniform_dequantization": run.dequantised, "centered": config.data.centered},
         # A file of statistics is keyed by its content, by the job that opens it.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from evaluation import fold as folds
-from score_flow import __version__
+from score_flow import FIGURES
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.latents import FACTS
@@ -98,7 +98,7 @@ def encode_split(
             files.write_json(target / FACTS, facts)
         return facts
 
-    key = {name: facts[name] for name in ("first", "n", "autoencoder_sha256", "mirrored")} | {"version": __version__}
+    key = {name: facts[name] for name in ("first", "n", "autoencoder_sha256", "mirrored")} | {"version": FIGURES}
     begin = lambda: {"done": np.zeros((1, n), bool)}  # noqa: E731
     fold = folds.Fold(key, lambda state: folds.rounds_left(~state["done"], size), begin, step, finish)
     folds.run(fold, directory, f"latents ({target.name})", restart=True)

@@ -14,7 +14,7 @@ from evaluation import fold as folds
 from evaluation.metrics import statistics
 from evaluation.metrics.collector import Collector
 from evaluation.metrics.extractors.base import Extractor
-from score_flow import __version__
+from score_flow import FIGURES
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
@@ -57,7 +57,7 @@ def statistics_fold(
     collector = Collector(n, extractor.n_features, options.kept_features)
     size = multiple(run.mesh, options.batch_size)
     compiled, hashed = jax.jit(Extractor.features), input_hash(source)
-    key = about | {"n": n, "eval.kept_features": options.kept_features, "version": __version__}
+    key = about | {"n": n, "eval.kept_features": options.kept_features, "version": FIGURES}
 
     def init():
         return collector.init() | {"done": np.zeros((1, n), bool)}

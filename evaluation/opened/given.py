@@ -1,6 +1,7 @@
 """What a caller from Python gives: arrays, checked in one line and computed with in equal batches."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32, PyTree, UInt8
 
+from sampling.base import Sampler
 from score_flow.runs.sharding import multiple, place, to_host
 from score_flow.types import NonFinite, UserError
 
@@ -36,7 +38,7 @@ def floats_of(what: str, x: Any, shape: tuple[int, int, int]) -> Float[np.ndarra
     return found
 
 
-def labels_of(labels: Labels | None, n: int | None, classes: int, null: bool) -> Int32[np.ndarray, "n"] | None:
+def labels_of(labels: Labels | None, n: int | None, *, classes: int, null: bool) -> Int32[np.ndarray, "n"] | None:
     """A label for each of n examples (None: for any number, in turn); None for a model without classes.
 
     null: the model knows the label after its classes, which stands for none. Raises UserError where they do not fit.
@@ -57,11 +59,18 @@ def labels_of(labels: Labels | None, n: int | None, classes: int, null: bool) ->
     return np.resize(found, n or len(found)).astype(np.int32)
 
 
-def count_of(n: Any) -> int:
+def count_of(n: Any, what: str = "n") -> int:
     """A number of images; raises UserError unless it is a positive integer."""
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise UserError(f"n is {n!r}; give a whole number, at least 1.")
+        raise UserError(f"{what} is {n!r}; give a whole number, at least 1.")
     return int(n)
+
+
+def sampler_of(sampler: Any) -> Sampler | None:
+    """A sampler, None for the configured one; raises UserError for its name, or for a plug-in that was not called."""
+    if isinstance(sampler, ModuleType) or not (sampler is None or callable(sampler)):
+        raise UserError(f"sampler is {str(sampler)[:60]}; give one that is made, such as sf.samplers.heun(n_steps=18).")
+    return sampler
 
 
 def by_batches(mesh: Mesh, size: int, compute: Callable[..., PyTree], *given: PyTree) -> PyTree:

@@ -1,5 +1,7 @@
 """What is compiled of a run for arrays that a caller gives; parameters are arguments, and no program's constants."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,13 +9,18 @@ from typing import NamedTuple
 import jax
 
 from evaluation import dequantisers
+from evaluation.context import build_guide
 from evaluation.jobs import bits
 from evaluation.jobs.base import open_solver
 from sampling import encoding
 from sampling.base import Sampler
-from score_flow.config.options import EvalOptions
+from sampling.building import build_sampler
+from score_flow.config.loading import with_settings
+from score_flow.config.options import Config, EvalOptions
 from score_flow.data.levels import middles, to_model
 from score_flow.experiment import Experiment
+
+Settings = tuple  # of a section of the config, ((name, value), ...): what a cache can know again
 
 
 class Flow(NamedTuple):
@@ -25,6 +32,26 @@ class Flow(NamedTuple):
 
     encode: Callable
     decode: Callable
+
+
+class Programs:
+    """The programs of a run, each made when it is first asked for, and kept while few are newer."""
+
+    def __init__(self, run: Experiment, config: Config, workdir: Path):
+        self.guide = functools.lru_cache(8)(lambda settings: build_guide(run, changed("guidance", settings)))
+        self.draw = functools.lru_cache(4)(lambda sampler: draw(run, sampler or build_sampler(config)))
+        self.flow = functools.lru_cache(4)(lambda solver: flow(run, changed("eval.solver", solver).eval))
+        self.score = score(run)
+
+        @functools.lru_cache(4)
+        def figures(solver: Settings, seed: int) -> Callable:
+            seeded = dataclasses.replace(run, seed=seed)
+            return likelihood(seeded, changed("eval.solver", solver).eval, workdir)
+
+        def changed(section: str, settings: Settings) -> Config:
+            return with_settings(config, {f"{section}.{name}": value for name, value in settings})
+
+        self.likelihood = figures
 
 
 def draw(run: Experiment, sampler: Sampler) -> Callable:

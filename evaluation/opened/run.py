@@ -14,17 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from evaluation.context import Guidance, build_guide
+from evaluation.context import Guidance
 from evaluation.drawing import refuse_failed
 from evaluation.opened import given, programs
 from evaluation.opened.given import AnyArray, Labels, Levels
 from sampling import encoding
 from sampling.base import Sampler, Stream, example_keys
-from sampling.building import build_sampler
 from sampling.control import inpaint
 from sampling.control.base import Control, Method
-from score_flow.config.loading import with_settings
-from score_flow.config.options import Config, EvalOptions
+from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser, Model
@@ -97,7 +95,8 @@ class Run:
         """
         guide = self._guided(guidance)
         own = None if labels is None else self._labels(labels, None, guide)
-        return self._drawn(given.count_of(n), _with_labels(guide, own), None, sampler, seed, batch_size)
+        n, guide = given.count_of(n), _with_labels(guide, own)
+        return self._drawn(n, guide, None, sampler=sampler, seed=seed, size=batch_size)
 
     def inpaint(
         self,
@@ -123,12 +122,12 @@ class Run:
                 f"mask is {mask.dtype} {mask.shape}; give bool {self.image_shape[:2]}, True where the image is known."
             )
         control = inpaint.of_pixels(
-            images, mask[..., None], run.scaling, run.dequantised, method=method,
+            images, mask[..., None], run.scaling, dequantised=run.dequantised, method=method,
             data_std=self.model.preconditioning.data_std,
         )  # fmt: skip
         guide, b = self._guided(guidance), len(images)
         guide = _with_labels(guide, self._labels(labels, b, guide))
-        drawn = self._drawn(given.count_of(n) * b, guide, control, sampler, seed, batch_size)
+        drawn = self._drawn(given.count_of(n) * b, guide, control, sampler=sampler, seed=seed, size=batch_size)
         return drawn.reshape(n, b, *drawn.shape[1:]).swapaxes(0, 1)  # sample i is of image i mod b
 
     def denoiser(self, *, labels: Labels | None = None, guidance: float | Settings | None = None) -> Denoiser:
@@ -161,7 +160,7 @@ class Run:
         numbers = np.arange(len(images)) if indices is None else np.asarray(indices)
         if numbers.shape != (len(images),) or numbers.dtype.kind not in "iu":
             raise UserError(f"indices are {numbers.dtype} {numbers.shape}; give an integer for each image.")
-        figures = functools.partial(self._likelihood(_frozen(solver), self._seed(seed)), self.params)
+        figures = functools.partial(self._programs.likelihood(_frozen(solver), self._seed(seed)), self.params)
         found, ok = self._by_batches(figures, batch, numbers.astype(np.uint32))
         given.refuse_unsolved("bits_per_dim", ok)
         return found.astype(np.float64)
@@ -175,7 +174,7 @@ class Run:
         """
         images = self._levels("encode", images)
         batch = {"image": images} | self._label(labels, len(images))
-        z, ok = self._by_batches(functools.partial(self._flow(_frozen(solver)).encode, self.params), batch)
+        z, ok = self._by_batches(functools.partial(self._programs.flow(_frozen(solver)).encode, self.params), batch)
         given.refuse_unsolved("encode", ok)
         return z
 
@@ -183,7 +182,7 @@ class Run:
         self, z: AnyArray, *, labels: Labels | None = None, solver: Settings | None = None
     ) -> Levels:
         """Carry encodings (n, h, w, c) back to images, as levels; undoes `encode` under the same labels."""
-        z, decode = given.floats_of("z", z, self.image_shape), self._flow(_frozen(solver)).decode
+        z, decode = given.floats_of("z", z, self.image_shape), self._programs.flow(_frozen(solver)).decode
         batch = {"z": z.astype(np.float32)} | self._label(labels, len(z))
         levels, ok = self._by_batches(functools.partial(decode, self.params, self.experiment.pixels), batch)
         given.refuse_unsolved("decode", ok)
@@ -219,7 +218,7 @@ class Run:
         """Compute grad log p_t(x) of x (n, h, w, c), in the model's range, at one time or one each."""
         x = given.floats_of("x", x, self.image_shape)
         label = self._label(labels, len(x))
-        return self._score(self.params, jnp.asarray(x), jnp.asarray(t, x.dtype), label or None)
+        return self._programs.score(self.params, jnp.asarray(x), jnp.asarray(t, x.dtype), label or None)
 
     # ---- what a caller gives, and what is compiled of it
 
@@ -233,22 +232,29 @@ class Run:
 
     def _labels(self, labels: Labels | None, n: int | None, guide: Guidance) -> np.ndarray | None:
         null = self.config.training.label_dropout > 0
-        return given.labels_of(labels, n, guide.conditioning.num_classes, null)
+        return given.labels_of(labels, n, classes=guide.conditioning.num_classes, null=null)
 
     def _label(self, labels: Labels | None, n: int) -> dict[str, np.ndarray]:
         """What the model without guidance is told."""
         null, own = self.config.training.label_dropout > 0, self.experiment.conditioning
-        label = given.labels_of(labels, n, own.num_classes, null)
+        label = given.labels_of(labels, n, classes=own.num_classes, null=null)
         return {} if label is None else {"label": label}
 
     def _by_batches(self, compute: Callable, *arrays: Any, size: int | None = None) -> Any:
-        return given.by_batches(self.experiment.mesh, size or self.config.eval.batch_size, compute, *arrays)
+        size = self.config.eval.batch_size if size is None else given.count_of(size, "batch_size")
+        return given.by_batches(self.experiment.mesh, size, compute, *arrays)
 
     def _drawn(
-        self, n: int, guide: Guidance, control: Control | None, sampler: Sampler | None, seed: int | None,
+        self,
+        n: int,
+        guide: Guidance,
+        control: Control | None,
+        *,
+        sampler: Sampler | None,
+        seed: int | None,
         size: int | None,
-    ) -> Levels:  # fmt: skip
-        draw, pixels = self._drawer(sampler or self._sampler), self.experiment.pixels
+    ) -> Levels:
+        draw, pixels = self._programs.draw(given.sampler_of(sampler)), self.experiment.pixels
 
         def drawn(numbers):
             keys = example_keys(self._seed(seed), numbers, Stream.SAMPLES)
@@ -260,47 +266,16 @@ class Run:
 
     def _guided(self, guidance: float | Settings | None) -> Guidance:
         settings = guidance if isinstance(guidance, Mapping) else {} if guidance is None else {"scale": guidance}
-        return self._guide(_frozen(settings))
-
-    def _eval(self, solver: tuple) -> EvalOptions:
-        return with_settings(self.config, {f"eval.solver.{name}": value for name, value in solver}).eval
+        return self._programs.guide(_frozen(settings))
 
     @functools.cached_property
-    def _sampler(self) -> Sampler:
-        return build_sampler(self.config)
-
-    @functools.cached_property
-    def _guide(self) -> Callable[[tuple], Guidance]:
-        def guide(settings: tuple) -> Guidance:
-            named = {f"guidance.{name}": value for name, value in settings}
-            return build_guide(self.experiment, with_settings(self.config, named))
-
-        return functools.lru_cache(8)(guide)
-
-    @functools.cached_property
-    def _drawer(self) -> Callable[[Sampler], Callable]:
-        return functools.lru_cache(4)(functools.partial(programs.draw, self.experiment))
-
-    @functools.cached_property
-    def _flow(self) -> Callable[[tuple], programs.Flow]:
-        return functools.lru_cache(4)(lambda solver: programs.flow(self.experiment, self._eval(solver)))
-
-    @functools.cached_property
-    def _likelihood(self) -> Callable[[tuple, int], Callable]:
-        def likelihood(solver: tuple, seed: int) -> Callable:
-            run = dataclasses.replace(self.experiment, seed=seed)
-            return programs.likelihood(run, self._eval(solver), self.workdir)
-
-        return functools.lru_cache(4)(likelihood)
-
-    @functools.cached_property
-    def _score(self) -> Callable[..., Images]:
-        return programs.score(self.experiment)
+    def _programs(self) -> programs.Programs:
+        return programs.Programs(self.experiment, self.config, self.workdir)
 
 
 def _frozen(settings: Settings | None) -> tuple:
     """Settings that a cache can know again."""
-    return tuple(sorted((settings or {}).items()))
+    return tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted((settings or {}).items()))
 
 
 def _with_labels(guide: Guidance, label: np.ndarray | None) -> Guidance:

@@ -36,20 +36,22 @@ def build(
     known = white[0] >= 128
     if not known.any():
         raise UserError(f"config.control.mask: {mask} has no white pixel; allowed: white where the image is known")
-    return of_pixels(images, known, scaling, dequantised, method=method, sigma_y=sigma_y, data_std=data_std)
+    return of_pixels(
+        images, known, scaling, dequantised=dequantised, method=method, sigma_y=sigma_y, data_std=data_std
+    )
 
 
 def of_pixels(
     images: UInt8[np.ndarray, "n h w c"],
     known: Bool[np.ndarray, "h w 1"],
     scaling: Scaling,
-    dequantised: bool,
     *,
+    dequantised: bool,
     method: Method = "pseudo_inverse",
     sigma_y: float = 0.0,
     data_std: float = 0.5,
 ) -> Control:
-    """What is known of some images: their pixels where `known`. The rest as of `build`."""
+    """Keep the pixels of some images where `known`; the rest as of `build`."""
     x0, mask = to_model(images, scaling, dequantised), known.astype(np.float32)
     sigma_y *= scaling.high - scaling.low
     return measured(Mask(mask), mask * x0, method, sigma_y=sigma_y, data_std=data_std, images=x0)

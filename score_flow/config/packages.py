@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ class Package(ModuleType):
         except ModuleNotFoundError as error:
             if error.name != wanted:  # the file is there, and what it imports is not
                 raise
-        names = Registry(self.__name__).names()
+        names = _names(self)
         raise AttributeError(
             f"{self.__name__} has no {name!r}; it has: {', '.join(names)}.{nearest(name, names)}", name=name, obj=self
         )
@@ -48,7 +49,12 @@ class Package(ModuleType):
         """The plug-ins, and what else is loaded of the package."""
         inside = f"{self.__name__}."
         loaded = {name for name, value in vars(self).items() if getattr(value, "__name__", "").startswith(inside)}
-        return sorted({*loaded, *Registry(self.__name__).names(), "__doc__", "__file__", "__name__", "__path__"})
+        return sorted({*loaded, *_names(self), "__doc__", "__file__", "__name__", "__path__"})
+
+
+def _names(package: Package) -> tuple[str, ...]:
+    """What people look for in a package: files that can be called; where there are none (kernels), all files."""
+    return Registry(package.__name__).names() or tuple(file.name for file in pkgutil.iter_modules(package.__path__))
 
 
 def of_plug_ins(package: str) -> None:

@@ -87,6 +87,11 @@ def tfds_sample(path):
     return {"dataset": "tiny", "data_dir": str(path)}
 
 
+def sample_of(name):
+    """What writes a small data set for a source to read, and returns its fields; one more may need nothing."""
+    return globals().get(f"{name}_sample", lambda path: {})
+
+
 SOURCES = [
     name
     for _, name, _ in pkgutil.iter_modules(score_flow.data.__path__)
@@ -97,7 +102,7 @@ SOURCES = [
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", SOURCES)
 def test_source_reads_what_it_declares(name, split, tmp_path):
-    fields = globals()[f"{name}_sample"](tmp_path)  # a new source needs a function that writes a small data set
+    fields = sample_of(name)(tmp_path)
     source = importlib.import_module(f"score_flow.data.{name}").build(split=split, **fields)
     assert isinstance(source, Source)
     indices = np.array([len(source) - 1, 0, 2, 2])
@@ -151,7 +156,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize(("name", "argument", "values"), OUTSIDE, ids=lambda value: str(value)[:20])
 def test_arguments_are_checked_before_anything_is_opened(name, argument, values, tmp_path):
-    fields = globals()[f"{name}_sample"](tmp_path) if name != "tfds" else {}
+    fields = sample_of(name)(tmp_path) if name != "tfds" else {}
     for value in values:
         section = Component(name, fields | {argument: value})
         with pytest.raises(UserError, match=f"^[^\n]*{argument}[^\n]*$") as error:

@@ -12,6 +12,7 @@ import pytest
 
 from evaluation.jobs import vlb
 from sampling import ancestral, base, ddim
+from sampling.kernels.ddim import predictor as ddim_kernel
 from score_flow.numerics import expand
 from score_flow.paths.base import Path
 from score_flow.process.bound import kl, tables
@@ -80,7 +81,7 @@ def test_golden_ddim_steps(every):
                 alpha = jnp.where(last, 0.0, chain.path.alpha(later))
                 sigma = jnp.where(last, 1.0, chain.path.sigma(later))
                 return estimate.x0, expand(alpha, x) * estimate.x0 + expand(sigma, x) * estimate.noise, 0.0
-            kernel = ddim.ddim(float(kind.removeprefix("eta")))
+            kernel = ddim_kernel(float(kind.removeprefix("eta")))
             s = jnp.asarray(np.append(0.0, chain.path.times())[step], float)
             mean, std = jax.vmap(lambda s, t: tuple(kernel(denoiser, x, s, t)))(s, t)  # a kernel has one time for all
             return estimate.x0, mean[own, own], expand(std, x)

@@ -40,6 +40,14 @@ pytestmark = pytest.mark.skipif(not (golden_dir() / f"{CASE}.npz").exists(), rea
 KINDS = ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL")
 
 
+def roundings(chain, params, noise, step, eps):
+    """What rounding may change: (of terms, of slopes); in float64."""
+    exact, doubles = jax.tree.map(lambda a: jnp.asarray(a, float), (params, noise))
+    bits, p = rounding_of_a_level(chain, exact, chain.path.perturb(chain.x0, doubles, chain.time(step)), step, eps)
+    # A slope divides by p, unless p is at its floor.
+    return bits, 4 * eps / float(jnp.min(jnp.where(p > 1e-12, p, 1.0)))
+
+
 @every_chain
 def test_golden_losses(every):
     """Every loss, its parts and its gradients, for every schedule, prediction, variance, loss and scaling of times."""
@@ -70,14 +78,10 @@ def test_golden_losses(every):
         """(losses by kind, gradients by kind, what rounding may change: of terms, of slopes)."""
         chain, program, noise = chain_of(schedule, mean, variance, x64)
         params = chain.params(rescale == "1")
+        found = program(params)
         with jax.enable_x64(True):
-            exact, doubles = jax.tree.map(lambda a: jnp.asarray(a, float), (params, noise))
             chain = Chain(arrays, schedule, n, VARIANCES[variance], PREDICTED[mean])
-            x = chain.path.perturb(chain.x0, doubles, chain.time(step))
-            bits, p = rounding_of_a_level(chain, exact, x, step, EPS[x64])
-            # A slope divides by p, unless p is at its floor.
-            slope = 4 * EPS[x64] / float(jnp.min(jnp.where(p > 1e-12, p, 1.0)))
-        return *program(params), bits, slope
+            return *found, *roundings(chain, params, noise, step, EPS[x64])
 
     def evaluate(x64):
         values = {}

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.jobs.base import by_place, find
 from main import EXIT_USER_ERROR, main
+from score_flow import FIGURES, __version__
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.checkpoint import Checkpoints
@@ -72,7 +73,7 @@ def test_it_is_run_keyed_and_shown(lab, capsys):
     assert f"{NAME}.mean_level = {result['mean_level']:.6g}; 297 images" in (folder / "results.txt").read_text()
     written = json.loads((folder / "results.json").read_text())
     assert written[NAME]["mean_level"] == result["mean_level"]
-    assert written["version"] == result["key"]["version"]
+    assert (written["version"], result["key"]["version"]) == (__version__, FIGURES)
     page = (lab / "report.html").read_text()
     assert (
         f"<h2>Brightness</h2>\n<p>{result['mean_level']:.3f}</p>" in page and f"score_flow {written['version']}" in page
@@ -94,7 +95,7 @@ def test_it_is_run_keyed_and_shown(lab, capsys):
         ("my_lab.typo", "needs is 'pixel'; allowed: .* Did you mean 'pixels'"),
         ("my_lab.blind", "reads is 'smallest_tim'; allowed: .* Did you mean 'smallest_time'"),
         ("my_lab.alone", "the `job` of my_lab.alone is a dict; it must be a Job"),
-        ("my_lab.none", "my_lab.none cannot be imported"),
+        ("my_lab.none", "my_lab has no module none, but: alone, blind, brightness, typo"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(lab, name, said):

@@ -94,59 +94,62 @@ def test_published_flags_give_the_published_sizes(flags, parameters):
     assert count_parameters(shapes_of(ours)) == parameters + null_row
 
 
+FLAGS = CIFAR | {"diffusion_steps": 4000, "noise_schedule": "cosine", "use_checkpoint": True}
+MODEL = {
+    "network.name": "adm",
+    "network.width": 128,
+    "network.channel_mult": (1, 2, 2, 2),
+    "network.num_res_blocks": 3,
+    "network.attention_resolutions": (16, 8),
+    "network.num_heads": 4,
+    "network.num_heads_upsample": -1,
+    "network.scale_shift_norm": True,
+    "network.conv_resample": True,
+    "network.remat": True,
+    "network.dropout": 0.3,
+    "path.name": "ddpm",
+    "path.schedule": "cosine",
+    "path.n": 4000,
+    "model.prediction": "noise",
+    "model.time": "t",
+    "model.time_scale": 1000.0,
+    "model.time_shift": -0.25,
+    "model.low_res": 0,
+    "model.learn_sigma": True,
+    "model.class_conditional": False,
+    "data.image_shape": (32, 32, 3),
+    "data.num_classes": 0,
+}
+TRAINING = {
+    "training.objective": "hybrid",
+    "training.vlb_weight": 1e-3,
+    "training.variance": "range",
+    "data.uniform_dequantization": False,
+    "model.ema_rate": (0.9999,),
+    "model.ema_warmup": False,
+    "training.batch_size": 1,
+    "training.log_freq": 10,
+    "training.snapshot_freq": 10_000,
+    "training.time_sampler.name": "grid",
+    "training.time_sampler.n": 4000,
+    "training.smallest_time": 0.0,
+    "optim.optimizer": "AdamW",
+    "optim.lr": 1e-4,
+    "optim.weight_decay": 0.0,
+    "optim.warmup": 0,
+    "optim.grad_clip": 0.0,
+    "sampling.name": "ancestral",
+    "sampling.n_steps": 4000,
+    "sampling.t_min": 0.0,
+    "sampling.variance": "range",
+    "sampling.respacing": "",
+}
+
+
 def test_flags_become_a_config():
-    overrides = SOURCE.translate(CIFAR | {"diffusion_steps": 4000, "noise_schedule": "cosine", "use_checkpoint": True})
-    expected = {
-        "network.name": "adm",
-        "network.width": 128,
-        "network.channel_mult": (1, 2, 2, 2),
-        "network.num_res_blocks": 3,
-        "network.attention_resolutions": (16, 8),
-        "network.num_heads": 4,
-        "network.num_heads_upsample": -1,
-        "network.scale_shift_norm": True,
-        "network.conv_resample": True,
-        "network.remat": True,
-        "network.dropout": 0.3,
-        "path.name": "ddpm",
-        "path.schedule": "cosine",
-        "path.n": 4000,
-        "model.prediction": "noise",
-        "model.time": "t",
-        "model.time_scale": 1000.0,
-        "model.time_shift": -0.25,
-        "model.low_res": 0,
-        "model.learn_sigma": True,
-        "model.class_conditional": False,
-        "data.image_shape": (32, 32, 3),
-        "data.num_classes": 0,
-    }
-    training = {key: value for key, value in overrides.items() if key not in expected}
-    assert overrides == expected | training
-    assert training == {
-        "training.objective": "hybrid",
-        "training.vlb_weight": 1e-3,
-        "training.variance": "range",
-        "data.uniform_dequantization": False,
-        "model.ema_rate": (0.9999,),
-        "model.ema_warmup": False,
-        "training.batch_size": 1,
-        "training.log_freq": 10,
-        "training.snapshot_freq": 10_000,
-        "training.time_sampler.name": "grid",
-        "training.time_sampler.n": 4000,
-        "training.smallest_time": 0.0,
-        "optim.optimizer": "AdamW",
-        "optim.lr": 1e-4,
-        "optim.weight_decay": 0.0,
-        "optim.warmup": 0,
-        "optim.grad_clip": 0.0,
-        "sampling.name": "ancestral",
-        "sampling.n_steps": 4000,
-        "sampling.t_min": 0.0,
-        "sampling.variance": "range",
-        "sampling.respacing": "",
-    }
+    overrides = SOURCE.translate(FLAGS)
+    training = {key: value for key, value in overrides.items() if key not in MODEL}
+    assert overrides == MODEL | training and training == TRAINING
 
 
 @pytest.mark.parametrize(
