@@ -1,6 +1,7 @@
 """The command line, `score-flow` or main.py: flags, modes, exit codes."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -130,6 +131,7 @@ class Help(argparse.Action):
     def __call__(self, parser, *arguments) -> None:
         from score_flow.config.loading import explain
 
+        gc.disable()  # the program ends here; to collect while its modules load is a tenth of the wait
         parser.epilog = EPILOG + explain()
         parser.print_help()
         parser.exit()

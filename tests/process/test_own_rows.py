@@ -107,8 +107,8 @@ def test_a_weighting_of_ones_own_sees_what_it_asks_for(lab):
     [
         ("model.prediction=lab_of_rows.cubic", "config.model.prediction is .* no Prediction but function"),
         ("training.weighting=lab_of_rows.number", "config.training.weighting is .* no function but int"),
-        ("training.weighting=lab_of_rows.none", "has no none, which plug-ins export"),
-        ("training.time_sampler.name=no_lab.late", "time_sampler.name is 'no_lab.late'; no_lab cannot be imp"),
+        ("training.weighting=lab_of_rows.none", "lab_of_rows has no none"),
+        ("training.time_sampler.name=no_lab.late", "time_sampler.name is 'no_lab.late'; there is no package no_lab"),
     ],
 )
 def test_what_is_no_such_row_is_refused_in_one_line(lab, flag, said):

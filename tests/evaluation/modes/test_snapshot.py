@@ -52,7 +52,7 @@ def test_a_signal_ends_it_at_once(model, tmp_path, monkeypatch, number):
     run, params, guide = model
     drawn = []
 
-    def slow(*arguments):
+    def slow(*arguments, **named):
         def draw(params, guide, control, indices):
             drawn.append(indices)
             os.kill(os.getpid(), number)
