@@ -15,6 +15,7 @@ from sampling import base
 from sampling import reverse_sde as sde
 from sampling.flow import Solver, flow
 from sampling.guided import ClassifierFree, Extrapolation
+from sampling.sde import build
 from score_flow.model import Denoiser, Model
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.prediction import velocity as velocity_prediction
@@ -117,7 +118,7 @@ def run(row, denoiser, x, noises, monkeypatch):
     t_min, t_max = ends(row)
     if row["mode"] == "sde":
         n, size = row["num_steps"] - 1, row["last_step_size"]
-        sampler = sde.build(
+        sampler = build(
             t_min, t_max, n, method=SDE_METHODS[row["method"]],
             diffusion=row["diffusion_form"], norm=row["diffusion_norm"], last_step=row["last_step"].lower(),
             last_step_size=size, bounded=False,
