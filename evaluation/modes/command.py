@@ -21,7 +21,8 @@ config, data or files, a full disk, or too little memory (one line says which); 
 finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on; 76 another process
 of this run is lost: start all of them again.
 
-several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
+several processes: those of SLURM (srun), OpenMPI (mpirun), a TPU slice or several join each other; else set
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each. SCORE_FLOW_ALONE=1: one process, whoever started it.
 
 """
 
