@@ -4,13 +4,16 @@ This file, launchers.py, sharding.py, peers.py and data/pipeline.py are the only
 processes exist.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax._src import distributed, hardware_utils
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from score_flow.runs import launchers
 from score_flow.runs.files import first_line
@@ -81,6 +84,42 @@ def unused_device() -> str | None:
 def agree(flag: bool) -> bool:
     """Return True on every process when the flag is true on any."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+class Ahead:
+    """Questions that all processes of a loop answer alike, each with yes when one of them says yes.
+
+    Several processes send their words of this loop and read those of the last one, which came before the step that the
+    devices are at: so none waits for its step, and a yes counts a loop later. One alone hears itself at once.
+    """
+
+    def __init__(self, **questions: Callable[[], bool]):
+        self._questions = questions
+        self._sent: jax.Array | None = None
+        self.answers = dict.fromkeys(questions, False)
+
+    def ask(self) -> dict[str, bool]:
+        """Ask all of them once more; all processes must."""
+        words = np.array([question() for question in self._questions.values()], np.bool_)
+        if jax.process_count() > 1:
+            before, self._sent = self._sent, said_by_any(words)
+            words = np.zeros_like(words) if before is None else np.asarray(before)
+        self.answers = dict(zip(self._questions, words.tolist(), strict=True))
+        return self.answers
+
+
+def said_by_any(words: np.ndarray) -> jax.Array:
+    """Return, of flags of every process, which are true on any: an array that is still to come."""
+    spread, reduce = _reduction()
+    shape = (jax.device_count(), *words.shape)
+    return reduce(jax.make_array_from_callback(shape, spread, lambda index: words[None]))
+
+
+@functools.cache
+def _reduction() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(lambda words: words.any(0), out_shardings=whole)
 
 
 def is_main() -> bool:

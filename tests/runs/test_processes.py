@@ -13,6 +13,7 @@ import sys
 import threading
 
 import jax
+import numpy as np
 import pytest
 
 from score_flow.runs import processes
@@ -36,6 +37,9 @@ def work():
     try:
         processes.initialise()
         last = processes.agree(jax.process_index() == jax.process_count() - 1)
+        if jax.process_count() > 1:
+            ahead = processes.Ahead(stop=iter([False, jax.process_index() == 1, False]).__next__)
+            print("stop:", [ahead.ask()["stop"] for _ in range(3)])
         print(f"joined {jax.process_index()} of {jax.process_count()}: {last}")
         jax.distributed.shutdown() if jax.process_count() > 1 else None
         return 0
@@ -154,6 +158,7 @@ def check_joined(results, name):
     assert [code for code, _ in results] == [0, 0], results
     assert f"2 processes ({name}), 4 devices" in results[0][1]
     assert all(f"joined {i} of 2: True" in lines for i, (_, lines) in enumerate(results)), results
+    assert all("stop: [False, False, True]" in lines for _, lines in results)
     assert not [line for line in results[1][1] if line.startswith("2 processes")]  # it is said once
 
 
@@ -206,3 +211,28 @@ def test_a_device_that_jax_does_not_see_is_said(monkeypatch, chips, gpu, platfor
     finally:
         jax.config.update("jax_platforms", asked)
     assert said in found if said else found is None
+
+
+class Late:
+    """What processes said, which may be looked at only once they have said something more."""
+
+    newest = None
+
+    def __init__(self, words):
+        self.words, Late.newest = words, self
+
+    def __array__(self, dtype=None, copy=None):
+        assert Late.newest is not self, "it waits for its own step"
+        return np.array(self.words, dtype)
+
+
+def test_a_loop_reads_the_answers_of_the_one_before_and_waits_for_none_of_its_own(monkeypatch):
+    said = {"stop": [False, True, False, False], "save": [True, False, False, False]}
+    alone = processes.Ahead(**{name: iter(words).__next__ for name, words in said.items()})
+    answers = [dict(zip(said, words, strict=True)) for words in zip(*said.values(), strict=True)]
+    assert [alone.ask() for _ in range(4)] == answers
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "said_by_any", Late)
+    several = processes.Ahead(**{name: iter(words).__next__ for name, words in said.items()})
+    assert [several.ask() for _ in range(4)] == [dict.fromkeys(said, False), *answers[:3]]
+    assert several.answers == answers[2]
