@@ -53,8 +53,14 @@ class Peers:
 
     def end(self, which: str) -> None:
         """Say which process was lost, and leave at once: what waits for it would wait for ever."""
+        limit = threading.Timer(10.0, self._leave_now, [which])  # where() reads a disk
+        limit.daemon = True
+        limit.start()
         with contextlib.suppress(Exception):
             which = f"{which} is lost: start all processes again with the same command{self.where()}"
+        self._leave_now(which)
+
+    def _leave_now(self, which: str) -> None:
         os.write(2, f"\nerror: {which}.\n".encode())
         os._exit(EXIT_PEER_LOST)
 
