@@ -229,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     except Preempted as error:
         return report(error, EXIT_PREEMPTED, "stopped")
     except UserError as error:
+        peers.leave_if_broken(error)  # a save that another process left is none that the disk refused
         return report(error, EXIT_USER_ERROR)
     except OSError as error:
         return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)

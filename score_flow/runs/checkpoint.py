@@ -210,7 +210,7 @@ def _join_writers() -> None:
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
-    """Find the newest step that was saved in a workdir, looking at names alone."""
+    """Find the newest step that was saved in a workdir, by names alone: jax may be past answering."""
     return max((step for name in FOLDERS for step in manifest.steps(Path(workdir) / name)), default=None)
 
 

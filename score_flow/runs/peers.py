@@ -16,6 +16,7 @@ from typing import Any
 
 EXIT_PEER_LOST = 76
 BEAT, LOST = 2.0, 30.0  # seconds between two counts; without a new one a process is lost
+SAID = 10.0  # seconds in which the last line is made
 PREFIX = "score_flow/alive"
 LEAVING = "leaving"  # in place of a count: this process is done
 
@@ -53,7 +54,7 @@ class Peers:
 
     def end(self, which: str) -> None:
         """Say which process was lost, and leave at once: what waits for it would wait for ever."""
-        limit = threading.Timer(10.0, self._leave_now, [which])  # where() reads a disk
+        limit = threading.Timer(SAID, self._leave_now, [which])  # where() reads a disk
         limit.daemon = True
         limit.start()
         with contextlib.suppress(Exception):
