@@ -23,6 +23,17 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 install_import_hook(["score_flow", "sampling", "evaluation"], "beartype.beartype")
 
 
+# Two workers take a file each: the longest go first, or one worker waits for the other's last.
+FIRST = (
+    "test_resume.py", "test_resume_evaluation.py", "test_docs.py", "test_install.py", "test_plugins.py", "test_face.py"
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, the others in their order."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 def pytest_collection_finish():
     """What is loaded by now stays: the collector need not look at it again and again."""
     gc.collect()

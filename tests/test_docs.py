@@ -115,7 +115,8 @@ def gallery(place):
     assert main(["--workdir=runs/gallery", "--mode=eval", *others, "--config.eval.jobs=('trajectory',)"]) == 0
 
 
-LONG = {"combine", "data", "evaluation", "guidance", "machines"}  # run with the slow tests; the quick read their flags
+# These run with the slow tests; the quick ones read their flags.
+LONG = {"combine", "data", "evaluation", "guidance", "machines", "python"}
 RUN = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG), id=p.stem) for p in PAGES if blocks(p)]
 
 
