@@ -129,7 +129,7 @@ def test_options_of_slurm():
 @pytest.mark.slow
 def test_a_job_of_slurm_trains(tmp_path):
     """Two tasks make one run of the digits."""
-    variables = environment()
+    variables = {name: environment()[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS")}
     flags = [*TINY, "--config.training.n_iters=4", f"--workdir={tmp_path / 'run'}", "--mode=train"]
     slurm(tmp_path, sys.executable, *flags, **variables)
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
