@@ -1,9 +1,17 @@
 # make demo: train, evaluate and report on the embedded digits.  make test: the tests.  Needs Python >= 3.11 and make.
+# make install DEVICE=cuda13: into .venv, with the jax of a device: cpu (as the others do), cuda12, cuda13, tpu.
 PYTHON ?= python3
+DEVICE ?= cpu
+REQUIREMENTS = requirements$(patsubst %,-%,$(filter-out cpu,$(DEVICE))).txt
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo gallery test test-all lint bench clean
+.PHONY: install demo gallery test test-all lint bench clean
+
+install: $(VENV)/bin/python
+	@test -f $(REQUIREMENTS) || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=train

@@ -188,9 +188,9 @@ LOOP, *TOGETHER = sorted(lines(ROOT / "docs/guide/machines.md", "sh"), key=lambd
 
 
 def test_the_loop_of_a_job_script(tmp_path):
-    """It starts the command again after a stop that saved, and after nothing else."""
+    """It starts the command again after a stop that saved, a loss and a kill, and after nothing else."""
     program, starts = tmp_path / "python", tmp_path / "starts"
-    for codes, n in (((75, 75, 0), 3), ((75, 2), 2)):
+    for codes, n in (((75, 76, 137, 75, 0), 5), ((75, 2), 2)):
         starts.write_text("")
         program.write_text(
             f"#!/bin/bash\necho >> {starts}\ncodes=({' '.join(map(str, codes))})\n"

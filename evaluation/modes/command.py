@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 1, 2, 3, 75
+EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE = 1, 2, 3  # preemption.py and peers.py have 75 and 76
 ABOUT = "Train, sample and evaluate: %(prog)s --config=configs/digits.py --workdir=runs/digits --mode=train"
 EPILOG = """exit codes: 0 done; 1 reproduce: another figure than the expected one; 2 a mistake in flags,
 config, data or files, a full disk, or too little memory (one line says which); 3 the loss, a weight or a result was not
-finite; 75 stopped by SIGTERM or Ctrl-C with everything saved: run the same command again to go on; 76 another process
-of this run is lost: start all of them again.
+finite; 75 stopped by SIGTERM or Ctrl-C with everything saved (by a second SIGTERM: at once, with what was saved
+before): run the same command again to go on; 76 another process of this run is lost: start all of them again.
 
-several processes: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each (a TPU pod needs nothing).
+several processes: those of SLURM (srun), OpenMPI (mpirun), a TPU slice or several join each other; else set
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each. SCORE_FLOW_ALONE=1: one process all the same.
 
 """
 
@@ -217,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code of a run, of the command line's flags if none are given; mistakes are one line, no traceback."""
     options, overrides = flags(sys.argv[1:] if argv is None else argv)
     from score_flow.runs import files, memory, peers
+    from score_flow.runs.preemption import EXIT_PREEMPTED
     from score_flow.types import NonFinite, Preempted, UserError
 
     sys.unraisablehook = files.quiet(sys.__unraisablehook__)
@@ -225,8 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     except NonFinite as error:
         return report(error, EXIT_NON_FINITE)
     except Preempted as error:
-        return report(error, EXIT_PREEMPTED)
+        return report(error, EXIT_PREEMPTED, "stopped")
     except UserError as error:
+        peers.leave_if_broken(error)  # a save that another process left is none that the disk refused
         return report(error, EXIT_USER_ERROR)
     except OSError as error:
         return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
-def report(what: object, code: int) -> int:
+def report(what: object, code: int, kind: str = "error") -> int:
     """Say in one line why the run ends, and return its exit code."""
-    print(f"\n{'stopped' if code == EXIT_PREEMPTED else 'error'}: {what}", file=sys.stderr, flush=True)
+    print(f"\n{kind}: {what}", file=sys.stderr, flush=True)
     return code

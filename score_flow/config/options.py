@@ -104,6 +104,9 @@ class TrainOptions(Section):
     snapshot_freq_for_preemption: int = option(
         5000, "steps between resumable checkpoints (checkpoints-meta/), newest two kept", least=0
     )
+    save_minutes: float = option(
+        15.0, "... and at the latest so many minutes after the last save; 0 = by steps alone", least=0, most=1e6
+    )
     snapshot_sampling: bool = option(True, "draw a sheet of samples at each milestone")
     objective: str = option(
         "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",

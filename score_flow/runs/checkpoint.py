@@ -210,9 +210,8 @@ def _join_writers() -> None:
 
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
-    """Find the newest step that was saved in a workdir, looking at names alone."""
-    folders = (Checkpoints(Path(workdir) / name) for name in FOLDERS)
-    return max((step for folder in folders for step in folder.steps()), default=None)
+    """Find the newest step that was saved in a workdir, by names alone: jax may be past answering."""
+    return max((step for name in FOLDERS for step in manifest.steps(Path(workdir) / name)), default=None)
 
 
 def good_states(

@@ -16,6 +16,7 @@ from typing import Any
 
 EXIT_PEER_LOST = 76
 BEAT, LOST = 2.0, 30.0  # seconds between two counts; without a new one a process is lost
+SAID = 10.0  # seconds in which the last line is made
 PREFIX = "score_flow/alive"
 LEAVING = "leaving"  # in place of a count: this process is done
 
@@ -53,8 +54,14 @@ class Peers:
 
     def end(self, which: str) -> None:
         """Say which process was lost, and leave at once: what waits for it would wait for ever."""
+        limit = threading.Timer(SAID, self._leave_now, [which])  # where() reads a disk
+        limit.daemon = True
+        limit.start()
         with contextlib.suppress(Exception):
             which = f"{which} is lost: start all processes again with the same command{self.where()}"
+        self._leave_now(which)
+
+    def _leave_now(self, which: str) -> None:
         os.write(2, f"\nerror: {which}.\n".encode())
         os._exit(EXIT_PEER_LOST)
 

@@ -1,79 +1,125 @@
 """The processes of a run: how they find each other, which one speaks, and how they agree.
 
-This file, sharding.py, peers.py and data/pipeline.py are the only ones that know that devices or processes exist.
+This file, launchers.py, sharding.py, peers.py and data/pipeline.py are the only ones that know that devices or
+processes exist.
 """
 
+import functools
 import os
-import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax._src import distributed
+from jax._src import distributed, hardware_utils
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from score_flow.runs import launchers
+from score_flow.runs.files import first_line
+from score_flow.runs.launchers import Launch
 from score_flow.runs.peers import EXIT_PEER_LOST, WATCH, Peers, answering
 from score_flow.types import UserError
 
-PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of a process among the others
+START = 300  # seconds in which all processes must have started
 
 
 def initialise() -> Peers | None:
     """Join the other processes of this run, if there are any: the watch over them, which ends this one with the others.
 
-    On a TPU pod jax finds them itself; elsewhere set JAX_COORDINATOR_ADDRESS=host:port,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    What was found is printed. Raises UserError where a launcher started several and they cannot be joined.
     """
     # Our own SIGTERM flag is agreed on once a loop (Preemption): orbax's waits for an exact counter value.
     jax.config.update("jax_enable_preemption_service", False)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # Several host devices share a few threads: two programs in flight can wait for each other in a collective.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if place := place_of(os.environ):
-        return _join(*place)
-    if "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
-        return _join()
-    return None
+    launch = launchers.launch_of(os.environ)
+    peers = _join(launch) if launch else None
+    if distributed.global_state.num_processes == 1:
+        launchers.refuse_unjoined(os.environ)
+    elif is_main():
+        print(f"{jax.process_count()} processes ({launch.name}), {jax.device_count()} devices", flush=True)
+    if unused := unused_device():
+        print(f"warning: {unused}", file=sys.stderr, flush=True)
+    return peers
 
 
-def _join(*place: str | int) -> Peers:
+def _join(launch: Launch) -> Peers:
     with answering(lambda: WATCH[0].broken() if WATCH else os._exit(EXIT_PEER_LOST)):
-        jax.distributed.initialize(*place, heartbeat_timeout_seconds=60)
+        try:
+            jax.distributed.initialize(
+                **launch.arguments, heartbeat_timeout_seconds=60, initialization_timeout=START
+            )
+        except (RuntimeError, ValueError, KeyError, ImportError) as error:
+            if (state := distributed.global_state).client is not None:  # which would wait again at the end
+                which = f"process {state.process_id} of {state.num_processes} ({launch.name})"
+                where = f"at {state.coordinator_address} within {START} seconds"
+                os.write(2, f"\nerror: {which} did not meet all others {where}: start all together.\n".encode())
+                os._exit(EXIT_PEER_LOST)
+            why = first_line(error)
+            raise UserError(f"the processes of this run ({launch.name}) cannot join each other: {why}") from error
     WATCH.append(Peers(distributed.global_state.client, jax.process_index()))
     return WATCH[0]
 
 
-def place_of(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
-    """(address of process 0, number of processes, own number) by the environment; None for a process on its own.
-
-    Raises UserError where a variable is missing, empty or out of range.
-    """
-    given = [name for name in PLACE if name in environment]
-    if not given:
+def unused_device() -> str | None:
+    """Say which device of this machine jax computes without, unless JAX_PLATFORMS asks for the CPU."""
+    if jax.config.jax_platforms == "cpu":
         return None
-    if missing := [name for name in PLACE if name not in given]:
-        raise UserError(f"a run of several processes needs {', '.join(PLACE)}; missing: {', '.join(missing)}.")
-    address = environment[PLACE[0]]
-    port = re.fullmatch(r"(?:\[[\da-fA-F:.]+\]|[^\s:/]+):(\d{1,5})", address.strip(), re.ASCII)
-    if not port or not 1 <= int(port[1]) <= 65535:
-        raise UserError(f"{PLACE[0]} is {address!r}; allowed: HOST:PORT of process 0, a port being 1 to 65535.")
-    count = _integer(environment, PLACE[1], 1, None)
-    return address.strip(), count, _integer(environment, PLACE[2], 0, count - 1)
-
-
-def _integer(environment: Mapping[str, str], name: str, least: int, most: int | None) -> int:
-    """Return the integer that a variable holds."""
-    text = environment[name].strip()
-    value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else -1
-    if value < least or (most is not None and value > most):
-        allowed = f"an integer from {least} on" if most is None else f"an integer from {least} to {most}"
-        raise UserError(f"{name} is {environment[name]!r}; allowed: {allowed}.")
-    return value
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        what, extra = "a TPU", "tpu"
+    elif hardware_utils.has_visible_nvidia_gpu():
+        what, extra = "an NVIDIA GPU", "cuda13"
+    else:
+        return None
+    if jax.default_backend() != "cpu":
+        return None
+    return (
+        f'there is {what}, and jax sees only the CPU: pip install "jax[{extra}]" (make install DEVICE={extra}); '
+        "JAX_PLATFORMS=cpu if that is meant."
+    )
 
 
 def agree(flag: bool) -> bool:
     """Return True on every process when the flag is true on any."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+class Ahead:
+    """Questions that all processes of a loop answer alike, each with yes when one of them says yes.
+
+    Several processes send their words of this loop and read those of the last one, which came before the step that the
+    devices are at: so none waits for its step, and a yes counts a loop later. One alone hears itself at once.
+    """
+
+    def __init__(self, **questions: Callable[[], bool]):
+        self._questions = questions
+        self._sent: jax.Array | None = None
+        self.answers = dict.fromkeys(questions, False)
+
+    def ask(self) -> dict[str, bool]:
+        """Ask all of them once more; all processes must."""
+        words = np.array([question() for question in self._questions.values()], np.bool_)
+        if jax.process_count() > 1:
+            before, self._sent = self._sent, said_by_any(words)
+            words = np.zeros_like(words) if before is None else np.asarray(before)
+        self.answers = dict(zip(self._questions, words.tolist(), strict=True))
+        return self.answers
+
+
+def said_by_any(words: np.ndarray) -> jax.Array:
+    """Return, of flags of every process, which are true on any: an array that is still to come."""
+    spread, reduce = _reduction()
+    shape = (jax.device_count(), *words.shape)
+    return reduce(jax.make_array_from_callback(shape, spread, lambda index: words[None]))
+
+
+@functools.cache
+def _reduction() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(lambda words: words.any(0), out_shardings=whole)
 
 
 def is_main() -> bool:

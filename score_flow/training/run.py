@@ -21,7 +21,7 @@ from score_flow.model import count_parameters
 from score_flow.runs import memory
 from score_flow.runs.files import write_whole
 from score_flow.runs.preemption import Preemption
-from score_flow.runs.processes import is_main
+from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.progress import MetricLog
 from score_flow.runs.sharding import batch_sharding, multiple, replicated, state_shardings
 from score_flow.runs.workdir import write_config
@@ -60,10 +60,11 @@ def train(run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fi
             closing.callback(each.close)
         needed = functools.partial(_needed, steps, shapes, run.train_source, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
+        asked = saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
         step, state = fit(
             state, steps, batches,
             start=start, n_steps=options.n_iters, n_jitted_steps=options.n_jitted_steps,
-            hooks=hooks, preemption=preemption,
+            hooks=hooks, stop=lambda: asked.ask()["stop"],
         )  # fmt: skip
         saver.finish(step, state, milestone=step == options.n_iters)
     if step < options.n_iters:

@@ -1,6 +1,7 @@
 """What a run saves and goes on from: resumable states and milestones."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from score_flow.config.loading import differences
 from score_flow.config.options import Config
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
+from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.sharding import to_host
 from score_flow.training.recorder import Recorder
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
@@ -30,7 +32,9 @@ class Saver:
         self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
         self.milestones = Checkpoints(workdir / "checkpoints")
         self.recorder: Recorder | None = None
+        self.asked = Ahead(save=self.due)  # or what the loop asks, with this among it
         self._snapshot, self._options = snapshot, config.training
+        self._since = time.monotonic()  # the last save began, or was asked for
         self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
         self._saved |= {"data": facts} if facts else {}
 
@@ -42,8 +46,15 @@ class Saver:
         if crossed(self._options.snapshot_freq, previous, step):
             self._save(self.milestones, step, state)
             self._draw(step, state)
-        elif crossed(self._options.snapshot_freq_for_preemption, previous, step):
+        elif crossed(self._options.snapshot_freq_for_preemption, previous, step) or self.asked.answers["save"]:
             self._save(self.meta, step, state)
+
+    def due(self) -> bool:
+        """Say, by the clock of the main process, whether a state is to be saved now; once for each time that it is."""
+        minutes, now = self._options.save_minutes, time.monotonic()
+        late = is_main() and minutes > 0 and now - self._since >= 60 * minutes
+        self._since = now if late else self._since
+        return late
 
     def finish(self, step: int, state: TrainState, milestone: bool) -> None:
         """Save the state that training ends with, and wait for it."""
@@ -95,6 +106,7 @@ class Saver:
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
         self.recorder.flush()  # a state is saved only when every step up to it was finite,
         check_state(step, state)  # and what they left
+        self._since = time.monotonic()
         checkpoints.save(step, _items(state), self._saved, wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.losses.base import Loss
-from score_flow.runs.preemption import Preemption
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
 from score_flow.types import Batch, NonFinite, Params
@@ -164,14 +163,14 @@ def fit(
     n_steps: int,
     n_jitted_steps: int,
     hooks: Sequence[Hook],
-    preemption: Preemption,
+    stop: Callable[[], bool],
 ) -> tuple[int, TrainState]:
-    """Train from step `start` to n_steps, n_jitted_steps at a time (fewer at the end), or until pre-empted.
+    """Train from step `start` to n_steps, n_jitted_steps at a time (fewer at the end), or until stop(), asked a loop.
 
     Returns the step reached and its state. Never waits for the device itself.
     """
     step = start
-    while step < n_steps and not preemption.agreed():
+    while step < n_steps and not stop():
         k = min(n_jitted_steps, n_steps - step)
         state, metrics = train_steps(state, batches(step, k))
         previous, step = step, step + k

@@ -1,10 +1,11 @@
 """A process that stops counting is found and named, one that is done or merely slow is not."""
 
+import threading
 import time
 
 import pytest
 
-from score_flow.runs import peers
+from score_flow.runs import checkpoint, peers
 
 
 class Store:
@@ -82,3 +83,28 @@ def test_this_process_says_when_it_leaves(watch):
     one._leave()
     time.sleep(0.2)
     assert store.words[f"{peers.PREFIX}/0"].endswith(peers.LEAVING) and not ended
+
+
+def test_the_last_line_does_not_wait_for_a_disk(monkeypatch, capfd):
+    """The process ends also where the newest state cannot be found."""
+    left, found = [], threading.Event()
+    monkeypatch.setattr(peers, "SAID", 0.1)
+    monkeypatch.setattr(peers.os, "_exit", left.append)
+    one = peers.Peers(Store(), 0)
+    one.where = lambda: found.wait(10) and "; at last"
+    ending = threading.Thread(target=one.end, args=["process 1"])
+    ending.start()
+    wait_for(left, 10.0)
+    assert left == [76] and capfd.readouterr().err == "\nerror: process 1.\n"
+    found.set()
+    ending.join()
+    one._leaving = True
+
+
+def test_the_newest_step_is_found_without_jax_or_orbax(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "Checkpoints", None)
+    assert checkpoint.newest_step(tmp_path) is None
+    for name in ("checkpoints/20", "checkpoints-meta/30", "checkpoints-meta/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.manifest.json").touch()
+    assert checkpoint.newest_step(tmp_path) == 30

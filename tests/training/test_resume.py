@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.launch import finish, launch, losses, run, run_together, start_together, weights
+from tests.launch import finish, launch, losses, places, run, run_together, start_together, weights
 
 # A resumable state, a later one with one to replace, the milestone at the end.
 KILLS = [f"{kind}:{step}:SIGKILL" for step in (10, 30, 40) for kind in ("saving", "hashing", "replacing")]
@@ -161,3 +161,19 @@ def test_a_lost_process_ends_the_others_in_one_line(tmp_path, cache, victim):
     assert len(said) == 1 and f"process {victim} " in said[0] and "the newest state is of step" in said[0]
     assert "Traceback" not in output and "terminate" not in output
     run(tmp_path, f"--config.training.n_iters={saved(tmp_path)[-1] + 1}", cache=cache)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_save_by_the_clock_of_one(whole, tmp_path, cache):
+    """SIGTERM to one of two: both leave with 75 at one step; a SIGKILL costs the steps since the clock's last save."""
+    flags = ("--config.training.snapshot_freq_for_preemption=0", "--config.training.save_minutes=0.002")
+    for moment, codes in (("step:17:SIGTERM", (75, 75)), ("step:31:SIGKILL", (76, -9))):
+        started = zip(("none", moment), places(2), strict=True)
+        both = [launch(tmp_path, *flags, cache=cache, moment=when, **place) for when, place in started]
+        for process, code in zip(both, codes, strict=True):
+            finish(process, code)
+        assert saved(tmp_path)
+        assert moment.endswith("KILL") or saved(tmp_path)[-1] == 19  # a loop after that of step 18
+    assert saved(tmp_path)[-1] > 19
+    run_together(2, tmp_path, *flags, cache=cache)
+    assert largest_difference(tmp_path, whole) <= 1e-6

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from score_flow import __version__
 from score_flow.config.loading import load
 from score_flow.runs import manifest
 from score_flow.runs.sharding import make_mesh, state_shardings, to_host
+from score_flow.training import saver as saver_module
 from score_flow.training.saver import Saver
 from score_flow.training.steps import Metrics
 from score_flow.types import NonFinite, UserError
@@ -211,3 +213,47 @@ def test_a_state_that_an_older_version_saved_not_finite_is_passed_over(tmp_path,
     assert_is(state, 20)
     assert "checkpoints-meta/30 holds numbers that are not finite" in capsys.readouterr().out
     run.saver.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, in minutes, as a saver sees it."""
+    minutes = [0.0]
+    monkeypatch.setattr(saver_module, "time", types.SimpleNamespace(monotonic=lambda: 60 * minutes[0]))
+    return minutes
+
+
+def by_the_clock(run, clock, minutes):
+    """The steps that are saved when each takes so long."""
+    for step in range(1, 11):
+        run.saver.asked.ask()
+        run.train(step)
+        clock[0] += minutes
+    return run.saver.meta.steps(), run.saver.milestones.steps()
+
+
+@pytest.mark.parametrize(
+    "limit, minutes, expected", [(15, 6, [7, 10]), (15, 0.5, []), (0, 1000, []), (0.1, 1, [9, 10])]
+)
+def test_a_state_is_saved_at_the_latest_so_many_minutes_after_the_last(tmp_path, clock, limit, minutes, expected):
+    """A loop asks before its step; the newest two are kept."""
+    flags = [f"--config.training.{name}=0" for name in ("snapshot_freq", "snapshot_freq_for_preemption")]
+    run = Run(tmp_path, *flags, f"--config.training.save_minutes={limit}")
+    assert by_the_clock(run, clock, minutes) == (expected, [])
+
+
+def test_a_save_by_steps_begins_the_minutes_anew(tmp_path, clock):
+    flags = ["--config.training.snapshot_freq=4", "--config.training.snapshot_freq_for_preemption=0"]
+    run = Run(tmp_path, *flags, "--config.training.save_minutes=15")
+    assert by_the_clock(run, clock, 4) == ([], [4, 8])
+
+
+def test_the_clock_of_the_main_process_decides_and_asks_once(tmp_path, clock, monkeypatch):
+    run = Run(tmp_path, "--config.training.save_minutes=15")
+    clock[0] = 16
+    assert [run.saver.due() for _ in range(3)] == [True, False, False]
+    clock[0] = 32
+    monkeypatch.setattr(saver_module, "is_main", lambda: False)
+    assert not run.saver.due()
+    run.saver.asked.answers["save"] = True  # by the main process
+    assert run.train(3).saver.meta.steps() == [3]

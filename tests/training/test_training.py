@@ -251,12 +251,11 @@ def test_signals_set_the_flag_and_handlers_come_back():
 
 def looped(start, n_steps, k, stop_after=None):
     """(step reached, what was called) of fit() with two hooks, pre-empted after a step."""
-    calls, preemption = [], Preemption()
+    calls = []
 
     def hook(name):
         def call(previous, step, state, metrics):
             calls.append((name, previous, step, int(state.step)))
-            preemption.signalled |= step == stop_after
 
         return call
 
@@ -276,7 +275,7 @@ def looped(start, n_steps, k, stop_after=None):
         n_steps=n_steps,
         n_jitted_steps=k,
         hooks=[hook("first"), hook("second")],
-        preemption=preemption,
+        stop=lambda: bool(calls) and calls[-1][2] == stop_after,
     )
     assert state.step == step
     return step, calls
