@@ -170,6 +170,7 @@ def test_the_command_trains_and_evaluates_with_a_package_of_one_s_own(installed)
     assert results["samples"]["network_calls_per_sample"] == 4
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme_run_there(installed):
     """On the run of the test before, whose network is small."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

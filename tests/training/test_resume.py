@@ -61,6 +61,7 @@ def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
     """1 device -> 8 -> 8 with fsdp -> 2 processes of 4 -> 1: each goes on from the one before; same losses."""
 

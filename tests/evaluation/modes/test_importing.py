@@ -132,6 +132,7 @@ def test_names_of_bare_files_say_what_they_hold():
     assert published.checkpoint.step == int(file.stem.rpartition("_")[2]) > 0
 
 
+@pytest.mark.slow
 def test_import_then_sample_then_likelihood_from_the_command_line(tmp_path, capsys):
     """The smallest SiT, with its settings; its file holds both kinds of weights."""
     if "sit/models" not in CASES:
