@@ -190,6 +190,7 @@ def test_bits_per_dim_are_those_of_the_job(run, workdir, digits):
     assert np.array_equal(few, bits[40:80])
 
 
+@pytest.mark.slow
 def test_decoding_undoes_encoding_and_interpolation_is_that_of_the_job(run, workdir, digits):
     images, label = digits["image"][:8], digits["label"][:8]
     z = run.encode(images, labels=label)
@@ -265,6 +266,7 @@ def test_mistakes_are_one_line(run, mistake):
 # ---- published weights
 
 
+@pytest.mark.slow
 def test_published_weights_with_and_without_a_workdir(tmp_path, capsys):
     file, settings = CASES["sit/models"]
     reference = tmp_path / "settings.json"

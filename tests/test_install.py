@@ -156,6 +156,7 @@ print(json.dumps(found))
     assert licence == "Apache-2.0" and heavy == [] and found == recipes()
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_evaluates_with_a_package_of_one_s_own(installed):
     command = ("score-flow", "--workdir=runs/x", "--config=configs/digits.py", *FLAGS)
     said = installed.run(*command, "--mode=train", "--config.path.name=my_lab.cubik", expected=2)

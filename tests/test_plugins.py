@@ -261,6 +261,7 @@ def own_tests(project: Path, folders: tuple[str, ...], names: tuple[str, ...], m
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_projects_own_tests_pass_on_some_of_them(project):
     own_tests(project, ("tests/paths",), ("cubic",), "not slow")
 

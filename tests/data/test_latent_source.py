@@ -93,6 +93,7 @@ def test_a_step_sees_fresh_draws(encoded):
     assert np.abs(z.std(axis=0) - 1).max() < 5 / 8000**0.5
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(encoded, tmp_path, capsys):
     """A model of latents trains, draws decoded sheets, and is evaluated; without the autoencoder it says what to do."""
     flags = ["--config=configs/base.py", f"--workdir={tmp_path}", *of_latents(encoded)]
