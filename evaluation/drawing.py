@@ -1,6 +1,5 @@
 """The one way in which samples are drawn, for every job that shows or judges them."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from sampling.base import Sampler, Stream, example_keys
 from score_flow.config import registries
-from score_flow.config.components import Component, find, with_defaults
+from score_flow.config.components import Component, with_defaults
 from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
 from score_flow.types import NonFinite
@@ -59,7 +58,7 @@ def described(section: Component) -> str:
     A file of sampling/ may say it better itself, by a function `described` of those arguments.
     """
     arguments = with_defaults(registries.SAMPLERS, section, "config.sampling").arguments
-    own = getattr(sys.modules[find(registries.SAMPLERS, section, "config.sampling").__module__], "described", None)
+    own = registries.SAMPLERS.beside(section.name, "described", "config.sampling.name")
     said = own(**arguments) if own else " ".join(f"{name}={_said(value)}" for name, value in arguments.items())
     return f"{section.name} {said}".strip()
 

@@ -1,7 +1,6 @@
-"""From a configuration to the objects of a run: with main.py, train.py and train_deq.py the only reader of configs."""
+"""From a configuration to the objects of a run."""
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -115,8 +114,7 @@ def uses_labels(config: Config) -> bool:
 
 def produced(objective: str) -> Product:
     """Return what training.objective makes: its file says so, unless that is a denoiser."""
-    build = registries.LOSSES.entry(objective, "config.training.objective")
-    return getattr(sys.modules[build.__module__], "PRODUCES", "denoiser")
+    return registries.LOSSES.beside(objective, "PRODUCES", "config.training.objective") or "denoiser"
 
 
 def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Callable[[str], Source]) -> Any:

@@ -53,6 +53,11 @@ class Registry:
             return getattr(importlib.import_module(self.package), self.table)[name]
         return getattr(importlib.import_module(f"{self.package}.{name}"), self.exports)
 
+    def beside(self, name: str, what: str, where: str) -> Any:
+        """What the file of a plug-in exports besides; None where it does not."""
+        self.entry(name, where)
+        return getattr(sys.modules[name if "." in name else f"{self.package}.{name}"], what, None)
+
     def _foreign(self, name: str, where: str) -> Any:
         module, attribute = name.rsplit(".", 1) if self.table else (name, self.exports)
         found = _of_another_package(module, f"{where} is {name!r}", self.names())

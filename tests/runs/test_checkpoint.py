@@ -20,20 +20,6 @@ from score_flow.types import UserError
 from tests.states import DAMAGE, files, items, make_state, write
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("written") / "checkpoints"
-    return directory, write(directory, 5, 10)
-
-
-@pytest.fixture
-def copied(written, tmp_path):
-    """The folder, to damage."""
-    directory, _ = written
-    shutil.copytree(directory, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
-
-
 def assert_equal(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype

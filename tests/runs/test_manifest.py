@@ -9,23 +9,9 @@ import pytest
 from score_flow.runs import manifest
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.types import UserError
-from tests.states import DAMAGE, files, write
+from tests.states import DAMAGE, files
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("written") / "checkpoints"
-    return directory, write(directory, 5, 10)
-
-
-@pytest.fixture
-def copied(written, tmp_path):
-    """The folder, to damage."""
-    directory, _ = written
-    shutil.copytree(directory, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
 
 
 def test_no_flipped_bit_is_silent(copied):
