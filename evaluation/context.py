@@ -78,10 +78,10 @@ class Context:
     sampler: Sampler
     guide: Guidance
     options: EvalOptions
-    directory: Path
+    directory: files.Place
     judged: bool = True
     control: Control | None = None
-    workdir: Path = Path()
+    workdir: files.Place = Path()
     job: str = ""
     key: Key = dataclasses.field(default_factory=dict)
     sampler_said: str = ""
@@ -193,10 +193,10 @@ def build_control(run: Experiment, section: Component) -> Control:
 
 def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params]:
     """Load another run, with the weights of its newest checkpoint; raises UserError if it does not fit."""
-    where, file = f"config.guidance.{field} = {workdir}", Path(workdir) / "config.json"
+    where, file = f"config.guidance.{field} = {workdir}", files.place_of(workdir) / "config.json"
     if not file.is_file():
         raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
-    settings = load(str(file), [])
+    settings = load(str(files.local(file)), [])
     other = dataclasses.replace(experiment(settings), mesh=run.mesh)
     if other.loss.produces != ("classifier" if field == "classifier" else "denoiser"):
         needed = "a classifier (training.objective = classifier)" if field == "classifier" else "a model of images"
@@ -213,12 +213,12 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
             raise UserError(f"{where} has another {what}: {found}, where this run has {ours}.")
     if field == "bad" and theirs > classes:
         raise UserError(f"{where} needs labels, which this run's samples have not.")
-    checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
+    checkpoints, step = checkpoints_of(files.place_of(workdir), 0, 0)[-1]
     return other, load_params(other, which_of(settings), checkpoints, step)
 
 
 def identity_of_run(workdir: str) -> str:
     """Name the weights of another run that guide this one, by their content."""
-    checkpoints, step = checkpoints_of(Path(workdir), 0, 0)[-1]
-    found = identity(which_of(load(str(Path(workdir) / "config.json"), [])), checkpoints, step)
+    checkpoints, step = checkpoints_of(files.place_of(workdir), 0, 0)[-1]
+    found = identity(which_of(load(str(files.local(files.place_of(workdir) / "config.json")), [])), checkpoints, step)
     return f"{found['weights']} of checkpoint {found['checkpoint']}"

@@ -1,6 +1,5 @@
 """The dequantiser that a likelihood is computed with, and the training of the variational one."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
 from score_flow.runs.checkpoint import Checkpoints, target
+from score_flow.runs.files import Place
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
 from score_flow.training import dequantiser as train_deq
@@ -26,7 +26,7 @@ class Chosen(NamedTuple):
     said: dict[str, Any]  # beside a figure
 
 
-def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Path, begun: dict[str, Any]) -> Chosen:
+def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Place, begun: dict[str, Any]) -> Chosen:
     """Build, or load, the dequantiser of a name.
 
     begun: the key of the state that a broken job left, {} without one. It goes on with the variational dequantiser that
@@ -55,7 +55,7 @@ def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDeq
     return VariationalDequantiser(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
-def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Path) -> None:
+def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Place) -> None:
     """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
     folder, t = workdir / train_deq.FOLDER, start_time(options, name)
     if name == "variational" and not any(folder.glob("checkpoints*/*.manifest.json")):
@@ -74,7 +74,7 @@ def start_time(options: EvalOptions, name: str) -> float:
     return options.decoder_time if name == "decoder" and options.decoder_time else options.smallest_time
 
 
-def train_for(run: Experiment, config: Config, workdir: Path) -> None:
+def train_for(run: Experiment, config: Config, workdir: Place) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score = weights.load_params(run, weights.which_of(config), checkpoints, step)
@@ -82,7 +82,7 @@ def train_for(run: Experiment, config: Config, workdir: Path) -> None:
         train_deq.train_dequantiser(run, train_deq.settings(config, step), folder, score)
 
 
-def milestone(workdir: Path, step: int, what: str = "") -> tuple[Checkpoints, int]:
+def milestone(workdir: Place, step: int, what: str = "") -> tuple[Checkpoints, int]:
     """Find the milestone of a step, 0 = the newest; raises UserError where there is none."""
     checkpoints, newest = weights.checkpoints_of(workdir, 0, 0)[-1]
     if not step:

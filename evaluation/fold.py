@@ -4,10 +4,8 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +44,7 @@ class Fold(NamedTuple):
     finish: Callable[[State], dict[str, Any]]
 
 
-def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dict[str, Any]:
+def run(fold: Fold, directory: files.Place, what: str, *, restart: bool = False) -> dict[str, Any]:
     """Read the result of a fold from `directory/result.json`, or compute it from the newest meta-checkpoint on.
 
     The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
@@ -83,14 +81,14 @@ def run(fold: Fold, directory: Path, what: str, *, restart: bool = False) -> dic
     checkpoints.close()
     if is_main():
         files.write_json(result_file, result | {"key": key})
-        shutil.rmtree(directory / ROWS, ignore_errors=True)
+        files.remove(directory / ROWS)
     barrier(f"finish {directory}")
     if stop:
         raise Preempted(f"{what} is done, and stopped; run the same command to go on.")
     return result
 
 
-def held(folder: Path, what: str) -> contextlib.AbstractContextManager[None]:
+def held(folder: files.Place, what: str) -> contextlib.AbstractContextManager[None]:
     """Keep a folder to this process while it writes there; raises UserError while another has it."""
     return hold(folder, what) if is_main() else contextlib.nullcontext()
 
@@ -123,10 +121,11 @@ class Rows:
     """Arrays on disk, an .npy file each, whose rows are written in any order and any number of times.
 
     What is written is on disk before `write` returns, so that a state that is saved later may rely on it. Plain
-    writes: a full disk is an OSError, where one under a memory map would be a signal.
+    writes: a full disk is an OSError, where one under a memory map would be a signal. On a store, where nothing is
+    written in place, each `write` leaves an object, and `read` puts them together.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: files.Place):
         self._directory = directory
 
     def write(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], *, begun: bool) -> None:
@@ -134,6 +133,8 @@ class Rows:
 
         begun: whether rows were written before; raises UserError where they are gone.
         """
+        if is_main() and files.on_store(self._directory):
+            return self._put(arrays, leading, rows, begun=begun)
         for name, array in arrays.items() if is_main() else ():
             file, shape = self._file(name), (*leading, *array.shape[1:])
             found = self._open(file)
@@ -153,18 +154,42 @@ class Rows:
 
     def read(self, needed: bool = True) -> Arrays:
         """Read {name: array} of all that was written; raises UserError where that is gone."""
-        found = {file.stem: self._open(file) for file in sorted(self._directory.glob("*.npy"))} if needed else {}
+        found = {}
+        if needed and files.on_store(self._directory):
+            found = self._together()
+        elif needed:
+            found = {file.stem: self._open(file) for file in sorted(self._directory.glob("*.npy"))}
         if needed and (not found or any(array is None for array in found.values())):
             raise UserError(
                 f"{self._directory} does not hold what this evaluation left there: remove its parent folder."
             )
         return found
 
-    def _file(self, name: str) -> Path:
+    def _put(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], *, begun: bool) -> None:
+        if not arrays:
+            return
+        if begun and not self._directory.is_dir():
+            raise UserError(f"{self._directory} is gone: remove {self._directory.parent}.")
+        if not begun:
+            files.remove(self._directory)
+        file = self._directory / f"{rows[0]}-{rows[-1]}.npz"
+        files.write_arrays(file, rows=rows, leading=np.array(leading), **arrays)
+
+    def _together(self) -> Arrays:
+        found: Arrays = {}
+        for file in self._directory.glob("*.npz"):
+            part = files.arrays_of(file)
+            rows, leading = part.pop("rows"), tuple(part.pop("leading"))
+            for name, array in part.items():
+                empty = np.zeros((*leading, *array.shape[1:]), array.dtype)
+                found.setdefault(name, empty).reshape(-1, *array.shape[1:])[rows] = array
+        return found
+
+    def _file(self, name: str) -> files.Place:
         return self._directory / f"{name}.npy"
 
     @staticmethod
-    def _open(file: Path) -> np.memmap | None:
+    def _open(file: files.Place) -> np.memmap | None:
         try:
             return np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
@@ -174,7 +199,7 @@ class Rows:
 # ---- keys
 
 
-def finished(key: Key, directory: Path) -> dict[str, Any] | None:
+def finished(key: Key, directory: files.Place) -> dict[str, Any] | None:
     """Read the result that is there, None without one of this key's making; nothing is written.
 
     Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
@@ -187,13 +212,13 @@ def finished(key: Key, directory: Path) -> dict[str, Any] | None:
     return result
 
 
-def refuse_other_state(key: Key, directory: Path) -> None:
+def refuse_other_state(key: Key, directory: files.Place) -> None:
     """Raise UserError where the newest state of a fold is of another key; nothing is written."""
     if saved := state_key(directory):
         refuse_other_key(plain(key), saved, directory=directory, what="the begun state of a result")
 
 
-def refuse_other_neighbours(key: Key, folder: Path) -> None:
+def refuse_other_neighbours(key: Key, folder: files.Place) -> None:
     """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
     ours = flatten(plain(key))
     for file in sorted(folder.glob("*/result.json")):
@@ -203,7 +228,7 @@ def refuse_other_neighbours(key: Key, folder: Path) -> None:
         refuse_other_key(*common, directory=file.parent, what="a result")
 
 
-def refuse_other_key(key: Key, saved: Key, *, directory: Path, what: str) -> None:
+def refuse_other_key(key: Key, saved: Key, *, directory: files.Place, what: str) -> None:
     """Raise UserError, with both values of every part that differs."""
     old, new = flatten(saved), flatten(key)
     changed = [
@@ -218,7 +243,7 @@ def refuse_other_key(key: Key, saved: Key, *, directory: Path, what: str) -> Non
         raise UserError(f"{directory} holds {what} of other {kind} ({'; '.join(changed)}): give another --eval_folder.")
 
 
-def state_key(directory: Path) -> Key | None:
+def state_key(directory: files.Place) -> Key | None:
     """Read the key of the newest state of a fold; None without a state, {} of one that has none."""
     states = Checkpoints(directory / "meta")
     try:
@@ -234,30 +259,30 @@ def plain(tree: Any) -> Any:
     return json.loads(files.json_of(tree))
 
 
-def write_arrays(file: Path, **arrays: np.ndarray) -> None:
+def write_arrays(file: files.Place, **arrays: np.ndarray) -> None:
     """Write an .npz file so that it is there whole or not at all (by the main process)."""
     if is_main():
         files.write_arrays(file, **arrays)
 
 
-def _set_aside(key: Key, directory: Path, what: str, *, restart: bool) -> None:
+def _set_aside(key: Key, directory: files.Place, what: str, *, restart: bool) -> None:
     """Make room for a fold: a result without a key is kept under another name, its states are removed, both said."""
     saved, old = state_key(directory), directory / "result.json"
     barrier(f"looked at {directory}")
     if saved and not restart:
         refuse_other_key(key, saved, directory=directory, what="the begun state of a result")
     if is_main():
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_folder(directory)
         if old.exists():
             number = next(
                 i for i in range(len(list(directory.iterdir()))) if not (directory / f"result.e{i}.json").exists()
             )
-            os.replace(old, kept := directory / f"result.e{number}.json")
+            files.move(old, kept := directory / f"result.e{number}.json")
             print(f"{what}: the result there was not written whole, or by a program that noted no data and settings "
                   f"with it: it is made anew, the old one kept as {kept}", flush=True)  # fmt: skip
         if saved is not None and saved != key:
             print(f"{what}: the state that was begun is of {'other settings' if saved else 'an older program'}: "
                   "it starts again.", flush=True)  # fmt: skip
-            shutil.rmtree(directory / "meta")
-            shutil.rmtree(directory / ROWS, ignore_errors=True)
+            files.remove(directory / "meta")
+            files.remove(directory / ROWS)
     barrier(f"begin {directory}")

@@ -48,12 +48,12 @@ class Visit(NamedTuple):
 
     checkpoints: Checkpoints
     step: int
-    directory: Path
+    directory: files.Place
     weights: Key
 
 
 def evaluate(
-    run: Experiment, config: Config, workdir: Path, mode: str, folder: str = "", watch: bool = False
+    run: Experiment, config: Config, workdir: files.Place, mode: str, folder: str = "", watch: bool = False
 ) -> Results:
     """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
 
@@ -64,7 +64,7 @@ def evaluate(
     return work(wanted, workdir / (folder or base.MODES[mode][0]), watch)
 
 
-def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wanted:
+def prepared(run: Experiment, config: Config, workdir: files.Place, mode: str) -> Wanted:
     """Open everything that the jobs of a mode need; raises UserError for what is missing or does not fit.
 
     The one reader of the config: what follows sees values.
@@ -85,7 +85,7 @@ def prepared(run: Experiment, config: Config, workdir: Path, mode: str) -> Wante
     return Wanted(jobs, opened, context, which, keys.settings_of(run, config, controlled), facts)
 
 
-def work(wanted: Wanted, folder: Path, watch: bool = False) -> Results:
+def work(wanted: Wanted, folder: files.Place, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     ends = options.begin_ckpt, options.end_ckpt
@@ -105,7 +105,7 @@ def work(wanted: Wanted, folder: Path, watch: bool = False) -> Results:
     return results
 
 
-def visit_of(wanted: Wanted, folder: Path, checkpoints: Checkpoints, step: int) -> Visit:
+def visit_of(wanted: Wanted, folder: files.Place, checkpoints: Checkpoints, step: int) -> Visit:
     """Look at a checkpoint; raises UserError where it is of another model, or results are of other settings."""
     refuse_old_settings(folder / str(step), wanted.which.settings)
     return Visit(checkpoints, step, folder / str(step), weights.identity(wanted.which, checkpoints, step))
@@ -154,7 +154,7 @@ def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, *, hash
     return results
 
 
-def run_job(fold: Fold, directory: Path, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
+def run_job(fold: Fold, directory: files.Place, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
     """Run one job, and print its result."""
     if preemption.agreed():
         raise Preempted(f"stopped before the job {name}; run the same command to go on.")
@@ -192,7 +192,7 @@ def record(wanted: Wanted, visit: Visit, results: Results, *, hashes: dict[str, 
     written.write(visit.directory, results, facts=facts, setting=setting | {"options": options})
 
 
-def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> Path:
+def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> files.Place:
     """Write the page of a run, as of one checkpoint, with all results that its folder holds."""
     from evaluation.report import one_run  # matplotlib: mistakes are answered without waiting for it
 
@@ -217,7 +217,7 @@ def made_with(wanted: Wanted) -> dict[str, str]:
     }
 
 
-def refuse_old_settings(directory: Path, settings: dict[str, Any]) -> None:
+def refuse_old_settings(directory: files.Place, settings: dict[str, Any]) -> None:
     """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
     found = files.json_at(directory / "settings.json")
     if not found or not any(directory.glob("*/result.json")):

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import PyTree
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
+from score_flow.runs.files import Place
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import agree, is_main
 from score_flow.runs.sharding import replicated, to_host
@@ -39,7 +39,7 @@ MODEL = (
 )
 
 
-def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
+def checkpoints_of(workdir: Place, begin: int, end: int) -> list[tuple[Checkpoints, int]]:
     """Find milestones begin..end counted from 1; (0, 0): the newest one, else the newest good state.
 
     A resumable state is taken where there is no milestone, or the newest is damaged, which is said then. Raises
@@ -64,7 +64,7 @@ def checkpoints_of(workdir: Path, begin: int, end: int) -> list[tuple[Checkpoint
     return [(milestones, step) for step in steps[first - 1 : last]]
 
 
-def coming(workdir: Path, begin: int, end: int, *, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
+def coming(workdir: Place, begin: int, end: int, *, preemption: Preemption) -> Iterator[tuple[Checkpoints, int]]:
     """Yield milestones begin..end counted from 1 (begin = 0: the first; end = 0: the one at which training ends).
 
     Raises Preempted when asked to stop, and UserError when training ended before milestone `end`.
@@ -84,7 +84,7 @@ def coming(workdir: Path, begin: int, end: int, *, preemption: Preemption) -> It
         number += 1
 
 
-def wait_for(number: int, milestones: Path, preemption: Preemption) -> None:
+def wait_for(number: int, milestones: Place, preemption: Preemption) -> None:
     """Return, on every process, once the main one sees so many milestones; the others look at no file meanwhile."""
     announced = False
     while not agree(is_main() and len(list(milestones.glob("*.manifest.json"))) >= number):

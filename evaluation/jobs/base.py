@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from evaluation.context import Context
@@ -13,6 +12,7 @@ from sampling.flow import Solver
 from score_flow.config import registries
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
+from score_flow.runs.files import Place
 from score_flow.types import UserError, check_choice
 
 # What a job works with; a run without it is refused, and what it is of is among what the result depends on.
@@ -37,7 +37,7 @@ class Job(NamedTuple):
     build: Callable[[Context, Any], Fold]  # of the value that was opened
     needs: frozenset[Need] = frozenset()
     reads: tuple[str, ...] = ()  # the fields of config.eval that it looks at; it cannot see any other
-    open: Callable[[Experiment, EvalOptions, Path], Opened] = lambda run, options, workdir: Opened()
+    open: Callable[[Experiment, EvalOptions, Place], Opened] = lambda run, options, workdir: Opened()
     section: Callable[[Record], str] | None = None  # its part of the report
     cards: Callable[[Record], list[str]] | None = None  # its headline figures
     place: int = 100  # of these, from the top
@@ -62,7 +62,7 @@ def open_solver(run: Experiment, options: EvalOptions, t_min: float) -> Solver:
     return solver
 
 
-def open_flow(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+def open_flow(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     """Open the solver over the times of eval; raises UserError where it cannot integrate over them."""
     return Opened(open_solver(run, options, options.smallest_time))
 

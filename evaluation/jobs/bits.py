@@ -2,7 +2,6 @@
 
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.numerics import mean_and_error
+from score_flow.runs.files import Place
 
 READS = (
     "num_repeats", "solver", "smallest_time", "largest_time", "probe", "n_probes", "dequantizer", "decoder_time",
@@ -30,7 +30,7 @@ def job_of(name: str = "", **report: Any) -> Job:
     return Job(build, frozenset({"denoiser", "pixels", "split"}), READS, functools.partial(open_for, name), **report)
 
 
-def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     """Open the dequantiser's name and the solver; raises UserError without either."""
     name = name or options.dequantizer
     dequantisers.refuse_missing(run, options, name, workdir=workdir)

@@ -10,7 +10,6 @@ score is -n_hat/sigma. What is known of the paper's expectations is taken out of
 """
 
 import math
-import pathlib
 from typing import Literal, NamedTuple
 
 import jax
@@ -33,6 +32,7 @@ from score_flow.paths.base import Path
 from score_flow.process.bound import known_integral, prior, share_of_gaussian
 from score_flow.process.grid import noisy_end
 from score_flow.process.times import TimeSampler, log_snr, stratified
+from score_flow.runs.files import Place
 from score_flow.types import Images, Keys, Times, UserError
 
 Form = Literal["dsm", "ssm"]
@@ -128,7 +128,7 @@ def bound_terms(
     return Terms(prior(path, x0, t_max), integral, offset(denoiser, x0, last, t_min=t_min, data_std=data_std))
 
 
-def open_bound(run: Experiment, options: EvalOptions, workdir: pathlib.Path) -> Opened:
+def open_bound(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     """Raise UserError without the dequantiser, or where no density of x_0 has a finite bound."""
     t, refused = options.smallest_time, "which the job bound cannot use"
     if not run.model.path.sigma(jnp.asarray(t)) > 0:

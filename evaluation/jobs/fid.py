@@ -1,6 +1,5 @@
 """Sample quality in one pass: Fréchet distance (of Inception's features the FID), KID, score, precision and recall."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from evaluation.metrics.statistics import Statistics, open_statistics
 from evaluation.report import page
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
+from score_flow.runs.files import Place
 from score_flow.types import UserError
 
 SPLITS = 10  # of the samples, for the published form of the Inception score
@@ -28,7 +28,7 @@ SUBSET = 1000  # features in each subset of torch-fidelity's KID
 NEIGHBOURS = 3  # of the manifolds of precision and recall
 
 
-def open_reference(run: Experiment, options: EvalOptions, workdir: Path) -> Opened:
+def open_reference(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     """Raise UserError, before any work is done, where weights or statistics are missing or of something else."""
     if options.num_samples < 2:
         raise UserError(f"config.eval.num_samples is {options.num_samples}; the job fid needs at least 2.")

@@ -1,7 +1,6 @@
 """What a model can be asked for, in pictures: classes, guidance, and control of test images."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from sampling.control.base import Control
 from sampling.guidance import guide
 from score_flow.config import registries
 from score_flow.config.components import Component, resolve
+from score_flow.runs.files import Place, write_whole
 from score_flow.runs.processes import barrier, is_main
 from score_flow.runs.sharding import multiple
 
@@ -119,7 +119,7 @@ class Gallery:
         white[: height // 2] = 255
         mask = self._context.directory / "mask.png"
         if is_main():
-            Image.fromarray(white).save(mask)
+            write_whole(mask, lambda stream: Image.fromarray(white).save(stream, "PNG"))
         barrier("mask")
         return self._measured("inpaint", mask=str(mask))
 
@@ -153,7 +153,7 @@ class Gallery:
         return first["image"][[int(np.argmax(first["label"] == label)) for label in range(self._classes)]]
 
     def _control(self, name: str, **fields: Any) -> Control:
-        file: Path = self._context.directory / "inputs.npz"
+        file: Place = self._context.directory / "inputs.npz"
         write_arrays(file, image=self._inputs())
         barrier("inputs")
         return resolve(

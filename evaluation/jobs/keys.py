@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from evaluation.context import identity_of_run
@@ -17,7 +16,7 @@ from score_flow.config.options import Config, EvalOptions, GuidanceOptions
 from score_flow.data.base import FIRST, checksum
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
-from score_flow.runs.files import sha256_of
+from score_flow.runs.files import place_of, sha256_of
 
 # What training decides of a run's speed and logs, but not of its loss
 NOT_OF_THE_LOSS = (
@@ -116,7 +115,7 @@ def contents(value: Any) -> Any:
         return component(value)
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    file = Path(value).expanduser() if isinstance(value, str) and value else None
+    file = place_of(value) if isinstance(value, str) and value else None
     for found in (file, file / autoencoder_kl.WEIGHTS) if file else ():
         if found.is_file():
             return f"sha256 {sha256_of(found)[:16]}"

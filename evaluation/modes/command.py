@@ -149,7 +149,10 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--config",
         help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",
     )
-    add("--workdir", required=True, help="folder of the run; the same folder goes on where it stopped")
+    add(
+        "--workdir", required=True,
+        help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; the same goes on where it stopped",
+    )  # fmt: skip
     about = "; ".join(": ".join(filter(None, (name, mode.about))) for name, mode in MODES.items())
     add("--mode", required=True, choices=MODES, help=about)
     add("--checkpoint", help="import: the published file (or a folder in diffusers' layout)")
@@ -197,13 +200,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
 
 
 def config_of(workdir: str) -> str:
-    """The config that a run left in its workdir."""
+    """The file of the config that a run left in its workdir."""
+    from score_flow.runs import files
     from score_flow.types import UserError
 
-    file = os.path.join(workdir, "config.json")
-    if not os.path.isfile(file):
+    file = files.place_of(workdir) / "config.json"
+    if not file.is_file():
         raise UserError(f"give --config=RECIPE: {workdir} holds no config.json of an earlier run.")
-    return file
+    return str(files.local(file))
 
 
 def newest_saved(workdir: str) -> str:
@@ -217,7 +221,7 @@ def newest_saved(workdir: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The exit code of a run, of the command line's flags if none are given; mistakes are one line, no traceback."""
     options, overrides = flags(sys.argv[1:] if argv is None else argv)
-    from score_flow.runs import files, memory, peers
+    from score_flow.runs import files, memory, peers, stores
     from score_flow.runs.preemption import EXIT_PREEMPTED
     from score_flow.types import NonFinite, Preempted, UserError
 
@@ -237,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         peers.leave_if_broken(error)
         if memory.is_exhausted(error):
             return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
-        if files.is_full(error):
+        if files.is_full(error) or stores.is_answer(error):
             return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
         raise
 

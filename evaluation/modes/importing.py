@@ -16,7 +16,7 @@ from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.runs.files import sha256_of
+from score_flow.runs.files import Place, local, place_of, sha256_of
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
@@ -37,7 +37,7 @@ class Published(NamedTuple):
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
         """Return overrides of our config: the settings of a .json file, or without a recipe those of this file."""
         if reference:
-            return self.source.translate(read_json(Path(reference))) | ONE_MILESTONE
+            return self.source.translate(read_json(local(place_of(reference)))) | ONE_MILESTONE
         if recipe:
             return ONE_MILESTONE
         if self.checkpoint.reference is None:
@@ -58,7 +58,8 @@ def sources() -> dict[str, Project]:
 
 def open_published(file: str) -> Published:
     """Read a file, whichever project it is of; raises UserError when it is of none."""
-    path, tree = Path(file), read(Path(file))
+    path = local(place_of(file))
+    tree = read(path)
     for project, source in sources().items():
         if (checkpoint := source.read(tree)) is not None:
             return Published(path, project, source, _named(path, checkpoint))
@@ -77,7 +78,7 @@ def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
 
 
-def import_into(workdir: Path, published: Published, run: Experiment, config: Config) -> str:
+def import_into(workdir: Place, published: Published, run: Experiment, config: Config) -> str:
     """Write the weights as the one milestone of a workdir, what they are in its metadata; returns that in words.
 
     Where a file holds only one kind of weights, it stands for both; the metadata says so.

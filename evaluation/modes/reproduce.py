@@ -34,7 +34,7 @@ def presets() -> list[str]:
     return sorted(file.stem for file in recipes if "\nexpected = " in file.read_text())
 
 
-def reproduce(run: Experiment, config: Config, workdir: Path, file: str, folder: str = "") -> bool:
+def reproduce(run: Experiment, config: Config, workdir: files.Place, file: str, folder: str = "") -> bool:
     """Evaluate as the preset says, print and write reproduce.json, and return whether every figure is as expected."""
     expected, folder = expected_of(file), folder or f"reproduce/{Path(file).stem}"
     wanted = evaluation.prepared(run, config, workdir, "eval")

@@ -1,7 +1,6 @@
 """A sheet of samples while a run trains: few, by a cheap sampler, and interruptible."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from sampling import multistep
 from sampling.base import Sampler, Stream
 from score_flow.config.components import Component
 from score_flow.experiment import Experiment
+from score_flow.runs.files import Place, make_folder
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import is_main
 from score_flow.runs.progress import progress
@@ -31,7 +31,7 @@ def cheap_sampler(sampling: Component) -> Sampler:
     return multistep.build(n_steps=N_STEPS, order=2, **times)
 
 
-def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -> Callable[[int, Params], None]:
+def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Place) -> Callable[[int, Params], None]:
     """Make (step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows.
 
     After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
@@ -47,7 +47,7 @@ def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Path) -
                 parts.append(draw(params, guide, None, first + np.arange(chunk))[0]["image"])
                 bar.update(min(chunk, N - first))
         if is_main():
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             save_grid(directory / f"{step:08d}.png", np.concatenate(parts)[:N], run.scaling.levels)
 
     return save

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,12 +17,13 @@ from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
+from score_flow.runs.files import Place, make_folder, remove
 from score_flow.runs.processes import barrier, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, to_host
 from score_flow.types import UserError
 
 
-def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
+def write_statistics(run: Experiment, config: Config, workdir: Place) -> Place:
     """Write the statistics of all images of a split (`--mode=stats`); resumable; returns the file, which may be there.
 
     Raises UserError where it is there and of something else, and Preempted after SIGTERM.
@@ -42,7 +41,7 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
         with folds.held(workdir / "stats", "making of statistics"):
             folds.run(fold, directory, f"statistics of {source.name}", restart=True)
             if is_main():
-                shutil.rmtree(directory)  # the file is the result
+                remove(directory)  # the file is the result
     if is_main():
         print(f"reference statistics: {file}", flush=True)
     barrier(f"statistics {file}")
@@ -50,7 +49,7 @@ def write_statistics(run: Experiment, config: Config, workdir: Path) -> Path:
 
 
 def statistics_fold(
-    run: Experiment, config: Config, extractor: Extractor, source: Source, file: Path, about: dict[str, str]
+    run: Experiment, config: Config, extractor: Extractor, source: Source, file: Place, about: dict[str, str]
 ) -> folds.Fold:
     """Extract the features of the next images in a round; in the end all is written to the file."""
     options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
@@ -75,7 +74,7 @@ def statistics_fold(
         (mu, sigma), digest = collector.gaussian(state), hashed(n, None)
         facts = about | {"n": n, "sha256": digest, "levels": run.scaling.levels, "image_shape": run.image_shape}
         arrays = {"mu": mu, "sigma": sigma, "features": state["features"]}
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         folds.write_arrays(file, **arrays, **{name: np.asarray(value) for name, value in facts.items()})
         return {"n_images": n, "split": source.name, "sha256": digest, "features": extractor.name}
 

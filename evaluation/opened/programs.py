@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from score_flow.config.loading import with_settings
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data.levels import middles, to_model
 from score_flow.experiment import Experiment
+from score_flow.runs.files import Place
 
 Settings = tuple  # of a section of the config, ((name, value), ...): what a cache can know again
 
@@ -37,7 +37,7 @@ class Flow(NamedTuple):
 class Programs:
     """The programs of a run, each made when it is first asked for, and kept while few are newer."""
 
-    def __init__(self, run: Experiment, config: Config, workdir: Path):
+    def __init__(self, run: Experiment, config: Config, workdir: Place):
         self.guide = functools.lru_cache(8)(lambda settings: build_guide(run, changed("guidance", settings)))
         self.draw = functools.lru_cache(4)(lambda sampler: draw(run, sampler or build_sampler(config)))
         self.flow = functools.lru_cache(4)(lambda solver: flow(run, changed("eval.solver", solver).eval))
@@ -87,7 +87,7 @@ def flow(run: Experiment, options: EvalOptions) -> Flow:
     return Flow(encode, decode)
 
 
-def likelihood(run: Experiment, options: EvalOptions, workdir: Path) -> Callable:
+def likelihood(run: Experiment, options: EvalOptions, workdir: Place) -> Callable:
     """(parameters, batch, numbers of its images) -> bits/dim of each, which arrived; as the job likelihood computes.
 
     Raises UserError where the dequantiser of eval.dequantizer is missing, or the solver cannot solve.

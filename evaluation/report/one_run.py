@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,8 +24,14 @@ class Part(Protocol):
 
 
 def write(
-    workdir: Path, evaluation: Path, jobs: dict[str, Part], *, real: Images, levels: int, facts: dict[str, str]
-) -> Path:
+    workdir: files.Place,
+    evaluation: files.Place,
+    jobs: dict[str, Part],
+    *,
+    real: Images,
+    levels: int,
+    facts: dict[str, str],
+) -> files.Place:
     """Write workdir/report.html, whole or not at all: training in workdir, results in evaluation, some test images.
 
     jobs: by the names of their results, in the order of the page; the figures of others stand in a table all the same.
@@ -137,9 +142,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: files.Place) -> dict[str, Any]:
     return files.json_at(file) or {}
 
 
-def _text_of(file: Path) -> str:
+def _text_of(file: files.Place) -> str:
     return file.read_text() if file.exists() else ""

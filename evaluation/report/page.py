@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from evaluation.report.pictures import grid
+from score_flow.runs.files import Place, local
 
 Images = UInt8[np.ndarray, "n h w c"]
 
@@ -26,7 +26,7 @@ class Record(NamedTuple):
     parameters: str
     results: dict[str, dict[str, Any]]  # by job
     split: str | None  # that `real` is from
-    evaluation: Path
+    evaluation: Place
     real: Images
     levels: int
     facts: dict[str, str]
@@ -36,7 +36,7 @@ class Record(NamedTuple):
         path = self.evaluation / job / file
         if not path.exists():
             return {}
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(local(path), allow_pickle=False) as arrays:
             return dict(arrays)
 
 

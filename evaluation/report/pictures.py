@@ -1,11 +1,12 @@
 """Sheets of images as PNG files."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from score_flow.runs.files import Place, write_whole
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 
@@ -35,9 +36,10 @@ def beside(
     return np.stack(columns, axis=1).reshape(-1, *samples.shape[1:]), len(columns)
 
 
-def save_grid(file: Path, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0) -> None:
+def save_grid(file: Place, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0) -> None:
     """Write a sheet; small images are enlarged by whole factors, so that pixels stay square."""
     sheet = grid(images, levels, columns=columns)
     zoom = max(1, 32 // images.shape[1])
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] < 3 else sheet[..., :3])  # three channels of latents
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(file)
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    write_whole(file, lambda stream: picture.save(stream, "PNG"))

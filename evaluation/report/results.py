@@ -1,7 +1,6 @@
 """What an evaluation found, written down: results.json for programs, results.txt with one line a figure for people."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ ERROR = "standard_error"
 OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}  # of checkpoints
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: files.Place) -> dict[str, Any]:
     """Read the figures of a result.json; none of one that was not written whole."""
     return {name: value for name, value in (files.json_at(file) or {}).items() if name != "key"}
 
 
 def write(
-    directory: Path, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
+    directory: files.Place, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
 ) -> None:
     """Write directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
 

@@ -13,6 +13,7 @@ from score_flow.config.loading import read_json
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same
 from score_flow.pretrained.readers.files import read
+from score_flow.runs.files import local, place_of
 from score_flow.types import UserError, check_choice
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -49,7 +50,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[AutoencoderKL, PyTre
     `dtype` is that of the computation; the parameters are float64 for "float64", else float32. Raises UserError for a
     folder without one of the files, settings that AutoencoderKL does not have, or weights that do not fit them.
     """
-    folder = Path(path)
+    folder = local(place_of(path))
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}: an autoencoder is a folder with {CONFIG} and {WEIGHTS}.")

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
 from score_flow.pretrained.readers import files, torch_legacy
-from score_flow.runs.files import arrays_of, sha256_of
+from score_flow.runs.files import arrays_of, local, place_of, sha256_of
 from score_flow.types import UserError, one_line
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -42,7 +42,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[InceptionV3, PyTree,
     `dtype` is that of the computation; the parameters are float64 for "float64", else float32. Raises UserError: first
     of all for a file that is not there, then for the published one when damaged, and for tensors that do not fit.
     """
-    file = Path(path).expanduser()
+    file = local(place_of(path))
     if not str(path) or not file.is_file():
         got = f"no such file: {path}" if str(path) else "no file of weights is given"
         raise UserError(f"InceptionV3 of the FID: {got}; {HOW}")

@@ -1,8 +1,13 @@
-"""Files: written whole or not at all, read without trusting them, and the one line that says why that cannot be."""
+"""Files, on a disk or an object store: written whole or not at all, read without trusting them, and why that cannot be.
+
+A `Place` is a path of a disk or of a store; both have the methods of pathlib. What a disk alone can do (`open(path)`,
+to append, to rename) and what a store alone can do (stores.py) is asked for here.
+"""
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,9 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from etils import epath
 from numpy.lib.npyio import NpzFile
 
+from score_flow.runs import stores
 from score_flow.types import UserError, one_line, printable
+
+Place = Path | epath.Path  # on a disk, on a store
 
 # What a file system answers; libraries that are not Python repeat it as text.
 CODES = (
@@ -26,11 +35,59 @@ LARGEST = 16 << 30  # bytes that an array from a file may take, unless its reade
 MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so tightly: zeros pack 1000 times
 
 
-def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+def place_of(path: str | os.PathLike) -> Place:
+    """Return the path that a person names, ~ expanded; raises UserError for a store that cannot be reached."""
+    text = os.fspath(path)
+    return stores.opened(text) if stores.scheme_of(text) else Path(text).expanduser()
+
+
+def on_store(path: Place) -> bool:
+    """Say whether a path is on an object store."""
+    return isinstance(path, epath.Path)
+
+
+def local(path: Place) -> Path:
+    """Return a path of this machine: the same, or a copy of what is on a store; raises UserError without that."""
+    if not on_store(path):
+        return path
+    try:
+        return stores.fetch(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error) or first_line(error)}.") from error
+
+
+def make_folder(path: Place) -> None:
+    """Make a folder and those above it, unless they are there; a store needs none."""
+    if not on_store(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Place) -> None:
+    """Remove a file, or a folder with all below it, as far as it is there and that can be done."""
+    if on_store(path):
+        stores.remove(path)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def move(path: Place, target: Place) -> None:
+    """Give a file another name; on a store it has both for a while."""
+    if on_store(path):
+        stores.put(target, path.read_bytes())
+        stores.remove(path)
+    else:
+        os.replace(path, target)
+
+
+def write_whole(path: Place, content: bytes | str | Callable[[BinaryIO], object]) -> None:
     """Write a file so that a kill or a full disk at any moment leaves the old one or the new one; raises UserError.
 
     content: what is written, or a function that writes it into an open file.
     """
+    if on_store(path):
+        return _put(path, content)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -48,7 +105,17 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object])
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def _put(path: epath.Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    if callable(content):
+        content(stream := io.BytesIO())
+        content = stream.getvalue()
+    try:
+        stores.put(path, content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: Place, value: Any) -> None:
     """Write a tree of plain values and numpy's as JSON, as `write_whole` does."""
     write_whole(path, json_of(value, indent=1) + "\n")
 
@@ -58,7 +125,7 @@ def json_of(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, default=lambda leaf: leaf.tolist())
 
 
-def json_at(path: Path) -> dict[str, Any] | None:
+def json_at(path: Place) -> dict[str, Any] | None:
     """Read the object in a JSON file; None where it is not there, or was written only half."""
     try:
         found = json.loads(path.read_text())
@@ -67,12 +134,12 @@ def json_at(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Place, **arrays: np.ndarray) -> None:
     """Write an .npz, compressed, as `write_whole` does."""
     write_whole(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def arrays_of(file: Path, names: Iterable[str] | None = None, most: int = LARGEST) -> dict[str, np.ndarray]:
+def arrays_of(file: Place, names: Iterable[str] | None = None, most: int = LARGEST) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz, or those of some names that it has; together of at most `most` bytes.
 
     Raises UserError as `opened_arrays` does.
@@ -85,11 +152,12 @@ def arrays_of(file: Path, names: Iterable[str] | None = None, most: int = LARGES
         return {name: archive[name] for name in wanted}
 
 
-def array_of(file: Path, name: str, most: int = LARGEST) -> np.ndarray:
+def array_of(file: Place, name: str, most: int = LARGEST) -> np.ndarray:
     """Read the array of an .npy, or of an .npz the one called `name`, or its only one.
 
     Raises UserError as `opened_arrays` does.
     """
+    file = local(file)
     if file.suffix == ".npz" or zipfile.is_zipfile(file):
         with opened_arrays(file, most) as archive:
             only = archive.files[0] if len(archive.files) == 1 else name
@@ -99,14 +167,14 @@ def array_of(file: Path, name: str, most: int = LARGEST) -> np.ndarray:
     if (size := file.stat().st_size) > most:
         raise UserError(f"{file} holds {size} bytes; allowed: {most}")
     try:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:  # hostile bytes raise almost anything
         raise UserError(f"{file}: not a readable .npy of a plain array ({one_line(error)})") from error
 
 
 @contextlib.contextmanager
-def opened_arrays(file: Path, most: int = LARGEST, allowed: str = "at most") -> Iterator[NpzFile]:
+def opened_arrays(file: Place, most: int = LARGEST, allowed: str = "at most") -> Iterator[NpzFile]:
     """Open an .npz whose arrays are read as they are asked for; they are plain ones: nothing is ever unpickled.
 
     Raises UserError, also for what goes wrong while the file is open: for bytes that are no .npz, for two arrays of one
@@ -114,6 +182,7 @@ def opened_arrays(file: Path, most: int = LARGEST, allowed: str = "at most") -> 
     more tightly than images are.
     """
     try:
+        file = local(file)
         with zipfile.ZipFile(file) as archive:
             _refuse_bombs(file, archive, most, allowed)
         with np.load(file, allow_pickle=False) as archive:
@@ -141,17 +210,20 @@ def _refuse_bombs(file: Path, archive: zipfile.ZipFile, most: int, allowed: str)
             raise UserError(f"{got}; allowed: {MAX_RATIO} times (such arrays go into an uncompressed .npz, np.savez)")
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: Place) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def existing_path(path: str, key: str) -> Path:
-    """Expand ~ in a path; raises UserError, which names the key that it came from, when nothing is there."""
+    """Return a path of this machine, ~ expanded, or a copy of what is on a store.
+
+    Raises UserError, which names the key that it came from, when nothing is there.
+    """
     if not path:
         raise UserError(f"{key}: got nothing; give a file or a folder")
-    found = Path(path).expanduser()
+    found = local(place_of(path))
     try:
         found.stat()
     except (OSError, ValueError) as error:
@@ -159,11 +231,14 @@ def existing_path(path: str, key: str) -> Path:
     return found
 
 
-def regular_file(path: str | Path, key: str) -> Path:
-    """Expand ~ in a path; raises UserError unless a regular file is there: to open a pipe or a device may hang."""
+def regular_file(path: str | Place, key: str) -> Path:
+    """Return a path of this machine, as `existing_path` does.
+
+    Raises UserError unless a regular file is there: to open a pipe or a device may hang.
+    """
     if not str(path):
         raise UserError(f"{key}: got nothing; give a file")
-    found = Path(path).expanduser()
+    found = local(place_of(path))
     try:
         mode = found.stat().st_mode
     except (OSError, ValueError) as error:
@@ -187,10 +262,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def cannot_write(path: Path, error: BaseException, needed: int = 0) -> UserError:
+def cannot_write(path: Place, error: BaseException, needed: int = 0) -> UserError:
     """Return the error that says what could not be written, why, and how much space there is."""
     space = ""
-    if is_full(error):
+    if is_full(error) and not on_store(path):
         left = free(path)
         space = f" ({said(left)} free{f', {said(needed)} needed' if needed > left else ''})"
     return UserError(f"cannot write {path}: {reason(error) or first_line(error)}{space}.")

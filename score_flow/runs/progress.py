@@ -3,14 +3,16 @@
 import contextlib
 import importlib.util
 import json
-import os
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs import stores
+from score_flow.runs.files import Place, cannot_write, make_folder, on_store, write_whole
 from score_flow.runs.processes import is_main
 
 
@@ -26,11 +28,11 @@ def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
 class MetricLog:
     """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first.
 
-    What is no row (a line cut short by a kill, a damaged one) is kept aside in metrics.bad.jsonl, and said. Raises
-    UserError where a file cannot be written.
+    What is no row (a line cut short by a kill, a damaged one) is kept aside in metrics.bad.jsonl, and said. On a store
+    the files are written from time to time, and at `flush`. Raises UserError where a file cannot be written.
     """
 
-    def __init__(self, directory: Path, start: int):
+    def __init__(self, directory: Place, start: int):
         self._file = None
         if not is_main():
             return
@@ -39,8 +41,12 @@ class MetricLog:
             rows, bad = _sorted_out(path)
             if bad:
                 set_aside(path, bad)
-            write_whole(path, b"".join(line + b"\n" for row, line in rows if row["step"] <= start))
-            self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+            kept = b"".join(line + b"\n" for row, line in rows if row["step"] <= start)
+            if on_store(path):
+                self._file = stores.Growing(path, kept)
+            else:
+                write_whole(path, kept)
+                self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
             self._board = _board(directory / "tensorboard", start)
         except OSError as error:
             raise cannot_write(Path(error.filename or path), error) from error
@@ -55,6 +61,15 @@ class MetricLog:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
+    def flush(self) -> None:
+        """Have all rows so far where they outlast this process; before a state that counts on them is saved."""
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
     def close(self) -> None:
         if self._file is None:
             return
@@ -64,12 +79,12 @@ class MetricLog:
             self._board.close()
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Place) -> list[dict]:
     """Read the rows of a metrics.jsonl, in the order of the file; what is no row with a step is passed over."""
     return [row for row, _ in _sorted_out(path)[0]]
 
 
-def _sorted_out(path: Path) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
+def _sorted_out(path: Place) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
     """(the rows of a JSONL file, each with its line; the lines that are none)."""
     rows, bad = [], []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
@@ -85,18 +100,18 @@ def _sorted_out(path: Path) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
     return rows, bad
 
 
-def set_aside(path: Path, bad: list[bytes]) -> None:
+def set_aside(path: Place, bad: list[bytes]) -> None:
     """Append lines that are no rows to metrics.bad.jsonl, and say so."""
     aside = path.with_suffix(".bad.jsonl")
-    with open(aside, "ab") as file:
-        file.write(b"".join(line + b"\n" for line in bad))
-        file.flush()
-        os.fsync(file.fileno())
+    before = aside.read_bytes() if aside.exists() else b""
+    write_whole(aside, before + b"".join(line + b"\n" for line in bad))
     print(f"{path}: {len(bad)} line(s) are no rows with a step; they are kept in {aside.name}.", flush=True)
 
 
-def _board(directory: Path, start: int):
+def _board(directory: Place, start: int):
     """Return a writer of TensorBoard files: clu's where TensorFlow is installed, else one of tensorboardX's format."""
+    if on_store(directory):
+        return _Copied(directory, start)
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         from clu import metric_writers  # needs TensorFlow, which is never needed otherwise
 
@@ -114,7 +129,7 @@ class _Board:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 
-        directory.mkdir(exist_ok=True)
+        make_folder(directory)
         self._event, self._scalar = Event, scalar
         self._writer, self._flushed = EventsWriter(str(directory / "events")), time.monotonic()
         if start:  # TensorBoard forgets what a lost segment wrote
@@ -124,8 +139,34 @@ class _Board:
         for name, value in values.items():
             self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
         if time.monotonic() - self._flushed > self.FLUSH:
-            self._writer.flush()
+            self.flush()
             self._flushed = time.monotonic()
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+class _Copied(_Board):
+    """TensorBoard files of a run on a store: written on this machine, and copied there whole."""
+
+    def __init__(self, directory: Place, start: int):
+        self._directory, self._here = directory, Path(tempfile.mkdtemp(prefix="score_flow-"))
+        self._next = time.monotonic() + stores.EVERY
+        super().__init__(self._here, start)
+
+    def flush(self) -> None:
+        super().flush()
+        if time.monotonic() > self._next:
+            self._next = time.monotonic() + stores.timed(self._copy)
+
+    def close(self) -> None:
+        super().close()
+        self._copy()
+        shutil.rmtree(self._here, ignore_errors=True)
+
+    def _copy(self) -> None:
+        for file in self._here.iterdir():
+            stores.put(self._directory / file.name, file.read_bytes())

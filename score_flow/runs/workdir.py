@@ -10,32 +10,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from score_flow.config.options import Config
-from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs import lease
+from score_flow.runs.files import Place, cannot_write, on_store, place_of, write_whole
 from score_flow.runs.processes import is_main
 from score_flow.types import UserError
 
 LOCK = ".lock"
 
 
-def path_of(folder: str) -> Path:
-    """Return the folder that a person names, ~ expanded; raises UserError for none, and for one that is not here."""
+def path_of(folder: str) -> Place:
+    """Return the folder that a person names, on a disk (~ expanded) or a store; raises UserError for any other."""
     if not folder.strip():
         raise UserError("--workdir is empty; give the folder of the run.")
+    path = place_of(folder)
+    if on_store(path):
+        return path
     if re.match(r"[A-Za-z][\w+.-]*:/", folder):
-        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, or one that is mounted here.")
-    path = Path(folder).expanduser().resolve()
+        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, gs://BUCKET/... or s3://BUCKET/...")
+    path = path.resolve()
     if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
         raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
     return path
 
 
 @contextlib.contextmanager
-def workdir(folder: str | Path, exclusive: bool) -> Iterator[Path]:
+def workdir(folder: str | Place, exclusive: bool) -> Iterator[Place]:
     """Make the folder of a run, print it, and, if exclusive, refuse it to a second run.
 
     What is refused inside leaves nothing behind: neither the folder, if it was not there before, nor the lock.
     """
-    path = Path(folder).resolve()
+    path = place_of(folder)
+    path = path if on_store(path) else path.resolve()
     if not is_main():
         yield path
         return
@@ -46,12 +51,14 @@ def workdir(folder: str | Path, exclusive: bool) -> Iterator[Path]:
         yield path
 
 
-@contextlib.contextmanager
-def hold(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder against another `what`, making it; raises UserError that names the holder.
+def hold(folder: Place, what: str) -> contextlib.AbstractContextManager[None]:
+    """Hold a folder against another `what`, making it; raises UserError that names the holder."""
+    return lease.held(folder, what) if on_store(folder) else _locked(folder, what)
 
-    The lock is the kernel's: it goes with its holder however that ends, so none is ever stale.
-    """
+
+@contextlib.contextmanager
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder of a disk: the lock is the kernel's, goes with its holder however that ends, and is never stale."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = folder / LOCK
     fresh = not lock.exists()
@@ -80,7 +87,7 @@ def hold(folder: Path, what: str) -> Iterator[None]:
             _sign(file, "")
 
 
-def write_config(folder: Path, config: Config) -> None:
+def write_config(folder: Place, config: Config) -> None:
     """Write the config that later commands of a run go by, once it was accepted."""
     if is_main():
         write_whole(folder / "config.json", config.to_json(indent=1) + "\n")

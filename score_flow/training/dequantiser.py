@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 from score_flow.config.components import Component, call
 from score_flow.config.options import Config
@@ -15,6 +14,7 @@ from score_flow.losses.weightings import likelihood
 from score_flow.networks.flowpp import PRESETS, FlowppDequantiser
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
+from score_flow.runs.files import Place
 from score_flow.training.run import FIXED, train
 from score_flow.types import Params, check_choice
 
@@ -60,7 +60,7 @@ def settings(config: Config, score_step: int) -> Config:
     )
 
 
-def train_dequantiser(run: Experiment, config: Config, folder: Path, score: Params) -> None:
+def train_dequantiser(run: Experiment, config: Config, folder: Place, score: Params) -> None:
     """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
     run = dataclasses.replace(run, loss=dequantisation(run, config, score))
     train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))

@@ -27,8 +27,9 @@ class Recorder:
             self._drain(leave=1)
 
     def flush(self) -> None:
-        """Check and log every step so far; raises NonFinite."""
+        """Check and log every step so far, to outlast this process; raises NonFinite."""
         self._drain(leave=0)
+        self._log.flush()
 
     def close(self) -> None:
         self._bar.close()

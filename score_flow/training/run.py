@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory
-from score_flow.runs.files import write_whole
+from score_flow.runs.files import Place, write_whole
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.progress import MetricLog
@@ -32,7 +31,7 @@ from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_st
 from score_flow.types import Batch, Key, Params, Preempted
 
 
-def train(run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED) -> None:
+def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
     fixed: the sections of the config that must be those of that checkpoint.
@@ -91,7 +90,7 @@ def _needed(steps: Callable, state: TrainState, source: Source, options: TrainOp
     return memory.needed_by(steps, state, batch)
 
 
-def _introduce(run: Experiment, shapes: TrainState, workdir: Path, start: int, options: TrainOptions) -> None:
+def _introduce(run: Experiment, shapes: TrainState, workdir: Place, start: int, options: TrainOptions) -> None:
     if not is_main():
         return
     parameters = count_parameters(shapes.params)

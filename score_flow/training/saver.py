@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from score_flow.config.loading import differences
 from score_flow.config.options import Config
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
+from score_flow.runs.files import Place, place_of
 from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.sharding import to_host
 from score_flow.training.recorder import Recorder
@@ -27,7 +27,7 @@ Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a shee
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Path, config: Config, snapshot: Snapshot, *, facts: dict[str, Any] | None = None):
+    def __init__(self, workdir: Place, config: Config, snapshot: Snapshot, *, facts: dict[str, Any] | None = None):
         """facts: of the data set, kept in every checkpoint as meta["data"]."""
         self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
         self.milestones = Checkpoints(workdir / "checkpoints")
@@ -136,7 +136,7 @@ def _from_items(items: dict) -> dict:
 
 
 def refuse_other_run(
-    meta: dict, config: Config, facts: dict[str, Any] | None, *, sections: tuple[str, ...], where: Path
+    meta: dict, config: Config, facts: dict[str, Any] | None, *, sections: tuple[str, ...], where: Place
 ) -> None:
     """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
 
@@ -150,7 +150,7 @@ def refuse_other_run(
 
 
 def refuse_other_config(
-    saved: dict[str, Any] | None, config: dict[str, Any], sections: tuple[str, ...], where: Path
+    saved: dict[str, Any] | None, config: dict[str, Any], sections: tuple[str, ...], where: Place
 ) -> None:
     """Raise UserError when a checkpoint was made with other values than a config's in the named sections."""
     if saved is None:
@@ -162,12 +162,12 @@ def refuse_other_config(
         )
 
 
-def remembered(workdir: str | Path) -> dict[str, Any] | None:
+def remembered(workdir: str | Place) -> dict[str, Any] | None:
     """Read the facts of a run's training data off its newest state: {} where it knows none; None without any.
 
     What cannot be read is passed over: who uses the states themselves says what is damaged.
     """
-    folders = [Path(workdir) / name for name in FOLDERS]
+    folders = [place_of(workdir) / name for name in FOLDERS]
     files = [file for folder in folders for file in folder.glob("*/meta/metadata")]
     steps = {file: file.parent.parent.name for file in files}
     for file in sorted((file for file in files if steps[file].isdecimal()), key=lambda f: -int(steps[f])):
