@@ -70,12 +70,12 @@ def _files(path: str) -> tuple[Path | None, Path | None]:
 
 def _by_pattern(path: str, split: str) -> Path | None:
     names = [spelt for name in splits.NAMES[split] for spelt in (name, name.capitalize(), name.upper())]
-    possible = [Path(path.replace("{split}", name)).expanduser() for name in names]
-    return next((file for file in possible if file.is_file()), None)
+    possible = [files.place_of(path.replace("{split}", name)) for name in names]
+    return next((files.local(file) for file in possible if file.is_file()), None)
 
 
 def _missing(path: str) -> str:
-    file = Path(path.replace("{split}", "train") if "{split}" in path else f"{path}/train.npz").expanduser()
+    file = files.place_of(path.replace("{split}", "train") if "{split}" in path else f"{path}/train.npz")
     there = sorted(found.name for found in file.parent.glob("*.npz"))
     return f"{PATH}: no such file: {file}; .npz files beside it: {', '.join(there[:10]) or 'none'}"
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Int
 
 from score_flow.data.base import Examples
 from score_flow.data.splits import Split
+from score_flow.runs.files import place_of
 from score_flow.types import UserError, one_line
 
 
@@ -45,7 +45,7 @@ def build(split: Split = "train", dataset: str = "cifar10", data_dir: str | None
     except ImportError as error:
         need = "tensorflow-datasets array-record"
         raise UserError(f"config.data.source (name = tfds): package missing; run: pip install {need}") from error
-    data_dir = data_dir and str(Path(data_dir).expanduser())
+    data_dir = data_dir and str(place_of(data_dir))
     try:
         records = tensorflow_datasets.data_source(dataset, split=split, data_dir=data_dir, download=False)
     except Exception as error:  # tfds raises many kinds, most of them with pages of advice

@@ -75,10 +75,15 @@ def remove(path: Place) -> None:
 def move(path: Place, target: Place) -> None:
     """Give a file another name; on a store it has both for a while."""
     if on_store(path):
-        stores.put(target, path.read_bytes())
+        stores.put(target, read(path))
         stores.remove(path)
     else:
         os.replace(path, target)
+
+
+def read(path: Place) -> bytes:
+    """Read a file as it was at one moment; raises OSError, FileNotFoundError without it."""
+    return stores.get(path) if on_store(path) else path.read_bytes()
 
 
 def write_whole(path: Place, content: bytes | str | Callable[[BinaryIO], object]) -> None:
@@ -128,7 +133,7 @@ def json_of(value: Any, indent: int | None = None) -> str:
 def json_at(path: Place) -> dict[str, Any] | None:
     """Read the object in a JSON file; None where it is not there, or was written only half."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read(path))
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

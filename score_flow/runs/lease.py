@@ -86,13 +86,10 @@ def _renew(leases: epath.Path, number: int, me: dict[str, Any], done: threading.
 
 def _newest(leases: epath.Path) -> tuple[int, dict[str, Any]]:
     """Return the highest lease and what it says; 0 where there is none."""
-    try:
-        number = max((int(name) for name in stores.listed(leases) if name.isdecimal()), default=0)
-        return number, json.loads(_named(leases, number).read_text()) if number else {}
-    except FileNotFoundError:  # it was the highest, and is no longer
-        return _newest(leases)
-    except Exception as error:
-        raise stores.as_os_error(leases, error) from error
+    while number := max((int(name) for name in stores.listed(leases) if name.isdecimal()), default=0):
+        with contextlib.suppress(FileNotFoundError):  # it was the highest, and is no longer
+            return number, json.loads(stores.get(_named(leases, number)))
+    return 0, {}
 
 
 def _named(leases: epath.Path, number: int) -> epath.Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from score_flow.runs import stores
-from score_flow.runs.files import Place, cannot_write, make_folder, on_store, write_whole
+from score_flow.runs.files import Place, cannot_write, make_folder, on_store, read, write_whole
 from score_flow.runs.processes import is_main
 
 
@@ -87,7 +87,7 @@ def read_lines(path: Place) -> list[dict]:
 def _sorted_out(path: Place) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
     """(the rows of a JSONL file, each with its line; the lines that are none)."""
     rows, bad = [], []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    for line in read(path).split(b"\n") if path.exists() else []:
         try:
             row = json.loads(line)
             whole = isinstance(row, dict) and type(row.get("step")) is int
@@ -103,7 +103,7 @@ def _sorted_out(path: Place) -> tuple[list[tuple[dict, bytes]], list[bytes]]:
 def set_aside(path: Place, bad: list[bytes]) -> None:
     """Append lines that are no rows to metrics.bad.jsonl, and say so."""
     aside = path.with_suffix(".bad.jsonl")
-    before = aside.read_bytes() if aside.exists() else b""
+    before = read(aside) if aside.exists() else b""
     write_whole(aside, before + b"".join(line + b"\n" for line in bad))
     print(f"{path}: {len(bad)} line(s) are no rows with a step; they are kept in {aside.name}.", flush=True)
 

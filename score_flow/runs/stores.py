@@ -6,6 +6,8 @@ a rename is a copy, and there are no folders, only names that begin alike. A lis
 
 import atexit
 import base64
+import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -62,6 +64,14 @@ def put(path: epath.Path, content: bytes) -> None:
         raise as_os_error(path, error) from error
 
 
+def get(path: epath.Path) -> bytes:
+    """Read an object by one request, so that one which is written meanwhile is the old or the new; raises OSError."""
+    try:
+        return system(path).cat_file(str(path))
+    except Exception as error:
+        raise as_os_error(path, error) from error
+
+
 def create(path: epath.Path, content: bytes) -> bool:
     """Write an object unless it is there, and say whether it was written; of several who try at once one succeeds."""
     try:
@@ -74,9 +84,15 @@ def create(path: epath.Path, content: bytes) -> bool:
 
 
 def listed(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    """Return what a store says of every object below a folder, by its name there; {} where there is none."""
+    """Return what a store says of every object below a folder, by its name there; {} where there is none.
+
+    Raises OSError, FileNotFoundError for a bucket that is not there.
+    """
     beginning = f"{folder}/".partition("://")[2]
-    found = system(folder).find(str(folder), detail=True)
+    try:
+        found = system(folder).find(str(folder), detail=True)
+    except Exception as error:
+        raise as_os_error(folder, error) from error
     return {
         name.removeprefix(beginning): about
         for name, about in sorted(found.items())
@@ -117,10 +133,12 @@ def fetch(path: epath.Path) -> Path:
 
 def remove(path: epath.Path) -> None:
     """Remove an object, or all below a folder; nothing happens where there is none."""
-    names = [f"{path}/{name}" for name in listed(path)]
-    names += [str(path)] if not names and path.exists() else []
-    if names:
-        system(path).rm(names)
+    with contextlib.suppress(FileNotFoundError):
+        names = [f"{path}/{name}" for name in listed(path)]
+        if len(names) > 1:
+            system(path).rm(names)
+        else:
+            system(path).rm_file(names[0] if names else str(path))
 
 
 class Growing:
@@ -160,7 +178,9 @@ def is_answer(error: BaseException) -> bool:
 
 def as_os_error(path: epath.Path, error: Exception) -> OSError:
     """Return an error of a store as one of a file system."""
-    return error if isinstance(error, OSError) else OSError(f"{path}: {one_line(error)}")
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return OSError(f"{path}: {one_line(error)}")
 
 
 def _without_caches() -> None:
