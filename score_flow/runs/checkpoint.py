@@ -20,17 +20,19 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from score_flow import __version__
 from score_flow.runs import manifest
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
-from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.processes import barrier, decided, gathered, is_main
 from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
 
 FOLDERS = ("checkpoints-meta", "checkpoints")  # of a workdir: resumable states, milestones
+LARGE = 1 << 20  # bytes of an array from which on each process reads a part of it
 
 
 class Checkpoints:
@@ -38,6 +40,7 @@ class Checkpoints:
 
     Items are trees of arrays saved and restored by name, so that an evaluation reads the EMA alone. `meta` is JSON.
     Nothing is written before `prepare` or the first save: a training run may be writing here, or this be refused.
+    All processes ask together, and get one answer: the main one reads.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 0):
@@ -65,7 +68,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the committed steps, ascending."""
-        return manifest.steps(self.directory)
+        return decided(f"steps in {self.directory}", lambda: manifest.steps(self.directory))
 
     def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], *, wait: bool = False) -> None:
         """Save in the background, or wait until it is committed. A step that is already there is left alone.
@@ -80,7 +83,8 @@ class Checkpoints:
         args["meta"] = ocp.args.JsonSave({"version": __version__} | meta | {"step": step})
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         with self._told(step, size):
-            self._orbax.save(self.directory / str(step), args=ocp.args.Composite(**args), force=True)
+            where, args = self.directory / str(step), ocp.args.Composite(**args)
+            gathered(f"saving {where}", lambda: self._orbax.save(where, args=args, force=True))
         self._pending = self._worker.submit(self._commit, step, list(items), size)
         if wait:
             self.wait()
@@ -111,27 +115,31 @@ class Checkpoints:
     def restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
         """Load the named items of a step; targets are trees of arrays or jax.ShapeDtypeStructs with shardings.
 
-        Raises UserError that names the item or the array in which the checkpoint and the targets differ.
+        A process reads its share of an array also where it then has more of it. Raises UserError that names the item
+        or the array in which the checkpoint and the targets differ.
         """
-        where = self.directory / str(step)
+        where, args = self.directory / str(step), {}
         for name, wanted in items.items():
-            if problem := _mismatch(where / name, wanted):
+            saved = _saved(where / name)
+            if problem := _mismatch(name, saved, wanted):
                 raise UserError(f"checkpoint {where} does not hold what this config needs: {problem}.")
-        args = {name: ocp.args.StandardRestore(target) for name, target in items.items()}
+            args[name] = ocp.args.StandardRestore(_divided(wanted, saved))
         try:
             restored = self._orbax.restore(where, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"checkpoint {where} cannot be restored: {first_line(error)}") from error
-        return {name: restored[name] for name in items}
+        return _spread({name: restored[name] for name in items}, items)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Read what was saved as `meta`, the `step`, and the program's `version`, which older ones do not say."""
-        return json.loads((self.directory / str(step) / manifest.META).read_text())
+        where = self.directory / str(step)
+        return decided(f"meta of {where}", lambda: json.loads((where / manifest.META).read_text()))
 
     def digest(self, step: int) -> str:
         """Return the name of what a step holds; raises UserError where its manifest cannot be read."""
-        if (files := manifest.read(self.directory, step)) is None:
-            raise UserError(f"{manifest.path_of(self.directory, step)} cannot be read.")
+        where = manifest.path_of(self.directory, step)
+        if (files := decided(f"digest of {where}", lambda: manifest.read(self.directory, step))) is None:
+            raise UserError(f"{where} cannot be read.")
         return manifest.digest(files)
 
     def damage(self, step: int) -> str | None:
@@ -156,23 +164,29 @@ class Checkpoints:
 
     def _commit(self, step: int, items: list[str], size: int) -> None:
         """Write the manifest of a save once all of it is whole and on the disk; then remove what it replaces."""
+        directory = self.directory / str(step)
         with self._told(step, size):
-            self._orbax.wait_until_finished()  # raises what went wrong
-            if not is_main():
-                return
-            directory = self.directory / str(step)
-            for path in [*directory.rglob("*"), directory, self.directory]:
-                sync(path)
+            # An error of orbax or of a disk, on whichever process, goes to all of them.
+            gathered(f"written {directory}", self._orbax.wait_until_finished)
+            decided(f"synced {directory}", lambda: self._sync(directory))
             files = manifest.hashes(directory)
-            if missing := manifest.lacking(files, items):
-                raise OSError(f"{missing} is missing")
-            write_whole(manifest.path_of(self.directory, step), json.dumps(files))
-            steps = self.steps()
-            if manifest.read(self.directory, step) != files:
-                raise OSError("its manifest does not read back")
-        for old in steps[: -self._keep] if self._keep else []:
+            decided(f"committed {directory}", lambda: self._sign(step, files, items))
+        steps = manifest.steps(self.directory) if is_main() and self._keep else []
+        for old in steps[: -self._keep]:
             if old != step:
                 self._remove(old)
+
+    def _sync(self, directory: Path) -> None:
+        for path in [*directory.rglob("*"), directory, self.directory]:
+            sync(path)
+
+    def _sign(self, step: int, files: dict[str, str], items: list[str]) -> None:
+        """Write the manifest of a step that is whole."""
+        if missing := manifest.lacking(files, items):
+            raise OSError(f"{missing} is missing")
+        write_whole(manifest.path_of(self.directory, step), json.dumps(files))
+        if manifest.read(self.directory, step) != files:
+            raise OSError("its manifest does not read back")
 
     @contextlib.contextmanager
     def _told(self, step: int, size: int) -> Iterator[None]:
@@ -193,7 +207,7 @@ class Checkpoints:
         shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _remove_uncommitted(self) -> None:
-        committed = {str(step) for step in self.steps()}
+        committed = {str(step) for step in manifest.steps(self.directory)}
         for path in self.directory.iterdir() if self.directory.is_dir() else ():
             if path.is_dir() and path.name.split(".")[0].isdigit() and path.name not in committed:
                 shutil.rmtree(path, ignore_errors=True)
@@ -246,20 +260,59 @@ def target(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
-def _mismatch(directory: Path, wanted: PyTree) -> str | None:
-    """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
+def _divided(wanted: PyTree, saved: dict[str, Any]) -> PyTree:
+    """Lay large arrays over all processes as they were saved in parts, so that each part is read by one of them."""
+
+    def layout(path: Any, leaf: Any) -> Any:
+        at, written = getattr(leaf, "sharding", None), saved[_name(path)].storage
+        if not isinstance(at, NamedSharding) or leaf.size * leaf.dtype.itemsize < LARGE or not written:
+            return leaf
+        parts = [n // part for n, part in zip(leaf.shape, written.chunk_shape, strict=True)]
+        axis = max(range(leaf.ndim), key=parts.__getitem__)
+        if parts[axis] == 1 or leaf.shape[axis] % at.mesh.size:
+            return leaf
+        split = NamedSharding(at.mesh, PartitionSpec(*[None] * axis, at.mesh.axis_names))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
+
+    return jax.tree_util.tree_map_with_path(layout, wanted) if jax.process_count() > 1 else wanted
+
+
+def _spread(restored: PyTree, wanted: PyTree) -> PyTree:
+    """Lay out as wanted what was read as `_divided` says: the processes get it from each other."""
+    leaves, structure = jax.tree.flatten(restored)
+    layouts = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(wanted)]
+    moved = [i for i, layout in enumerate(layouts) if layout is not None and leaves[i].sharding != layout]
+    if moved:
+        move = jax.jit(lambda parts: parts, out_shardings=[layouts[i] for i in moved])
+        for i, leaf in zip(moved, move([leaves[i] for i in moved]), strict=True):
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _saved(directory: Path) -> dict[str, Any] | None:
+    """The name, shape and parts of each array of a saved item, or None without one."""
     if not directory.is_dir():
-        return f"it has no {directory.name}"
+        return None
     with ocp.StandardCheckpointer() as reader:
-        saved, needed = _shapes(reader.metadata(directory).item_metadata.tree), _shapes(wanted)
+        return _named(reader.metadata(directory).item_metadata.tree)
+
+
+def _mismatch(item: str, saved: dict[str, Any] | None, wanted: PyTree) -> str | None:
+    """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
+    if saved is None:
+        return f"it has no {item}"
+    needed = _named(wanted)
     for leaf in sorted(saved | needed):
-        there, here = saved.get(leaf, "absent"), needed.get(leaf, "absent")
+        there, here = (tuple(tree[leaf].shape) if leaf in tree else "absent" for tree in (saved, needed))
         if there != here:
-            return f"{directory.name}.{leaf} is {there} there and {here} here"
+            return f"{item}.{leaf} is {there} there and {here} here"
     return None
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def _named(tree: PyTree) -> dict[str, Any]:
     # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,4 +1,7 @@
-"""What a committed step consists of: a manifest, the sha256 of each of its files, and what is wrong with them."""
+"""What a committed step consists of: a manifest, the sha256 of each of its files, and what is wrong with them.
+
+All processes ask `hashes` and `damage` together: each reads its share of the bytes.
+"""
 
 import hashlib
 import json
@@ -6,9 +9,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import tensorstore
 
 from score_flow.runs.files import first_line, reason, sha256_of
+from score_flow.runs.processes import decided, gathered
 
 META, STEP, ITEM = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
 
@@ -40,20 +45,41 @@ def digest(manifest: dict[str, str]) -> str:
 
 
 def damage(directory: Path, step: int) -> str | None:
-    """Return what is wrong with the files of a step, or None: every byte is read and hashed."""
-    if (manifest := read(directory, step)) is None:
-        return f"{path_of(directory, step).name} cannot be read"
+    """Return what is wrong with the files of a step, or None: every byte is read and hashed, by one process."""
+    where = directory / str(step)
     try:
-        return _changed(manifest, hashes(directory / str(step))) or _unlike_itself(directory / str(step), step)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        manifest = decided(f"manifest of {where}", lambda: read(directory, step))
+        if manifest is None:
+            return f"{path_of(directory, step).name} cannot be read"
+        found = hashes(where)
+        return decided(f"state of {where}", lambda: _changed(manifest, found) or _unlike_itself(where, step))
+    except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
         return f"it cannot be read: {reason(error) or first_line(error)}"
 
 
 def hashes(directory: Path) -> dict[str, str]:
     """Return the sha256 of each file below a directory, by its name."""
-    return {
-        str(path.relative_to(directory)): sha256_of(path) for path in sorted(directory.rglob("*")) if path.is_file()
-    }
+    shares = decided(f"files of {directory}", lambda: divided(sizes(directory), jax.process_count()))
+    mine = shares[jax.process_index()]
+    parts = gathered(f"hashes of {directory}", lambda: {name: sha256_of(directory / name) for name in mine})
+    return dict(sorted(item for part in parts for item in part.items()))
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """Return the bytes of each file below a directory, by its name."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.stat().st_size for path in files}
+
+
+def divided(sizes: dict[str, int], n: int) -> list[list[str]]:
+    """Give each file to one of n, so that they read about as many bytes: the largest first, to who has the fewest."""
+    shares: list[list[str]] = [[] for _ in range(n)]
+    read = [0] * n
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = read.index(min(read))
+        shares[least].append(name)
+        read[least] += sizes[name]
+    return shares
 
 
 def lacking(names: Iterable[str], items: Iterable[str]) -> str | None:

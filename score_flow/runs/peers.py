@@ -33,6 +33,7 @@ class Peers:
         self._name = f"process {index} ({os.getpid()} on {socket.gethostname()})"
         self._seen: dict[int, tuple[str, float]] = {}  # the last word of each, and when it was new
         self._answered, self._leaving = time.monotonic(), False
+        self._last = threading.Lock()  # for the last line: the watch and who waited for a collective may both say it
         atexit.register(self._leave)
         for target in (self._count, self._watch):
             threading.Thread(target=target, name="peers", daemon=True).start()
@@ -62,6 +63,8 @@ class Peers:
         self._leave_now(which)
 
     def _leave_now(self, which: str) -> None:
+        if not self._last.acquire(timeout=SAID):
+            return
         os.write(2, f"\nerror: {which}.\n".encode())
         os._exit(EXIT_PEER_LOST)
 

@@ -5,9 +5,11 @@ processes exist.
 """
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +21,16 @@ from score_flow.runs import launchers
 from score_flow.runs.files import first_line
 from score_flow.runs.launchers import Launch
 from score_flow.runs.peers import EXIT_PEER_LOST, WATCH, Peers, answering
-from score_flow.types import UserError
+from score_flow.types import NonFinite, Preempted, UserError
 
 START = 300  # seconds in which all processes must have started
+ANSWER = 3600  # seconds in which all processes answer a question; one that is gone is found by the watch
+SAID = "score_flow/said"
+TOLD = (
+    UserError, NonFinite, Preempted, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError,
+    Exception,
+)  # fmt: skip
+_ASKED: dict[str, int] = {}  # how often each question was asked
 
 
 def initialise() -> Peers | None:
@@ -84,6 +93,57 @@ def unused_device() -> str | None:
 def agree(flag: bool) -> bool:
     """Return True on every process when the flag is true on any."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def decided(name: str, make: Callable[[], Any]) -> Any:
+    """Return what `make` returns on the main process, as JSON reads it, or raise what it raises there: on all.
+
+    For whatever is read from a disk and decided by: two processes may see it at different moments.
+    """
+    return gathered(name, lambda: make() if is_main() else None)[0]
+
+
+def gathered(name: str, make: Callable[[], Any]) -> list[Any]:
+    """Return what `make` returns on each process, as JSON reads it, in their order; all must ask, by the same name.
+
+    The coordinator hands it round, not the devices: a thread beside the loop may ask. What one raises, all raise.
+    """
+    state = distributed.global_state
+    if state.num_processes == 1:
+        return [make()]
+    count = _ASKED[name] = _ASKED.get(name, 0) + 1
+    key = f"{SAID}/{name}/{{}}/{{}}".format
+    say = lambda word: state.client.key_value_set(key(count, state.process_id), json.dumps(word))  # noqa: E731
+    try:
+        value = make()
+    except Exception as error:
+        say({"error": _words_of(error)})
+        raise
+    try:
+        say({"value": value})
+        words = [state.client.blocking_key_value_get(key(count, i), 1000 * ANSWER) for i in range(state.num_processes)]
+        if count > 1:  # whoever answers now has read all answers of the time before
+            state.client.key_value_delete(key(count - 1, state.process_id))
+    except jax.errors.JaxRuntimeError:
+        if WATCH:
+            WATCH[0].broken()
+        raise
+    answers = [json.loads(word) for word in words]
+    if error := next((answer["error"] for answer in answers if "error" in answer), None):
+        raise _error_of(*error)
+    return [answer["value"] for answer in answers]
+
+
+def _words_of(error: Exception) -> list[Any]:
+    """The kind of an error and what makes it again on another process."""
+    if isinstance(error, OSError) and error.errno:
+        return ["OSError", error.errno, error.strerror, error.filename and str(error.filename)]
+    kind = next(kind for kind in type(error).__mro__ if kind in TOLD)
+    return [kind.__name__, str(error) or type(error).__name__]
+
+
+def _error_of(kind: str, *arguments: Any) -> Exception:
+    return next(each for each in TOLD if each.__name__ == kind)(*arguments)
 
 
 class Ahead:

@@ -92,6 +92,17 @@ def test_a_step_that_is_not_the_one_of_its_name_is_damage(copied):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 100])
+def test_each_file_is_read_by_one_process_and_all_read_about_as_many_bytes(n):
+    sizes = {f"f{i}": int(size) for i, size in enumerate(RNG.integers(0, 1000, 60))} | {"empty": 0, "large": 5000}
+    shares = manifest.divided(sizes, n)
+    assert len(shares) == n and sorted(name for share in shares for name in share) == sorted(sizes)
+    read = [sum(sizes[name] for name in share) for share in shares]
+    assert max(read) <= max(5000, sum(sizes.values()) / n + 1000)
+    again = manifest.divided(dict(reversed(sizes.items())), n)  # in whatever order a disk lists them
+    assert again == shares
+
+
 def test_a_digest_names_what_a_step_holds(written, copied):
     directory, _ = written
     one, other = Checkpoints(directory), Checkpoints(copied)

@@ -32,6 +32,22 @@ from score_flow.types import UserError
 os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # jax sets it where no TPU is plugged in
 
 
+def answers():
+    # What all hear: each by itself, the main one alone, and an error of either.
+    own = jax.process_index()
+    yield [processes.gathered("own", lambda: {"of": [own, time]}) for time in range(3)]
+    yield processes.decided("main", lambda: own)
+    errors = (0, UserError("no")), (1, FileNotFoundError(2, "No such file", "x")), (1, ZeroDivisionError("by"))
+    for where, error in errors:
+        def fail():
+            if own == where:
+                raise error
+        try:
+            yield processes.gathered("fail", fail)
+        except Exception as raised:
+            yield isinstance(raised, (UserError, OSError)), str(raised)
+
+
 def work():
     processes.START = int(os.environ.get("START", processes.START))
     try:
@@ -40,6 +56,7 @@ def work():
         if jax.process_count() > 1:
             ahead = processes.Ahead(stop=iter([False, jax.process_index() == 1, False]).__next__)
             print("stop:", [ahead.ask()["stop"] for _ in range(3)])
+            print("heard:", *answers())
         print(f"joined {jax.process_index()} of {jax.process_count()}: {last}")
         jax.distributed.shutdown() if jax.process_count() > 1 else None
         return 0
@@ -160,6 +177,10 @@ def check_joined(results, name):
     assert all(f"joined {i} of 2: True" in lines for i, (_, lines) in enumerate(results)), results
     assert all("stop: [False, False, True]" in lines for _, lines in results)
     assert not [line for line in results[1][1] if line.startswith("2 processes")]  # it is said once
+    heard = [[{"of": [i, time]} for i in range(2)] for time in range(3)]
+    errors = (True, "no"), (True, "[Errno 2] No such file: 'x'")
+    for _, lines in results:
+        assert f"heard: {heard} 0 {errors[0]} {errors[1]} (False, 'by')" in lines, lines
 
 
 def test_processes_of_slurm_openmpi_and_an_indexed_job_join_and_one_alone_stays_alone():
