@@ -51,14 +51,19 @@ def arm(moment: str) -> None:
 
 def arm_save(kind: str, step: int, fire) -> None:
     """Fire inside the save of a step: with some of its files written, while they are hashed, or after the manifest."""
-    from score_flow.runs import checkpoint, manifest
+    from score_flow.runs import checkpoint, files, manifest, stores
+
+    def begun(directory):
+        if files.on_store(directory):
+            return any(name.startswith(f"{step}") for name in stores.listed(directory))
+        return any(path.is_file() for path in directory.glob(f"{step}*/**/*"))
 
     if kind == "saving":
         commit = checkpoint.Checkpoints._commit
 
         def saving(self, saved, items, size):
             while saved == step:
-                if any(path.is_file() for path in self.directory.glob(f"{step}*/**/*")):
+                if begun(self.directory):
                     fire()
             return commit(self, saved, items, size)
 
@@ -66,10 +71,10 @@ def arm_save(kind: str, step: int, fire) -> None:
     elif kind == "hashing":
         hashes = manifest.hashes
 
-        def hashing(directory):
+        def hashing(directory, *like):
             if directory.name == str(step):
                 fire()
-            return hashes(directory)
+            return hashes(directory, *like)
 
         manifest.hashes = hashing
     else:

@@ -1,4 +1,4 @@
-"""Object stores on this machine's loopback: an emulator of Google's, and moto's S3."""
+"""Object stores on this machine's loopback: Google's (gcs.py), and moto's S3."""
 
 import contextlib
 import importlib.util
@@ -9,13 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 
+from tests import gcs
+
 BUCKET = "bucket"
-NEEDED = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "moto", "flask")}
-SERVERS = {
-    "gs": "from gcp_storage_emulator.server import create_server\n"
-    f"create_server('127.0.0.1', PORT, in_memory=True, default_bucket={BUCKET!r}).start()\n",
-    "s3": "from moto.server import ThreadedMotoServer\nThreadedMotoServer('127.0.0.1', PORT).start()\n",
-}
+NEEDED = {"gs": ("gcsfs",), "s3": ("s3fs", "moto", "flask")}
+MOTO = """
+import threading
+from moto.server import ThreadedMotoServer
+ThreadedMotoServer("127.0.0.1", {port}).start()
+threading.Event().wait()
+"""
 
 
 def missing(scheme: str) -> str:
@@ -45,19 +48,21 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(scheme: str) -> Iterator[dict[str, str]]:
     """Serve an empty bucket; yields the variables that lead there, which are not set."""
-    port = free_port()
-    code = SERVERS[scheme].replace("PORT", str(port)) + "import threading; threading.Event().wait()"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, "-c", code], **quiet)
+    if scheme == "gs":
+        with gcs.Store() as store:
+            yield environment(scheme, store.url)
+            store.shutdown()
+        return
+    port, quiet = free_port(), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-c", MOTO.format(port=port)], **quiet)
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             time.sleep(0.1)
         variables = environment(scheme, f"http://127.0.0.1:{port}")
-        if scheme == "s3":
-            make = f"import s3fs; s3fs.S3FileSystem().mkdir({BUCKET!r})"
-            subprocess.run([sys.executable, "-c", make], env=os.environ | variables, check=True)
+        make = f"import s3fs; s3fs.S3FileSystem().mkdir({BUCKET!r})"
+        subprocess.run([sys.executable, "-c", make], env=os.environ | variables, check=True)
         yield variables
     finally:
         server.terminate()

@@ -48,7 +48,8 @@ PLUG_INS = [entry for entry in vars(registries).values() if isinstance(entry, Re
 # library -> the files that may import it
 SEAMS = {
     "diffrax": ("sampling/flow.py", "sampling/reverse_sde.py", "sampling/sde.py"),
-    "orbax": ("score_flow/runs/checkpoint.py",),
+    "orbax": ("score_flow/runs/checkpoint.py", "score_flow/runs/s3.py"),
+    "fsspec": ("score_flow/runs/stores.py",),
     "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),

@@ -1,9 +1,9 @@
 """Pre-emption-safe checkpoints by orbax: the only file that imports it.
 
 A checkpoint is `directory/<step>/` (orbax) together with `directory/<step>.manifest.json`, the sha256 of each of its
-files: orbax restores a flipped bit or a zeroed page without a word. The manifest is written last, once all else is
-whole and on the disk, and is what makes a checkpoint exist: after a kill or a full disk at any moment a directory
-without one is removed and the one before it is used.
+files (on a store, what that knows them by): orbax restores a flipped bit or a zeroed page without a word. The manifest
+is written last, once all else is whole and on the disk, and is what makes a checkpoint exist: after a kill or a full
+disk at any moment a directory without one is removed and the one before it is used.
 """
 
 import contextlib
@@ -11,11 +11,9 @@ import json
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,8 +22,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from score_flow import __version__
-from score_flow.runs import manifest
-from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
+from score_flow.runs import manifest, s3, stores
+from score_flow.runs.files import (
+    Place,
+    cannot_write,
+    first_line,
+    make_folder,
+    on_store,
+    place_of,
+    read,
+    reason,
+    remove,
+    resolved,
+    sync,
+    write_whole,
+)  # fmt: skip
 from score_flow.runs.processes import barrier, decided, gathered, is_main
 from score_flow.types import UserError
 
@@ -44,7 +55,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 0):
-        self.directory = Path(directory).resolve()
+        self.directory = resolved(directory)
+        if str(self.directory).startswith(s3.S3):
+            s3.teach()
         self._keep, self._prepared = keep, False
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory} is a file, where checkpoints belong: move it away.")
@@ -59,7 +72,7 @@ class Checkpoints:
             return
         if is_main():
             try:
-                self.directory.mkdir(parents=True, exist_ok=True)
+                make_folder(self.directory)
             except OSError as error:
                 raise cannot_write(self.directory, error) from error
             self._remove_uncommitted()
@@ -133,7 +146,7 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """Read what was saved as `meta`, the `step`, and the program's `version`, which older ones do not say."""
         where = self.directory / str(step)
-        return decided(f"meta of {where}", lambda: json.loads((where / manifest.META).read_text()))
+        return decided(f"meta of {where}", lambda: json.loads(read(where / manifest.META)))
 
     def digest(self, step: int) -> str:
         """Return the name of what a step holds; raises UserError where its manifest cannot be read."""
@@ -168,7 +181,7 @@ class Checkpoints:
         with self._told(step, size):
             # An error of orbax or of a disk, on whichever process, goes to all of them.
             gathered(f"written {directory}", self._orbax.wait_until_finished)
-            decided(f"synced {directory}", lambda: self._sync(directory))
+            decided(f"synced {directory}", lambda: None if on_store(directory) else self._sync(directory))
             files = manifest.hashes(directory)
             decided(f"committed {directory}", lambda: self._sign(step, files, items))
         steps = manifest.steps(self.directory) if is_main() and self._keep else []
@@ -176,7 +189,7 @@ class Checkpoints:
             if old != step:
                 self._remove(old)
 
-    def _sync(self, directory: Path) -> None:
+    def _sync(self, directory: Place) -> None:
         for path in [*directory.rglob("*"), directory, self.directory]:
             sync(path)
 
@@ -196,23 +209,23 @@ class Checkpoints:
         except Exception as error:
             _join_writers()
             if is_main():
-                manifest.path_of(self.directory, step).unlink(missing_ok=True)
+                remove(manifest.path_of(self.directory, step))
                 self._remove_uncommitted()
-            if isinstance(error, OSError | ValueError | RuntimeError) or reason(error):  # orbax wraps as it likes
+            known = isinstance(error, OSError | ValueError | RuntimeError) or stores.is_answer(error)
+            if known or reason(error):  # orbax wraps as it likes
                 raise cannot_write(self.directory / str(step), error, size) from error
             raise
 
     def _remove(self, step: int) -> None:
-        manifest.path_of(self.directory, step).unlink(missing_ok=True)  # first: without it the rest is only litter
-        shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        remove(manifest.path_of(self.directory, step))  # first: without it the rest is only litter
+        remove(self.directory / str(step))
 
     def _remove_uncommitted(self) -> None:
         committed = {str(step) for step in manifest.steps(self.directory)}
         for path in self.directory.iterdir() if self.directory.is_dir() else ():
-            if path.is_dir() and path.name.split(".")[0].isdigit() and path.name not in committed:
-                shutil.rmtree(path, ignore_errors=True)
-            elif re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
-                path.unlink(missing_ok=True)
+            unsigned = path.name.split(".")[0].isdigit() and path.name not in committed and path.is_dir()
+            if unsigned or re.fullmatch(r"\.\d+\.manifest(\.json)?\.tmp", path.name):
+                remove(path)
 
 
 def _join_writers() -> None:
@@ -225,7 +238,7 @@ def _join_writers() -> None:
 
 def newest_step(workdir: str | os.PathLike) -> int | None:
     """Find the newest step that was saved in a workdir, by names alone: jax may be past answering."""
-    return max((step for name in FOLDERS for step in manifest.steps(Path(workdir) / name)), default=None)
+    return max((step for name in FOLDERS for step in manifest.steps(place_of(workdir) / name)), default=None)
 
 
 def good_states(
@@ -289,7 +302,7 @@ def _spread(restored: PyTree, wanted: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _saved(directory: Path) -> dict[str, Any] | None:
+def _saved(directory: Place) -> dict[str, Any] | None:
     """The name, shape and parts of each array of a saved item, or None without one."""
     if not directory.is_dir():
         return None

@@ -41,6 +41,12 @@ def place_of(path: str | os.PathLike) -> Place:
     return stores.opened(text) if stores.scheme_of(text) else Path(text).expanduser()
 
 
+def resolved(path: str | os.PathLike) -> Place:
+    """Return the same by its full name, links resolved; as `place_of` otherwise."""
+    found = place_of(path)
+    return found if on_store(found) else found.resolve()
+
+
 def on_store(path: Place) -> bool:
     """Say whether a path is on an object store."""
     return isinstance(path, epath.Path)
@@ -219,6 +225,12 @@ def sha256_of(file: Place) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def md5_of(file: Place) -> str:
+    """Return the MD5 of a file's bytes, in hexadecimal: what stores know their objects by."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def existing_path(path: str, key: str) -> Path:

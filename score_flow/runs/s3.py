@@ -1,30 +1,16 @@
 """orbax on s3://: it knows gs:// alone, and has TensorStore's driver for S3 beside it, without a way to it.
 
 What orbax does for gs:// (a folder is whole when its commit marker is there; nothing is renamed) is right for any
-object store, so four of its private functions are told of s3:// as well. AWS_ENDPOINT_URL leads to other stores that
-speak S3.
+object store, so four of its private names are told of s3:// as well.
 """
-
-import os
-from typing import Any
 
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from score_flow.runs import stores
 from score_flow.types import UserError
 
 S3, ALL = "s3://", ("gs://", "s3://")
-
-
-def kvstore(path: str) -> dict[str, Any]:
-    """Return TensorStore's words for a folder or an object of S3."""
-    bucket, _, key = path.removeprefix(S3).partition("/")
-    found = {"driver": "s3", "bucket": bucket, "path": key}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        found |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION") or "us-east-1"}
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it looks for files first, and says aloud that there are none
-        found |= {"aws_credentials": {"type": "environment"}}
-    return found
 
 
 def teach() -> None:
@@ -39,6 +25,6 @@ def teach() -> None:
         return
     gcs, normalised = gcs_utils.get_kvstore_for_gcs, tensorstore_utils._normalize_path
     gcs_utils._GCS_PATH_PREFIX = ALL
-    gcs_utils.get_kvstore_for_gcs = lambda path: kvstore(path) if path.startswith(S3) else gcs(path)
+    gcs_utils.get_kvstore_for_gcs = lambda path: stores.kvstore(path) if path.startswith(S3) else gcs(path)
     tensorstore_utils._use_gcs_driver = lambda path: path.startswith(ALL)
     tensorstore_utils._normalize_path = lambda path: normalised(path).replace("s3:/", S3)

@@ -56,10 +56,28 @@ def system(path: epath.Path) -> Any:
     return fsspec.filesystem(str(path).partition("://")[0])
 
 
+def kvstore(path: str) -> dict[str, Any]:
+    """Return TensorStore's words for the place of a gs:// or s3:// path.
+
+    AWS_ENDPOINT_URL leads to other stores that speak S3, as it does elsewhere.
+    """
+    scheme, _, rest = path.partition("://")
+    bucket, _, key = rest.partition("/")
+    found = {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": key}
+    if scheme != "s3":
+        return found
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        found |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it looks for files first, and says aloud that there are none
+        found |= {"aws_credentials": {"type": "environment"}}
+    return found
+
+
 def put(path: epath.Path, content: bytes) -> None:
     """Write an object, whole or not at all; raises OSError."""
     try:
-        path.write_bytes(content)
+        system(path).pipe_file(str(path), content)
     except Exception as error:
         raise as_os_error(path, error) from error
 

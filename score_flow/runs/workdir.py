@@ -11,7 +11,7 @@ from pathlib import Path
 
 from score_flow.config.options import Config
 from score_flow.runs import lease
-from score_flow.runs.files import Place, cannot_write, on_store, place_of, write_whole
+from score_flow.runs.files import Place, cannot_write, on_store, resolved, write_whole
 from score_flow.runs.processes import is_main
 from score_flow.types import UserError
 
@@ -22,12 +22,11 @@ def path_of(folder: str) -> Place:
     """Return the folder that a person names, on a disk (~ expanded) or a store; raises UserError for any other."""
     if not folder.strip():
         raise UserError("--workdir is empty; give the folder of the run.")
-    path = place_of(folder)
+    path = resolved(folder)
     if on_store(path):
         return path
     if re.match(r"[A-Za-z][\w+.-]*:/", folder):
         raise UserError(f"--workdir is {folder!r}; give a folder of this machine, gs://BUCKET/... or s3://BUCKET/...")
-    path = path.resolve()
     if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
         raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
     return path
@@ -39,8 +38,7 @@ def workdir(folder: str | Place, exclusive: bool) -> Iterator[Place]:
 
     What is refused inside leaves nothing behind: neither the folder, if it was not there before, nor the lock.
     """
-    path = place_of(folder)
-    path = path if on_store(path) else path.resolve()
+    path = resolved(folder)
     if not is_main():
         yield path
         return
