@@ -9,6 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 
+import fsspec
+import pytest
+from etils.epath.backend import fsspec_backend
+
 from tests import gcs
 
 BUCKET = "bucket"
@@ -43,6 +47,25 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
+
+
+@contextlib.contextmanager
+def here(scheme: str) -> Iterator[dict[str, str]]:
+    """Serve an empty bucket to this process too."""
+    with serving(scheme) as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        forget()
+        yield variables
+    forget()
+
+
+def forget() -> None:
+    """Have clients that live longer than a server be made anew."""
+    fsspec_backend._get_filesystem.cache_clear()
+    for scheme in NEEDED:
+        with contextlib.suppress(ImportError):
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ class Store(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Request)
         self.objects: dict[str, tuple[bytes, int]] = {}
+        self.asked: list[tuple[str, str]] = []  # (method, path and query) of every request
         self.generations, self.uploads, self.lock = itertools.count(1), {}, threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -67,6 +68,7 @@ class Request(BaseHTTPRequestHandler):
 
     def handle_one(self):
         parts = urlsplit(self.path)
+        self.server.asked.append((self.command, unquote(self.path)))
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = parts.path.removeprefix("/download").removeprefix("/upload")

@@ -22,7 +22,10 @@ def path_of(folder: str) -> Place:
     """Return the folder that a person names, on a disk (~ expanded) or a store; raises UserError for any other."""
     if not folder.strip():
         raise UserError("--workdir is empty; give the folder of the run.")
-    path = resolved(folder)
+    try:
+        path = resolved(folder)
+    except UserError as error:
+        raise UserError(f"--workdir: {error}") from error
     if on_store(path):
         return path
     if re.match(r"[A-Za-z][\w+.-]*:/", folder):
