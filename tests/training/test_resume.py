@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from score_flow.runs import files
+from tests import emulators
 from tests.launch import finish, launch, losses, places, run, run_together, start_together, weights
 
 # A resumable state, a later one with one to replace, the milestone at the end.
@@ -48,6 +50,20 @@ def test_interrupted_training_is_bitwise_the_same(whole, tmp_path, cache, moment
     run(tmp_path, cache=cache)
     assert losses(tmp_path) == losses(whole)
     for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")
+def test_interrupted_on_a_store_it_is_bitwise_the_same(whole, cache):
+    """Of a store of Google's; more of it, and S3, is in test_on_stores.py."""
+    workdir = "gs://bucket/run"
+    with emulators.here("gs") as variables:
+        output = run(workdir, moment="step:17:SIGTERM", cache=cache, expected=75, **variables)
+        assert output.startswith(f"run directory: {workdir}\n")
+        run(workdir, cache=cache, **variables)
+        copy = files.local(files.place_of(workdir))
+    assert losses(copy) == losses(whole)
+    for one, other in zip(weights(copy, 40), weights(whole, 40), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
