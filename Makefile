@@ -24,7 +24,7 @@ gallery: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
 
-test-all: $(VENV)/.installed-dev lint
+test-all: $(VENV)/.installed-dev-all lint
 	$(RUN) -m pytest -m ""
 
 lint: $(VENV)/.installed-dev
@@ -43,6 +43,10 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-dev-all: $(VENV)/.installed-dev requirements-dev-all.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev-all.txt
 	touch $@
 
 clean:
