@@ -12,6 +12,7 @@ from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
 from score_flow.runs.checkpoint import Checkpoints, target
 from score_flow.runs.files import Place
+from score_flow.runs.processes import decided
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
 from score_flow.training import dequantiser as train_deq
@@ -58,7 +59,8 @@ def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDeq
 def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Place) -> None:
     """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
     folder, t = workdir / train_deq.FOLDER, start_time(options, name)
-    if name == "variational" and not any(folder.glob("checkpoints*/*.manifest.json")):
+    trained = lambda: any(folder.glob("checkpoints*/*.manifest.json"))  # noqa: E731
+    if name == "variational" and not decided(f"dequantiser in {folder}", trained):
         raise UserError(
             f"no variational dequantiser in {folder}; train it: python main.py --workdir={workdir} --mode=train_deq"
         )

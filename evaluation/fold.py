@@ -1,6 +1,5 @@
 """An evaluation is a left fold whose state says what is done; a result says all that it depends on."""
 
-import contextlib
 import json
 import math
 import os
@@ -15,9 +14,8 @@ from score_flow.config.loading import flatten
 from score_flow.runs import files
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
-from score_flow.runs.processes import agree, barrier, is_main
+from score_flow.runs.processes import agree, decided, is_main
 from score_flow.runs.progress import progress
-from score_flow.runs.workdir import hold
 from score_flow.types import Preempted, UserError
 
 SHARE = 0.05  # of the time of an evaluation may go into saving its state
@@ -53,7 +51,7 @@ def run(fold: Fold, directory: files.Place, what: str, *, restart: bool = False)
     """
     if (found := finished(fold.key, directory)) is not None:
         return found
-    key, result_file = plain(fold.key), directory / "result.json"
+    key = plain(fold.key)
     _set_aside(key, directory, what, restart=restart)
     checkpoints = Checkpoints(directory / "meta", keep=2)
     done = checkpoints.newest_good() or 0
@@ -79,18 +77,10 @@ def run(fold: Fold, directory: files.Place, what: str, *, restart: bool = False)
                 )
     result = fold.finish(state)
     checkpoints.close()
-    if is_main():
-        files.write_json(result_file, result | {"key": key})
-        files.remove(directory / ROWS)
-    barrier(f"finish {directory}")
+    decided(f"result in {directory}", lambda: _write(result | {"key": key}, directory))
     if stop:
         raise Preempted(f"{what} is done, and stopped; run the same command to go on.")
     return result
-
-
-def held(folder: files.Place, what: str) -> contextlib.AbstractContextManager[None]:
-    """Keep a folder to this process while it writes there; raises UserError while another has it."""
-    return hold(folder, what) if is_main() else contextlib.nullcontext()
 
 
 # ---- which rounds
@@ -205,7 +195,7 @@ def finished(key: Key, directory: files.Place) -> dict[str, Any] | None:
     Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
     key, by older programs, or only half, is none.
     """
-    result = files.json_at(directory / "result.json")
+    result = decided(f"result in {directory}", lambda: files.json_at(directory / "result.json"))
     if result is None or "key" not in result:
         return None
     refuse_other_key(plain(key), result.pop("key"), directory=directory, what="a result")
@@ -221,11 +211,15 @@ def refuse_other_state(key: Key, directory: files.Place) -> None:
 def refuse_other_neighbours(key: Key, folder: files.Place) -> None:
     """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
     ours = flatten(plain(key))
-    for file in sorted(folder.glob("*/result.json")):
-        theirs = flatten((files.json_at(file) or {}).get("key", {}))
-        both = (ours.keys() & theirs.keys()) - {"job"}
-        common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
-        refuse_other_key(*common, directory=file.parent, what="a result")
+
+    def compare() -> None:
+        for file in sorted(folder.glob("*/result.json")):
+            theirs = flatten((files.json_at(file) or {}).get("key", {}))
+            both = (ours.keys() & theirs.keys()) - {"job"}
+            common = ({name: tree[name] for name in ours if name in both} for tree in (ours, theirs))
+            refuse_other_key(*common, directory=file.parent, what="a result")
+
+    decided(f"results in {folder}", compare)
 
 
 def refuse_other_key(key: Key, saved: Key, *, directory: files.Place, what: str) -> None:
@@ -267,13 +261,13 @@ def write_arrays(file: files.Place, **arrays: np.ndarray) -> None:
 
 def _set_aside(key: Key, directory: files.Place, what: str, *, restart: bool) -> None:
     """Make room for a fold: a result without a key is kept under another name, its states are removed, both said."""
-    saved, old = state_key(directory), directory / "result.json"
-    barrier(f"looked at {directory}")
+    saved = state_key(directory)
     if saved and not restart:
         refuse_other_key(key, saved, directory=directory, what="the begun state of a result")
-    if is_main():
+
+    def make_room() -> None:
         files.make_folder(directory)
-        if old.exists():
+        if (old := directory / "result.json").exists():
             number = next(
                 i for i in range(len(list(directory.iterdir()))) if not (directory / f"result.e{i}.json").exists()
             )
@@ -285,4 +279,10 @@ def _set_aside(key: Key, directory: files.Place, what: str, *, restart: bool) ->
                   "it starts again.", flush=True)  # fmt: skip
             files.remove(directory / "meta")
             files.remove(directory / ROWS)
-    barrier(f"begin {directory}")
+
+    decided(f"room in {directory}", make_room)
+
+
+def _write(result: dict[str, Any], directory: files.Place) -> None:
+    files.write_json(directory / "result.json", result)
+    files.remove(directory / ROWS)

@@ -26,7 +26,8 @@ from score_flow.experiment import Experiment
 from score_flow.runs import files
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
-from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.processes import barrier, decided, is_main
+from score_flow.runs.workdir import held
 from score_flow.types import Preempted, UserError
 
 Results = dict[str, dict[str, Any]]  # by job
@@ -98,7 +99,7 @@ def work(wanted: Wanted, folder: files.Place, watch: bool = False) -> Results:
             visits = [visit_of(wanted, folder, *step) for step in group]
             for visit in visits:
                 refuse_other_results(wanted, visit)
-            with folds.held(folder, "evaluation"):
+            with held(folder, "evaluation"):
                 for visit in visits:
                     results = one_checkpoint(wanted, visit, preemption, hashes=hashes)
     barrier("evaluated")
@@ -219,8 +220,8 @@ def made_with(wanted: Wanted) -> dict[str, str]:
 
 def refuse_old_settings(directory: files.Place, settings: dict[str, Any]) -> None:
     """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
-    found = files.json_at(directory / "settings.json")
-    if not found or not any(directory.glob("*/result.json")):
+    there = lambda: files.json_at(directory / "settings.json") if any(directory.glob("*/result.json")) else None  # noqa: E731
+    if not (found := decided(f"settings in {directory}", there)):
         return
     now = {section: settings[section] for section in found if section in settings}
     enabled = (name for name in now["eval"] if name.startswith("enable"))

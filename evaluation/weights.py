@@ -14,7 +14,7 @@ from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
 from score_flow.runs.files import Place
 from score_flow.runs.preemption import Preemption
-from score_flow.runs.processes import agree, is_main
+from score_flow.runs.processes import decided, is_main
 from score_flow.runs.sharding import replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages
 from score_flow.training.saver import refuse_other_config
@@ -87,7 +87,8 @@ def coming(workdir: Place, begin: int, end: int, *, preemption: Preemption) -> I
 def wait_for(number: int, milestones: Place, preemption: Preemption) -> None:
     """Return, on every process, once the main one sees so many milestones; the others look at no file meanwhile."""
     announced = False
-    while not agree(is_main() and len(list(milestones.glob("*.manifest.json"))) >= number):
+    seen = lambda: len(list(milestones.glob("*.manifest.json"))) >= number  # noqa: E731
+    while not decided(f"milestone in {milestones}", seen):
         if is_main() and not announced:
             print(f"waiting for milestone {number} in {milestones}, with a look every {INTERVAL:g} s", flush=True)
         announced = True

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -36,12 +37,19 @@ def environment(devices: int = 1, **extra: str) -> dict[str, str]:
 
 
 def launch(
-    workdir: Path, *flags: str, moment: str = "none", mode: str = "train", cache: Path | None = None, **env
+    workdir: Path,
+    *flags: str,
+    moment: str = "none",
+    mode: str = "train",
+    cache: Path | None = None,
+    before: Sequence[str] = (),
+    **env,
 ) -> subprocess.Popen:
-    """Start main.py on the tiny recipe, with a signal at a moment (see driver.py)."""
+    """Start main.py on the tiny recipe, by the command `before` it, with a signal at a moment (see driver.py)."""
     if cache:
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "tests/driver.py", moment, *TINY, f"--workdir={workdir}", f"--mode={mode}", *flags]
+    command = [*before, sys.executable, "tests/driver.py", moment, *TINY]
+    command += [f"--workdir={workdir}", f"--mode={mode}", *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

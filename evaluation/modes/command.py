@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, EXIT_NON_FINITE = 1, 2, 3  # preemption.py and peers.py have 75 and 76
+EXIT_BUG = EXIT_NOT_REPRODUCED = 1
+EXIT_USER_ERROR, EXIT_NON_FINITE = 2, 3  # preemption.py and peers.py have 75 and 76
 ABOUT = "Train, sample and evaluate: %(prog)s --config=configs/digits.py --workdir=runs/digits --mode=train"
 EPILOG = """exit codes: 0 done; 1 reproduce: another figure than the expected one; 2 a mistake in flags,
 config, data or files, a full disk, or too little memory (one line says which); 3 the loss, a weight or a result was not
@@ -182,12 +184,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
     if mode.run is None:
         return import_checkpoint(options, overrides)
-    config = load(options.config or config_of(options.workdir), overrides)  # mistakes are answered before jax starts
-    from score_flow.runs import processes
+    from score_flow.runs import launchers
+
+    read = lambda: load(options.config or config_of(options.workdir), overrides)  # noqa: E731
+    found = options.config or config_in(options.workdir) or not launchers.launch_of(os.environ)
+    config = read() if found else None  # mistakes are answered before jax starts, but where others may see another disk
+    from score_flow.runs import processes, together
 
     peers = processes.initialise()
     if peers:
         peers.where = lambda: newest_saved(options.workdir)
+        together.refuse_unshared(options.workdir)
+        config = together.same_config(options.mode, lambda: config or read())
     from evaluation.modes.checking import check_components
     from score_flow.build import experiment
     from score_flow.runs.workdir import workdir as opened
@@ -201,13 +209,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
 
 def config_of(workdir: str) -> str:
     """The file of the config that a run left in its workdir."""
-    from score_flow.runs import files
     from score_flow.types import UserError
 
-    file = files.place_of(workdir) / "config.json"
-    if not file.is_file():
+    if not (file := config_in(workdir)):
         raise UserError(f"give --config=RECIPE: {workdir} holds no config.json of an earlier run.")
-    return str(files.local(file))
+    return file
+
+
+def config_in(workdir: str) -> str | None:
+    from score_flow.runs import files
+
+    file = files.place_of(workdir) / "config.json"
+    return str(files.local(file)) if file.is_file() else None
 
 
 def newest_saved(workdir: str) -> str:
@@ -223,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags(sys.argv[1:] if argv is None else argv)
     from score_flow.runs import files, memory, peers, stores
     from score_flow.runs.preemption import EXIT_PREEMPTED
-    from score_flow.types import NonFinite, Preempted, UserError
+    from score_flow.types import NonFinite, Preempted, UserError, one_line
 
     sys.unraisablehook = files.quiet(sys.__unraisablehook__)
     try:
@@ -243,10 +256,16 @@ def main(argv: list[str] | None = None) -> int:
             return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
         if files.is_full(error) or stores.is_answer(error):
             return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
-        raise
+        if not peers.WATCH:
+            raise
+        traceback.print_exc()
+        return report(one_line(error), EXIT_BUG)
 
 
 def report(what: object, code: int, kind: str = "error") -> int:
     """Say in one line why the run ends, and return its exit code."""
+    from score_flow.runs import peers
+
     print(f"\n{kind}: {what}", file=sys.stderr, flush=True)
+    peers.fail(code, f"{kind}: {what}")
     return code

@@ -17,8 +17,9 @@ from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
 from score_flow.runs import files
-from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.processes import barrier, decided, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, place, replicated, to_host
+from score_flow.runs.workdir import held
 from score_flow.types import UserError
 
 
@@ -47,7 +48,7 @@ def encode(run: Experiment, config: Config, workdir: files.Place) -> None:
             law = network.apply({"params": params}, x, method="encode")
         return (law.mean - shift) * scale, law.std * scale
 
-    with folds.held(workdir, "making of latents"):
+    with held(workdir, "making of latents"):
         for split in ("train", "test"):
             source, target = run.open_source(split), workdir / split
             facts = {"name": f"latents of {source.name}", "num_classes": source.num_classes, "data": source.name}
@@ -61,7 +62,7 @@ def encode(run: Experiment, config: Config, workdir: files.Place) -> None:
 
 def made_of(facts: dict[str, Any], target: files.Place) -> bool:
     """Say whether a split is done; raises UserError where it is done of other images, or otherwise."""
-    found = files.json_at(target / FACTS)
+    found = decided(f"latents in {target}", lambda: files.json_at(target / FACTS))
     for name in ("first", "n", "autoencoder_sha256", "mirrored") if found else ():
         if name in found and found[name] != facts[name]:
             raise UserError(

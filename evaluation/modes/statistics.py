@@ -18,8 +18,9 @@ from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.runs.files import Place, make_folder, remove
-from score_flow.runs.processes import barrier, is_main
+from score_flow.runs.processes import barrier, decided, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, to_host
+from score_flow.runs.workdir import held
 from score_flow.types import UserError
 
 
@@ -32,13 +33,13 @@ def write_statistics(run: Experiment, config: Config, workdir: Place) -> Place:
         raise UserError("--mode=stats is of images: leave config.eval.autoencoder out, in a recipe of their data set.")
     options, source = config.eval, statistics.reference_source(run, config.eval)
     file, extractor = statistics.statistics_file(run, options, workdir), statistics.extractor_of(run, options)
-    if file.exists():
+    if decided(f"statistics {file}", file.exists):
         statistics.refuse_unfit(statistics.read(file), extractor, run, source=source)
     else:
         first = checksum(source, FIRST)
         about = {"extractor": extractor.name, "data": source.name, "first": first, "preprocessing": _settings(config)}
         fold, directory = statistics_fold(run, config, extractor, source, file, about), workdir / "stats" / file.stem
-        with folds.held(workdir / "stats", "making of statistics"):
+        with held(workdir / "stats", "making of statistics"):
             folds.run(fold, directory, f"statistics of {source.name}", restart=True)
             if is_main():
                 remove(directory)  # the file is the result

@@ -12,7 +12,7 @@ from pathlib import Path
 from score_flow.config.options import Config
 from score_flow.runs import lease
 from score_flow.runs.files import Place, cannot_write, on_store, resolved, write_whole
-from score_flow.runs.processes import is_main
+from score_flow.runs.processes import decided, is_main
 from score_flow.types import UserError
 
 LOCK = ".lock"
@@ -42,14 +42,18 @@ def workdir(folder: str | Place, exclusive: bool) -> Iterator[Place]:
     What is refused inside leaves nothing behind: neither the folder, if it was not there before, nor the lock.
     """
     path = resolved(folder)
-    if not is_main():
+    with held(path, "run") if exclusive else contextlib.nullcontext():
+        if is_main():
+            print(f"run directory: {path}", flush=True)
         yield path
-        return
-    with contextlib.ExitStack() as held:
-        if exclusive:
-            held.enter_context(hold(path, "run"))
-        print(f"run directory: {path}", flush=True)
-        yield path
+
+
+@contextlib.contextmanager
+def held(folder: Place, what: str) -> Iterator[None]:
+    """Hold a folder as `hold` does, by the main process for all; raises UserError on all of them."""
+    with contextlib.ExitStack() as stack:
+        decided(f"{what} in {folder}", lambda: stack.enter_context(hold(folder, what)))
+        yield
 
 
 def hold(folder: Place, what: str) -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from score_flow.config.options import Config
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
 from score_flow.runs.files import Place, place_of
-from score_flow.runs.processes import Ahead, is_main
+from score_flow.runs.processes import Ahead, decided, is_main
 from score_flow.runs.sharding import to_host
 from score_flow.training.recorder import Recorder
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
@@ -167,7 +167,10 @@ def remembered(workdir: str | Place) -> dict[str, Any] | None:
 
     What cannot be read is passed over: who uses the states themselves says what is damaged.
     """
-    folders = [place_of(workdir) / name for name in FOLDERS]
+    return decided(f"facts of {workdir}", lambda: _facts_in([place_of(workdir) / name for name in FOLDERS]))
+
+
+def _facts_in(folders: list[Place]) -> dict[str, Any] | None:
     files = [file for folder in folders for file in folder.glob("*/meta/metadata")]
     steps = {file: file.parent.parent.name for file in files}
     for file in sorted((file for file in files if steps[file].isdecimal()), key=lambda f: -int(steps[f])):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from evaluation import fold as module
-from evaluation.fold import SHARE, Fold, held, next_round, rounds_left, run
+from evaluation.fold import SHARE, Fold, next_round, rounds_left, run
 from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.workdir import held
 from score_flow.types import Preempted, UserError
 from tests.launch import ROOT
 
@@ -139,9 +140,9 @@ def test_rounds_take_what_is_missing():
 
 def test_a_folder_is_held_by_one(tmp_path):
     """By another process too; it is free again when its holder is gone."""
-    code = f"from evaluation.fold import held\nwith held(__import__('pathlib').Path({str(tmp_path)!r}), 'x'): pass"
+    code = "import sys, pathlib, score_flow.runs.workdir as w\nwith w.held(pathlib.Path(sys.argv[1]), 'x'): pass"
     with held(tmp_path, "evaluation"):
-        other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
         with pytest.raises(UserError, match=rf"in use by another evaluation \(process {os.getpid()} on"):
             held(tmp_path, "evaluation").__enter__()
     assert "UserError" in other.stderr and "is in use by another x" in other.stderr

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation.fold import held
 from main import EXIT_USER_ERROR, main
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.workdir import held
 from tests.launch import TINY
 
 JOBS = ("--config.eval.enable_sampling=False", "--config.eval.enable_bpd=False")

@@ -92,15 +92,14 @@ def test_sigterm_while_waiting(training, monkeypatch):
 
 
 def test_other_processes_do_not_look(training, monkeypatch):
-    """They follow what is agreed, and bring nothing but `False` to it, whatever their files say."""
+    """They follow what the main one sees, whatever their files say."""
     for _ in range(3):
         training.save()
-    brought, agreed = [], iter([False, False, True])
-    monkeypatch.setattr(weights, "is_main", lambda: False)
-    monkeypatch.setattr(weights, "agree", lambda flag: brought.append(flag) or next(agreed))
+    asked, seen = [], iter([False, False, True])
+    monkeypatch.setattr(weights, "decided", lambda name, look: asked.append(name) or next(seen))
     with Preemption() as preemption:
         assert next(coming(training.workdir, 1, 1, preemption=preemption))[1] == 10
-    assert brought == [False] * 3 and training.slept == 2
+    assert len(asked) == 3 and training.slept == 2
 
 
 def test_of_a_run_that_is_to_train(tmp_path, capsys):

@@ -85,6 +85,30 @@ def test_this_process_says_when_it_leaves(watch):
     assert store.words[f"{peers.PREFIX}/0"].endswith(peers.LEAVING) and not ended
 
 
+def test_an_error_of_one_ends_the_others_alike_unless_they_meet_it_themselves(watch, monkeypatch, capfd):
+    monkeypatch.setattr(peers, "ALIKE", 0.2)
+    left, store = [], Store()
+    monkeypatch.setattr(peers.os, "_exit", left.append)
+    both = [watch(store, i)[0] for i in range(2)]
+    time.sleep(0.1)
+    ends = [threading.Thread(target=one.fail, args=[2, "error: a: b."]) for one in both]
+    for end in ends:  # both meet it
+        end.start()
+    for end in ends:
+        end.join()
+    assert left == [] and both[0].failed(0.0) == (2, "error: a: b.")
+    store = Store()
+    other, (follower, ended) = watch(store, 0)[0], watch(store, 1)
+    time.sleep(0.1)
+    failing = threading.Thread(target=other.fail, args=[3, "error: c."])
+    failing.start()
+    wait_for(left, 10.0)
+    time.sleep(0.5)
+    follower._leaving = True
+    failing.join()
+    assert set(left) == {3} and capfd.readouterr().err == "\nerror: c.\n" and not ended
+
+
 def test_the_last_line_does_not_wait_for_a_disk(monkeypatch, capfd):
     """The process ends also where the newest state cannot be found."""
     left, found = [], threading.Event()
