@@ -97,9 +97,8 @@ def test_a_copy_of_a_disk_is_whole_on_a_store(served, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_only_the_store_can_tell_is_not_taken_for_whole_elsewhere(written, tmp_path, monkeypatch):
+def test_what_only_the_store_can_tell_is_not_taken_for_whole_elsewhere(served, tmp_path, monkeypatch):
     """Objects in many parts have no MD5: on the store they are known all the same, on a disk that is said."""
-    place, _ = written
     monkeypatch.setattr(stores, "checksum", lambda about: f"crc32c:{about['md5Hash']}:{about['size']}")
     checkpoints = Checkpoints(files.place_of("gs://bucket/parts"))
     checkpoints.save(5, items(make_state(make_mesh(), 5)), {}, wait=True)

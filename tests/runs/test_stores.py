@@ -6,8 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation.fold import Rows
+from score_flow.data import arrays
+from score_flow.data import folder as folders
 from score_flow.runs import files, stores
 from score_flow.runs.progress import MetricLog, read_lines
 from score_flow.runs.workdir import path_of
@@ -143,3 +146,25 @@ def test_rows_are_put_together_as_on_a_disk(place, tmp_path):
         rows.read()
     with pytest.raises(UserError, match="rows is gone: remove"):
         rows.write({"image": image[0]}, (10,), np.arange(10), begun=True)
+
+
+def test_data_on_a_store_are_those_of_a_disk(place, tmp_path):
+    rng = np.random.default_rng(0)
+    stacks = {split: rng.integers(0, 255, (n, 4, 4, 3), np.uint8) for split, n in (("train", 6), ("test", 2))}
+    for root in (place, tmp_path):
+        for split, stack in stacks.items():
+            files.write_arrays(root / f"{split}.npz", image=stack, label=np.arange(len(stack)) % 2)
+            for i, image in enumerate(stack):
+                folder = root / "images" / split / f"class {i % 2}"
+                files.make_folder(folder)
+                files.write_whole(folder / f"{i}.png", lambda file, x=image: Image.fromarray(x).save(file, "PNG"))
+    for split, stack in stacks.items():
+        for build, path in ((arrays.build, "{split}.npz"), (folders.build, "images")):
+            found, expected = (build(split, f"{root}/{path}", **sized(build)) for root in (place, tmp_path))
+            assert found.name == expected.name and len(found) == len(expected) == len(stack)
+            for name, values in expected.read(np.arange(len(stack))).items():
+                np.testing.assert_array_equal(found.read(np.arange(len(stack)))[name], values)
+
+
+def sized(build) -> dict:
+    return {"image_size": 4} if build is folders.build else {}
