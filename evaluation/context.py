@@ -28,7 +28,7 @@ from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.losses.classifier import Classification
 from score_flow.model import Denoiser, Model, NetworkDenoiser
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.sharding import batch_sharding, multiple
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Params, UserError
@@ -78,10 +78,10 @@ class Context:
     sampler: Sampler
     guide: Guidance
     options: EvalOptions
-    directory: files.Place
+    directory: places.Place
     judged: bool = True
     control: Control | None = None
-    workdir: files.Place = Path()
+    workdir: places.Place = Path()
     job: str = ""
     key: Key = dataclasses.field(default_factory=dict)
     sampler_said: str = ""
@@ -193,10 +193,10 @@ def build_control(run: Experiment, section: Component) -> Control:
 
 def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params]:
     """Load another run, with the weights of its newest checkpoint; raises UserError if it does not fit."""
-    where, file = f"config.guidance.{field} = {workdir}", files.place_of(workdir) / "config.json"
+    where, file = f"config.guidance.{field} = {workdir}", places.place_of(workdir) / "config.json"
     if not file.is_file():
         raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
-    settings = load(str(files.local(file)), [])
+    settings = load(str(places.local(file)), [])
     other = dataclasses.replace(experiment(settings), mesh=run.mesh)
     if other.loss.produces != ("classifier" if field == "classifier" else "denoiser"):
         needed = "a classifier (training.objective = classifier)" if field == "classifier" else "a model of images"
@@ -213,12 +213,12 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
             raise UserError(f"{where} has another {what}: {found}, where this run has {ours}.")
     if field == "bad" and theirs > classes:
         raise UserError(f"{where} needs labels, which this run's samples have not.")
-    checkpoints, step = checkpoints_of(files.place_of(workdir), 0, 0)[-1]
+    checkpoints, step = checkpoints_of(places.place_of(workdir), 0, 0)[-1]
     return other, load_params(other, which_of(settings), checkpoints, step)
 
 
 def identity_of_run(workdir: str) -> str:
     """Name the weights of another run that guide this one, by their content."""
-    checkpoints, step = checkpoints_of(files.place_of(workdir), 0, 0)[-1]
-    found = identity(which_of(load(str(files.local(files.place_of(workdir) / "config.json")), [])), checkpoints, step)
+    checkpoints, step = checkpoints_of(places.place_of(workdir), 0, 0)[-1]
+    found = identity(which_of(load(str(places.local(places.place_of(workdir) / "config.json")), [])), checkpoints, step)
     return f"{found['weights']} of checkpoint {found['checkpoint']}"

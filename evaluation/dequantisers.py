@@ -11,7 +11,7 @@ from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
 from score_flow.runs.checkpoint import Checkpoints, target
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.runs.processes import decided
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from score_flow.config.loading import flatten
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import agree, decided, is_main
@@ -42,7 +42,7 @@ class Fold(NamedTuple):
     finish: Callable[[State], dict[str, Any]]
 
 
-def run(fold: Fold, directory: files.Place, what: str, *, restart: bool = False) -> dict[str, Any]:
+def run(fold: Fold, directory: places.Place, what: str, *, restart: bool = False) -> dict[str, Any]:
     """Read the result of a fold from `directory/result.json`, or compute it from the newest meta-checkpoint on.
 
     The state is saved after the first round, and then as often as that takes at most SHARE of the time. Raises
@@ -115,7 +115,7 @@ class Rows:
     written in place, each `write` leaves an object, and `read` puts them together.
     """
 
-    def __init__(self, directory: files.Place):
+    def __init__(self, directory: places.Place):
         self._directory = directory
 
     def write(self, arrays: Arrays, leading: tuple[int, ...], rows: Int[np.ndarray, "k"], *, begun: bool) -> None:
@@ -123,7 +123,7 @@ class Rows:
 
         begun: whether rows were written before; raises UserError where they are gone.
         """
-        if is_main() and files.on_store(self._directory):
+        if is_main() and places.on_store(self._directory):
             return self._put(arrays, leading, rows, begun=begun)
         for name, array in arrays.items() if is_main() else ():
             file, shape = self._file(name), (*leading, *array.shape[1:])
@@ -145,7 +145,7 @@ class Rows:
     def read(self, needed: bool = True) -> Arrays:
         """Read {name: array} of all that was written; raises UserError where that is gone."""
         found = {}
-        if needed and files.on_store(self._directory):
+        if needed and places.on_store(self._directory):
             found = self._together()
         elif needed:
             found = {file.stem: self._open(file) for file in sorted(self._directory.glob("*.npy"))}
@@ -161,7 +161,7 @@ class Rows:
         if begun and not self._directory.is_dir():
             raise UserError(f"{self._directory} is gone: remove {self._directory.parent}.")
         if not begun:
-            files.remove(self._directory)
+            places.remove(self._directory)
         file = self._directory / f"{rows[0]}-{rows[-1]}.npz"
         files.write_arrays(file, rows=rows, leading=np.array(leading), **arrays)
 
@@ -175,11 +175,11 @@ class Rows:
                 found.setdefault(name, empty).reshape(-1, *array.shape[1:])[rows] = array
         return found
 
-    def _file(self, name: str) -> files.Place:
+    def _file(self, name: str) -> places.Place:
         return self._directory / f"{name}.npy"
 
     @staticmethod
-    def _open(file: files.Place) -> np.memmap | None:
+    def _open(file: places.Place) -> np.memmap | None:
         try:
             return np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
@@ -189,7 +189,7 @@ class Rows:
 # ---- keys
 
 
-def finished(key: Key, directory: files.Place) -> dict[str, Any] | None:
+def finished(key: Key, directory: places.Place) -> dict[str, Any] | None:
     """Read the result that is there, None without one of this key's making; nothing is written.
 
     Raises UserError, with the part that differs, where a result or a state has another key. What was written without a
@@ -202,13 +202,13 @@ def finished(key: Key, directory: files.Place) -> dict[str, Any] | None:
     return result
 
 
-def refuse_other_state(key: Key, directory: files.Place) -> None:
+def refuse_other_state(key: Key, directory: places.Place) -> None:
     """Raise UserError where the newest state of a fold is of another key; nothing is written."""
     if saved := state_key(directory):
         refuse_other_key(plain(key), saved, directory=directory, what="the begun state of a result")
 
 
-def refuse_other_neighbours(key: Key, folder: files.Place) -> None:
+def refuse_other_neighbours(key: Key, folder: places.Place) -> None:
     """Raise UserError where the results in a folder are not of one making: what two keys both name must be equal."""
     ours = flatten(plain(key))
 
@@ -222,7 +222,7 @@ def refuse_other_neighbours(key: Key, folder: files.Place) -> None:
     decided(f"results in {folder}", compare)
 
 
-def refuse_other_key(key: Key, saved: Key, *, directory: files.Place, what: str) -> None:
+def refuse_other_key(key: Key, saved: Key, *, directory: places.Place, what: str) -> None:
     """Raise UserError, with both values of every part that differs."""
     old, new = flatten(saved), flatten(key)
     changed = [
@@ -237,7 +237,7 @@ def refuse_other_key(key: Key, saved: Key, *, directory: files.Place, what: str)
         raise UserError(f"{directory} holds {what} of other {kind} ({'; '.join(changed)}): give another --eval_folder.")
 
 
-def state_key(directory: files.Place) -> Key | None:
+def state_key(directory: places.Place) -> Key | None:
     """Read the key of the newest state of a fold; None without a state, {} of one that has none."""
     states = Checkpoints(directory / "meta")
     try:
@@ -253,36 +253,36 @@ def plain(tree: Any) -> Any:
     return json.loads(files.json_of(tree))
 
 
-def write_arrays(file: files.Place, **arrays: np.ndarray) -> None:
+def write_arrays(file: places.Place, **arrays: np.ndarray) -> None:
     """Write an .npz file so that it is there whole or not at all (by the main process)."""
     if is_main():
         files.write_arrays(file, **arrays)
 
 
-def _set_aside(key: Key, directory: files.Place, what: str, *, restart: bool) -> None:
+def _set_aside(key: Key, directory: places.Place, what: str, *, restart: bool) -> None:
     """Make room for a fold: a result without a key is kept under another name, its states are removed, both said."""
     saved = state_key(directory)
     if saved and not restart:
         refuse_other_key(key, saved, directory=directory, what="the begun state of a result")
 
     def make_room() -> None:
-        files.make_folder(directory)
+        places.make_folder(directory)
         if (old := directory / "result.json").exists():
             number = next(
                 i for i in range(len(list(directory.iterdir()))) if not (directory / f"result.e{i}.json").exists()
             )
-            files.move(old, kept := directory / f"result.e{number}.json")
+            places.move(old, kept := directory / f"result.e{number}.json")
             print(f"{what}: the result there was not written whole, or by a program that noted no data and settings "
                   f"with it: it is made anew, the old one kept as {kept}", flush=True)  # fmt: skip
         if saved is not None and saved != key:
             print(f"{what}: the state that was begun is of {'other settings' if saved else 'an older program'}: "
                   "it starts again.", flush=True)  # fmt: skip
-            files.remove(directory / "meta")
-            files.remove(directory / ROWS)
+            places.remove(directory / "meta")
+            places.remove(directory / ROWS)
 
     decided(f"room in {directory}", make_room)
 
 
-def _write(result: dict[str, Any], directory: files.Place) -> None:
+def _write(result: dict[str, Any], directory: places.Place) -> None:
     files.write_json(directory / "result.json", result)
-    files.remove(directory / ROWS)
+    places.remove(directory / ROWS)

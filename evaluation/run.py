@@ -23,7 +23,7 @@ from score_flow import __version__
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import barrier, decided, is_main
@@ -49,12 +49,12 @@ class Visit(NamedTuple):
 
     checkpoints: Checkpoints
     step: int
-    directory: files.Place
+    directory: places.Place
     weights: Key
 
 
 def evaluate(
-    run: Experiment, config: Config, workdir: files.Place, mode: str, folder: str = "", watch: bool = False
+    run: Experiment, config: Config, workdir: places.Place, mode: str, folder: str = "", watch: bool = False
 ) -> Results:
     """Run a mode's jobs, write results and the report; returns {job: result} of the last checkpoint.
 
@@ -65,7 +65,7 @@ def evaluate(
     return work(wanted, workdir / (folder or base.MODES[mode][0]), watch)
 
 
-def prepared(run: Experiment, config: Config, workdir: files.Place, mode: str) -> Wanted:
+def prepared(run: Experiment, config: Config, workdir: places.Place, mode: str) -> Wanted:
     """Open everything that the jobs of a mode need; raises UserError for what is missing or does not fit.
 
     The one reader of the config: what follows sees values.
@@ -86,7 +86,7 @@ def prepared(run: Experiment, config: Config, workdir: files.Place, mode: str) -
     return Wanted(jobs, opened, context, which, keys.settings_of(run, config, controlled), facts)
 
 
-def work(wanted: Wanted, folder: files.Place, watch: bool = False) -> Results:
+def work(wanted: Wanted, folder: places.Place, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     ends = options.begin_ckpt, options.end_ckpt
@@ -106,7 +106,7 @@ def work(wanted: Wanted, folder: files.Place, watch: bool = False) -> Results:
     return results
 
 
-def visit_of(wanted: Wanted, folder: files.Place, checkpoints: Checkpoints, step: int) -> Visit:
+def visit_of(wanted: Wanted, folder: places.Place, checkpoints: Checkpoints, step: int) -> Visit:
     """Look at a checkpoint; raises UserError where it is of another model, or results are of other settings."""
     refuse_old_settings(folder / str(step), wanted.which.settings)
     return Visit(checkpoints, step, folder / str(step), weights.identity(wanted.which, checkpoints, step))
@@ -155,7 +155,7 @@ def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, *, hash
     return results
 
 
-def run_job(fold: Fold, directory: files.Place, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
+def run_job(fold: Fold, directory: places.Place, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
     """Run one job, and print its result."""
     if preemption.agreed():
         raise Preempted(f"stopped before the job {name}; run the same command to go on.")
@@ -193,7 +193,7 @@ def record(wanted: Wanted, visit: Visit, results: Results, *, hashes: dict[str, 
     written.write(visit.directory, results, facts=facts, setting=setting | {"options": options})
 
 
-def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> files.Place:
+def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> places.Place:
     """Write the page of a run, as of one checkpoint, with all results that its folder holds."""
     from evaluation.report import one_run  # matplotlib: mistakes are answered without waiting for it
 
@@ -218,7 +218,7 @@ def made_with(wanted: Wanted) -> dict[str, str]:
     }
 
 
-def refuse_old_settings(directory: files.Place, settings: dict[str, Any]) -> None:
+def refuse_old_settings(directory: places.Place, settings: dict[str, Any]) -> None:
     """Raise UserError where an older program left results of other settings, which it noted for a folder as a whole."""
     there = lambda: files.json_at(directory / "settings.json") if any(directory.glob("*/result.json")) else None  # noqa: E731
     if not (found := decided(f"settings in {directory}", there)):

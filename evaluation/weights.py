@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import decided, is_main
 from score_flow.runs.sharding import replicated, to_host

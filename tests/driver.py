@@ -51,10 +51,10 @@ def arm(moment: str) -> None:
 
 def arm_save(kind: str, step: int, fire) -> None:
     """Fire inside the save of a step: with some of its files written, while they are hashed, or after the manifest."""
-    from score_flow.runs import checkpoint, files, manifest, stores
+    from score_flow.runs import checkpoint, manifest, places, stores
 
     def begun(directory):
-        if files.on_store(directory):
+        if places.on_store(directory):
             return any(name.startswith(f"{step}") for name in stores.listed(directory))
         return any(path.is_file() for path in directory.glob(f"{step}*/**/*"))
 

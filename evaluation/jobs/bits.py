@@ -18,7 +18,7 @@ from sampling.likelihood import bits_per_dim, log_likelihood
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.numerics import mean_and_error
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 
 READS = (
     "num_repeats", "solver", "smallest_time", "largest_time", "probe", "n_probes", "dequantizer", "decoder_time",

@@ -32,7 +32,7 @@ from score_flow.paths.base import Path
 from score_flow.process.bound import known_integral, prior, share_of_gaussian
 from score_flow.process.grid import noisy_end
 from score_flow.process.times import TimeSampler, log_snr, stratified
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.types import Images, Keys, Times, UserError
 
 Form = Literal["dsm", "ssm"]

@@ -19,7 +19,7 @@ from evaluation.metrics.statistics import Statistics, open_statistics
 from evaluation.report import page
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.types import UserError
 
 SPLITS = 10  # of the samples, for the published form of the Inception score

@@ -17,7 +17,8 @@ from sampling.control.base import Control
 from sampling.guidance import guide
 from score_flow.config import registries
 from score_flow.config.components import Component, resolve
-from score_flow.runs.files import Place, write_whole
+from score_flow.runs.files import write_whole
+from score_flow.runs.places import Place
 from score_flow.runs.processes import barrier, is_main
 from score_flow.runs.sharding import multiple
 

@@ -16,7 +16,8 @@ from score_flow.config.options import Config, EvalOptions, GuidanceOptions
 from score_flow.data.base import FIRST, checksum
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
-from score_flow.runs.files import place_of, sha256_of
+from score_flow.runs.files import sha256_of
+from score_flow.runs.places import place_of
 
 # What training decides of a run's speed and logs, but not of its loss
 NOT_OF_THE_LOSS = (

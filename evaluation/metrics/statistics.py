@@ -16,7 +16,7 @@ from score_flow.config.components import resolve
 from score_flow.config.options import EvalOptions
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.experiment import Experiment
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.sharding import place
 from score_flow.types import UserError
 
@@ -69,10 +69,10 @@ def reference_source(run: Experiment, options: EvalOptions) -> Source:
     return run.open_source(options.fid_dataset)
 
 
-def statistics_file(run: Experiment, options: EvalOptions, workdir: files.Place) -> files.Place:
+def statistics_file(run: Experiment, options: EvalOptions, workdir: places.Place) -> places.Place:
     """Name config.eval.stats, or workdir/stats/<data>-<split>-<extractor>.npz."""
     if options.stats:
-        return files.place_of(options.stats)
+        return places.place_of(options.stats)
     if run.latent:
         raise UserError("config.eval.stats: got nothing; a model of latents needs a file of statistics of images.")
     split = options.fid_dataset
@@ -80,7 +80,7 @@ def statistics_file(run: Experiment, options: EvalOptions, workdir: files.Place)
     return workdir / "stats" / f"{data}-{split}-{options.extractor.name}.npz"
 
 
-def open_statistics(run: Experiment, options: EvalOptions, workdir: files.Place) -> tuple[Statistics, Extractor]:
+def open_statistics(run: Experiment, options: EvalOptions, workdir: places.Place) -> tuple[Statistics, Extractor]:
     """Open the reference of a run and its extractor; raises UserError where either is missing or they do not fit.
 
     Of the features of a reference at most eval.kept_features are used, as of the samples'.
@@ -114,7 +114,7 @@ def refuse_unfit(found: Statistics, extractor: Extractor, run: Experiment, *, so
         raise UserError(f"{found.file} is of other images, {found.data}, than this run's {source.name}; {BUILD}.")
 
 
-def read(file: files.Place) -> Statistics:
+def read(file: places.Place) -> Statistics:
     """Read the statistics of a file: ours, mu and sigma of pytorch-fid, ADM or EDM, or score_sde's pool_3.
 
     Raises UserError for anything else; nothing is ever unpickled.
@@ -136,7 +136,7 @@ def read(file: files.Place) -> Statistics:
     return Statistics(mu, sigma, features=arrays.get("features"), **plain, **shape, **where)
 
 
-def _of_features(file: files.Place, pool: np.ndarray) -> dict[str, np.ndarray]:
+def _of_features(file: places.Place, pool: np.ndarray) -> dict[str, np.ndarray]:
     if pool.ndim != 2 or len(pool) < 2 or pool.dtype.kind != "f" or not np.isfinite(pool).all():
         raise UserError(
             f"{file}: pool_3 is {pool.dtype} of shape {pool.shape}; it must be finite features (n >= 2, d)."
@@ -146,7 +146,7 @@ def _of_features(file: files.Place, pool: np.ndarray) -> dict[str, np.ndarray]:
     return {"mu": mu, "sigma": sigma, "n": np.asarray(len(pool)), "features": pool}
 
 
-def _check(file: files.Place, arrays: dict[str, np.ndarray]) -> None:
+def _check(file: places.Place, arrays: dict[str, np.ndarray]) -> None:
     """Raise UserError unless shapes agree and numbers are finite."""
     shapes = {name: arrays[name].shape for name in ("mu", "sigma", "features") if name in arrays}
     d = shapes["mu"][-1:]

@@ -217,10 +217,10 @@ def config_of(workdir: str) -> str:
 
 
 def config_in(workdir: str) -> str | None:
-    from score_flow.runs import files
+    from score_flow.runs import places
 
-    file = files.place_of(workdir) / "config.json"
-    return str(files.local(file)) if file.is_file() else None
+    file = places.place_of(workdir) / "config.json"
+    return str(places.local(file)) if file.is_file() else None
 
 
 def newest_saved(workdir: str) -> str:

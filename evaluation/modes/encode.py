@@ -16,26 +16,26 @@ from score_flow.data.latents import FACTS
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.processes import barrier, decided, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, place, replicated, to_host
 from score_flow.runs.workdir import held
 from score_flow.types import UserError
 
 
-def encode(run: Experiment, config: Config, workdir: files.Place) -> None:
+def encode(run: Experiment, config: Config, workdir: places.Place) -> None:
     """Write moments of (latent - shift) scale of every image, in workdir/{train,test}/; resumable, what is done stays.
 
     With config.data.random_flip the mirrored images follow the others: mirrored latents would not be theirs. Raises
     UserError without an autoencoder or for data that are latents already, and Preempted after SIGTERM.
     """
-    if files.on_store(workdir):
+    if places.on_store(workdir):
         raise UserError(f"--mode=encode writes its files in place: give a --workdir of a disk, got {workdir}.")
     if not config.eval.autoencoder:
         raise UserError("--mode=encode needs an autoencoder: give --config.eval.autoencoder=FOLDER.")
     if config.data.source.name == "latents":
         raise UserError("--mode=encode takes images, and config.data.source.name is latents; give their data set.")
-    folder = files.local(files.place_of(config.eval.autoencoder))
+    folder = places.local(places.place_of(config.eval.autoencoder))
     network, params, scale, shift = autoencoder_kl.load(folder)
     params = jax.device_put(params, replicated(run.mesh))
     digest = files.sha256_of(folder / autoencoder_kl.WEIGHTS)
@@ -60,7 +60,7 @@ def encode(run: Experiment, config: Config, workdir: files.Place) -> None:
                 print(f"latents: {target}", flush=True)
 
 
-def made_of(facts: dict[str, Any], target: files.Place) -> bool:
+def made_of(facts: dict[str, Any], target: places.Place) -> bool:
     """Say whether a split is done; raises UserError where it is done of other images, or otherwise."""
     found = decided(f"latents in {target}", lambda: files.json_at(target / FACTS))
     for name in ("first", "n", "autoencoder_sha256", "mirrored") if found else ():
@@ -73,7 +73,7 @@ def made_of(facts: dict[str, Any], target: files.Place) -> bool:
 
 
 def encode_split(
-    run: Experiment, config: Config, source: Source, target: files.Place, facts: dict[str, Any], moments: Any
+    run: Experiment, config: Config, source: Source, target: places.Place, facts: dict[str, Any], moments: Any
 ) -> None:
     """Encode one split: a round writes the moments of the next images to their place in the files."""
     mesh, n_images, n = run.mesh, len(source), facts["n"]

@@ -16,7 +16,8 @@ from score_flow.model import Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.runs.files import Place, local, place_of, sha256_of
+from score_flow.runs.files import sha256_of
+from score_flow.runs.places import Place, local, place_of
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages

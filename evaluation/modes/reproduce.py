@@ -9,7 +9,7 @@ from score_flow.config.loading import flatten, module_of
 from score_flow.config.options import Config
 from score_flow.config.registries import ROOT
 from score_flow.experiment import Experiment
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.processes import agree, is_main
 from score_flow.types import UserError
 
@@ -34,7 +34,7 @@ def presets() -> list[str]:
     return sorted(file.stem for file in recipes if "\nexpected = " in file.read_text())
 
 
-def reproduce(run: Experiment, config: Config, workdir: files.Place, file: str, folder: str = "") -> bool:
+def reproduce(run: Experiment, config: Config, workdir: places.Place, file: str, folder: str = "") -> bool:
     """Evaluate as the preset says, print and write reproduce.json, and return whether every figure is as expected."""
     expected, folder = expected_of(file), folder or f"reproduce/{Path(file).stem}"
     wanted = evaluation.prepared(run, config, workdir, "eval")

@@ -11,7 +11,7 @@ from sampling import multistep
 from sampling.base import Sampler, Stream
 from score_flow.config.components import Component
 from score_flow.experiment import Experiment
-from score_flow.runs.files import Place, make_folder
+from score_flow.runs.places import Place, make_folder
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import is_main
 from score_flow.runs.progress import progress

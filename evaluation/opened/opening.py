@@ -12,7 +12,7 @@ from score_flow.build import experiment
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
-from score_flow.runs import files
+from score_flow.runs import places
 from score_flow.runs import workdir as folders
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints
 from score_flow.runs.sharding import replicated
@@ -22,7 +22,7 @@ from score_flow.types import UserError
 Weights = str | int | float | None
 
 
-def open(workdir: str | files.Place, step: int | None = None, weights: Weights = None, **settings: Any) -> Run:
+def open(workdir: str | places.Place, step: int | None = None, weights: Weights = None, **settings: Any) -> Run:
     """Open a run that was trained or imported, by its config.json.
 
     step: of a checkpoint; None: the newest milestone that is whole, else the newest state. weights: "raw"; "ema", the
@@ -35,7 +35,7 @@ def open(workdir: str | files.Place, step: int | None = None, weights: Weights =
     folder = folders.path_of(str(workdir))
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give the workdir of a run that was trained or imported.")
-    config = check_components(load(str(files.local(folder / "config.json")), [], flatten(settings) | _which(weights)))
+    config = check_components(load(str(places.local(folder / "config.json")), [], flatten(settings) | _which(weights)))
     run, wanted = _of_images(experiment(config, remembered(folder)), config), checkpoints.which_of(config)
     saved, step = _state(folder, step)
     params = checkpoints.load_params(run, wanted, saved, step)
@@ -43,11 +43,11 @@ def open(workdir: str | files.Place, step: int | None = None, weights: Weights =
 
 
 def open_published(
-    file: str | files.Place,
+    file: str | places.Place,
     *,
-    config: str | files.Place | None = None,
-    reference_config: str | files.Place | None = None,
-    workdir: str | files.Place | None = None,
+    config: str | places.Place | None = None,
+    reference_config: str | places.Place | None = None,
+    workdir: str | places.Place | None = None,
     weights: str | None = None,
     **settings: Any,
 ) -> Run:
@@ -95,7 +95,7 @@ def _which(weights: Weights) -> dict[str, Any]:
     return {"eval.ema": number, "eval.ema_std": 0.0}
 
 
-def _state(folder: files.Place, step: int | None) -> tuple[Checkpoints, int]:
+def _state(folder: places.Place, step: int | None) -> tuple[Checkpoints, int]:
     """The checkpoint of a step, milestones first; the newest good one for None."""
     if step is None:
         return checkpoints.checkpoints_of(folder, 0, 0)[-1]

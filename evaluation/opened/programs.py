@@ -18,7 +18,7 @@ from score_flow.config.loading import with_settings
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data.levels import middles, to_model
 from score_flow.experiment import Experiment
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 
 Settings = tuple  # of a section of the config, ((name, value), ...): what a cache can know again
 

@@ -26,7 +26,7 @@ from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser, Model
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.types import Images, Params, UserError
 
 Settings = Mapping[str, Any]  # of a section of the config: {"rtol": 1e-3}

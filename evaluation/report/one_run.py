@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.report import figures, page, results
 from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.runs.progress import read_lines
 
 
@@ -24,14 +24,14 @@ class Part(Protocol):
 
 
 def write(
-    workdir: files.Place,
-    evaluation: files.Place,
+    workdir: places.Place,
+    evaluation: places.Place,
     jobs: dict[str, Part],
     *,
     real: Images,
     levels: int,
     facts: dict[str, str],
-) -> files.Place:
+) -> places.Place:
     """Write workdir/report.html, whole or not at all: training in workdir, results in evaluation, some test images.
 
     jobs: by the names of their results, in the order of the page; the figures of others stand in a table all the same.
@@ -142,9 +142,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _json(file: files.Place) -> dict[str, Any]:
+def _json(file: places.Place) -> dict[str, Any]:
     return files.json_at(file) or {}
 
 
-def _text_of(file: files.Place) -> str:
+def _text_of(file: places.Place) -> str:
     return file.read_text() if file.exists() else ""

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from evaluation.report.pictures import grid
-from score_flow.runs.files import Place, local
+from score_flow.runs.places import Place, local
 
 Images = UInt8[np.ndarray, "n h w c"]
 

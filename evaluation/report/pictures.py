@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from score_flow.runs.files import Place, write_whole
+from score_flow.runs.files import write_whole
+from score_flow.runs.places import Place
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from score_flow.config.loading import flatten
 from score_flow.data.base import ArraySource, Source, checksum
-from score_flow.runs import files
+from score_flow.runs import files, places
 
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
@@ -15,13 +15,13 @@ ERROR = "standard_error"
 OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}  # of checkpoints
 
 
-def read(file: files.Place) -> dict[str, Any]:
+def read(file: places.Place) -> dict[str, Any]:
     """Read the figures of a result.json; none of one that was not written whole."""
     return {name: value for name, value in (files.json_at(file) or {}).items() if name != "key"}
 
 
 def write(
-    directory: files.Place, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
+    directory: places.Place, results: dict[str, dict[str, Any]], *, facts: dict[str, Any], setting: dict[str, Any]
 ) -> None:
     """Write directory/results.json, {job: result} beside the facts, and results.txt; each whole or not at all.
 

@@ -9,7 +9,7 @@ from jaxtyping import Int32, UInt8
 from score_flow.config.limits import Limits
 from score_flow.data import splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
-from score_flow.runs import files
+from score_flow.runs import files, places
 from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
@@ -70,12 +70,12 @@ def _files(path: str) -> tuple[Path | None, Path | None]:
 
 def _by_pattern(path: str, split: str) -> Path | None:
     names = [spelt for name in splits.NAMES[split] for spelt in (name, name.capitalize(), name.upper())]
-    possible = [files.place_of(path.replace("{split}", name)) for name in names]
-    return next((files.local(file) for file in possible if file.is_file()), None)
+    possible = [places.place_of(path.replace("{split}", name)) for name in names]
+    return next((places.local(file) for file in possible if file.is_file()), None)
 
 
 def _missing(path: str) -> str:
-    file = files.place_of(path.replace("{split}", "train") if "{split}" in path else f"{path}/train.npz")
+    file = places.place_of(path.replace("{split}", "train") if "{split}" in path else f"{path}/train.npz")
     there = sorted(found.name for found in file.parent.glob("*.npz"))
     return f"{PATH}: no such file: {file}; .npz files beside it: {', '.join(there[:10]) or 'none'}"
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from score_flow.data.base import Examples
 from score_flow.data.splits import Split
-from score_flow.runs.files import place_of
+from score_flow.runs.places import place_of
 from score_flow.types import UserError, one_line
 
 

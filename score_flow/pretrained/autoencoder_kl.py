@@ -13,7 +13,7 @@ from score_flow.config.loading import read_json
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same
 from score_flow.pretrained.readers.files import read
-from score_flow.runs.files import local, place_of
+from score_flow.runs.places import local, place_of
 from score_flow.types import UserError, check_choice
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

@@ -14,7 +14,8 @@ from jaxtyping import PyTree
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
 from score_flow.pretrained.readers import files, torch_legacy
-from score_flow.runs.files import arrays_of, local, place_of, sha256_of
+from score_flow.runs.files import arrays_of, sha256_of
+from score_flow.runs.places import local, place_of
 from score_flow.types import UserError, one_line
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"

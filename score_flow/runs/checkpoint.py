@@ -23,20 +23,8 @@ from jaxtyping import PyTree
 
 from score_flow import __version__
 from score_flow.runs import manifest, s3, stores
-from score_flow.runs.files import (
-    Place,
-    cannot_write,
-    first_line,
-    make_folder,
-    on_store,
-    place_of,
-    read,
-    reason,
-    remove,
-    resolved,
-    sync,
-    write_whole,
-)  # fmt: skip
+from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
+from score_flow.runs.places import Place, make_folder, on_store, place_of, read, remove, resolved
 from score_flow.runs.processes import barrier, decided, gathered, is_main
 from score_flow.types import UserError
 

@@ -1,8 +1,4 @@
-"""Files, on a disk or an object store: written whole or not at all, read without trusting them, and why that cannot be.
-
-A `Place` is a path of a disk or of a store; both have the methods of pathlib. What a disk alone can do (`open(path)`,
-to append, to rename) and what a store alone can do (stores.py) is asked for here.
-"""
+"""Files: written whole or not at all, read without trusting them, and the one line that says why that cannot be."""
 
 import contextlib
 import errno
@@ -22,9 +18,8 @@ from etils import epath
 from numpy.lib.npyio import NpzFile
 
 from score_flow.runs import stores
+from score_flow.runs.places import Place, local, on_store, place_of, read
 from score_flow.types import UserError, one_line, printable
-
-Place = Path | epath.Path  # on a disk, on a store
 
 # What a file system answers; libraries that are not Python repeat it as text.
 CODES = (
@@ -33,63 +28,6 @@ CODES = (
 REASONS = tuple(os.strerror(code) for code in CODES)
 LARGEST = 16 << 30  # bytes that an array from a file may take, unless its reader allows less
 MAX_RATIO, SMALL = 250, 64 << 20  # an array above SMALL bytes may be packed so tightly: zeros pack 1000 times
-
-
-def place_of(path: str | os.PathLike) -> Place:
-    """Return the path that a person names, ~ expanded; raises UserError for a store that cannot be reached."""
-    text = os.fspath(path)
-    return stores.opened(text) if stores.scheme_of(text) else Path(text).expanduser()
-
-
-def resolved(path: str | os.PathLike) -> Place:
-    """Return the same by its full name, links resolved; as `place_of` otherwise."""
-    found = place_of(path)
-    return found if on_store(found) else found.resolve()
-
-
-def on_store(path: Place) -> bool:
-    """Say whether a path is on an object store."""
-    return isinstance(path, epath.Path)
-
-
-def local(path: Place) -> Path:
-    """Return a path of this machine: the same, or a copy of what is on a store; raises UserError without that."""
-    if not on_store(path):
-        return path
-    try:
-        return stores.fetch(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason(error) or first_line(error)}.") from error
-
-
-def make_folder(path: Place) -> None:
-    """Make a folder and those above it, unless they are there; a store needs none."""
-    if not on_store(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def remove(path: Place) -> None:
-    """Remove a file, or a folder with all below it, as far as it is there and that can be done."""
-    if on_store(path):
-        stores.remove(path)
-    elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def move(path: Place, target: Place) -> None:
-    """Give a file another name; on a store it has both for a while."""
-    if on_store(path):
-        stores.put(target, read(path))
-        stores.remove(path)
-    else:
-        os.replace(path, target)
-
-
-def read(path: Place) -> bytes:
-    """Read a file as it was at one moment; raises OSError, FileNotFoundError without it."""
-    return stores.get(path) if on_store(path) else path.read_bytes()
 
 
 def write_whole(path: Place, content: bytes | str | Callable[[BinaryIO], object]) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import tensorstore
 
-from score_flow.runs import files, stores
-from score_flow.runs.files import Place, first_line, reason
+from score_flow.runs import files, places, stores
+from score_flow.runs.files import first_line, reason
+from score_flow.runs.places import Place
 from score_flow.runs.processes import decided, gathered
 
 META, STEP, ITEM = "meta/metadata", "_CHECKPOINT_METADATA", "_METADATA"  # what orbax writes of a step and its items
@@ -37,7 +38,7 @@ def steps(directory: Place) -> list[int]:
 def read(directory: Place, step: int) -> dict[str, str] | None:
     """Read the hash of each file of a step by its name, or None if that is not what the manifest holds."""
     try:
-        manifest = json.loads(files.read(path_of(directory, step)))
+        manifest = json.loads(places.read(path_of(directory, step)))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(manifest, dict) and all(isinstance(value, str) for value in manifest.values())
@@ -77,7 +78,7 @@ def hashes(directory: Place, like: Mapping[str, str] = MappingProxyType({})) -> 
 
 def _told_or_read(directory: Place, like: Mapping[str, str]) -> tuple[dict[str, str], list[list[str]]]:
     """(the checksums that a store tells, the names of the files to be read by each process)."""
-    if not files.on_store(directory):
+    if not places.on_store(directory):
         return {}, divided(sizes(directory), jax.process_count())
     listed = stores.listed(directory)
     told = {name: stores.checksum(about) for name, about in listed.items()}
@@ -149,11 +150,12 @@ def _held(directory: Place, step: int) -> int:
     if "('step',)" not in written["tree_metadata"]:
         return step
     # Not by orbax, which waits for the other processes and wants the devices that the state was saved on.
-    base = stores.kvstore(f"{directory}/") if files.on_store(directory) else {"driver": "file", "path": f"{directory}/"}
+    where = f"{directory}/"
+    base = stores.kvstore(where) if places.on_store(directory) else {"driver": "file", "path": where}
     kvstore = {"driver": "ocdbt", "base": base, "path": "step/"}
     spec = {"driver": "zarr3" if written.get("use_zarr3") else "zarr", "kvstore": kvstore}
     return int(tensorstore.open(spec, read=True).result().read().result())
 
 
 def _json(file: Place) -> dict[str, Any]:
-    return json.loads(files.read(file))
+    return json.loads(places.read(file))

@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from score_flow.runs import stores
-from score_flow.runs.files import Place, cannot_write, make_folder, on_store, read, write_whole
+from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs.places import Place, make_folder, on_store, read
 from score_flow.runs.processes import is_main
 
 

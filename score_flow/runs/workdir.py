@@ -11,7 +11,8 @@ from pathlib import Path
 
 from score_flow.config.options import Config
 from score_flow.runs import lease
-from score_flow.runs.files import Place, cannot_write, on_store, resolved, write_whole
+from score_flow.runs.files import cannot_write, write_whole
+from score_flow.runs.places import Place, on_store, resolved
 from score_flow.runs.processes import decided, is_main
 from score_flow.types import UserError
 

@@ -14,7 +14,7 @@ from score_flow.losses.weightings import likelihood
 from score_flow.networks.flowpp import PRESETS, FlowppDequantiser
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
-from score_flow.runs.files import Place
+from score_flow.runs.places import Place
 from score_flow.training.run import FIXED, train
 from score_flow.types import Params, check_choice
 

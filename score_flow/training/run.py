@@ -18,7 +18,8 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory
-from score_flow.runs.files import Place, write_whole
+from score_flow.runs.files import write_whole
+from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.progress import MetricLog

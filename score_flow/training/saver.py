@@ -11,7 +11,7 @@ from score_flow.config.loading import differences
 from score_flow.config.options import Config
 from score_flow.data.compare import refuse_other_data, same_place
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
-from score_flow.runs.files import Place, place_of
+from score_flow.runs.places import Place, place_of
 from score_flow.runs.processes import Ahead, decided, is_main
 from score_flow.runs.sharding import to_host
 from score_flow.training.recorder import Recorder

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from score_flow.runs import files, manifest, stores
+from score_flow.runs import files, manifest, places, stores
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import make_mesh
 from tests import emulators
@@ -25,7 +25,7 @@ def served():
 @pytest.fixture(scope="module")
 def written(served):
     """A folder on a store with two checkpoints, and their states."""
-    place = files.place_of("gs://bucket/run/checkpoints")
+    place = places.place_of("gs://bucket/run/checkpoints")
     return place, write(place, 5, 10)
 
 
@@ -63,18 +63,18 @@ def test_an_object_that_was_changed_or_removed_is_found(written, name):
     whole = {other: stores.get(place / "10" / other) for other in stores.listed(place / "10")}
     victim = next(other for other in whole if name in other)
     for content in (whole[victim][:-1] + b"\x01", whole[victim] + b"\0", None):
-        files.remove(place / "10" / victim) if content is None else stores.put(place / "10" / victim, content)
+        places.remove(place / "10" / victim) if content is None else stores.put(place / "10" / victim, content)
         assert victim in Checkpoints(place).damage(10)
         stores.put(place / "10" / victim, whole[victim])
     stores.put(place / "10" / "more", b"")
     assert "more is not in its manifest" in Checkpoints(place).damage(10)
-    files.remove(place / "10" / "more")
+    places.remove(place / "10" / "more")
     assert Checkpoints(place).damage(10) is None
 
 
 def test_a_copy_on_a_disk_is_whole_and_a_flipped_bit_in_it_is_found(written, tmp_path):
     place, states = written
-    shutil.copytree(files.local(place), copy := tmp_path / "checkpoints")
+    shutil.copytree(places.local(place), copy := tmp_path / "checkpoints")
     assert Checkpoints(copy).newest_good() == 10
     equal(restored(copy, 5), items(states[5]))
     victim = max((path for path in (copy / "10").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -85,7 +85,7 @@ def test_a_copy_on_a_disk_is_whole_and_a_flipped_bit_in_it_is_found(written, tmp
 
 
 def test_a_copy_of_a_disk_is_whole_on_a_store(served, tmp_path):
-    states, place = write(tmp_path / "checkpoints", 5), files.place_of("gs://bucket/copied")
+    states, place = write(tmp_path / "checkpoints", 5), places.place_of("gs://bucket/copied")
     for path in (tmp_path / "checkpoints").rglob("*"):
         if path.is_file():
             stores.put(place / str(path.relative_to(tmp_path / "checkpoints")), path.read_bytes())
@@ -100,20 +100,20 @@ def test_a_copy_of_a_disk_is_whole_on_a_store(served, tmp_path):
 def test_what_only_the_store_can_tell_is_not_taken_for_whole_elsewhere(served, tmp_path, monkeypatch):
     """Objects in many parts have no MD5: on the store they are known all the same, on a disk that is said."""
     monkeypatch.setattr(stores, "checksum", lambda about: f"crc32c:{about['md5Hash']}:{about['size']}")
-    checkpoints = Checkpoints(files.place_of("gs://bucket/parts"))
+    checkpoints = Checkpoints(places.place_of("gs://bucket/parts"))
     checkpoints.save(5, items(make_state(make_mesh(), 5)), {}, wait=True)
     assert checkpoints.damage(5) is None
     monkeypatch.undo()
     assert "told by the store alone" in checkpoints.damage(5)
-    shutil.copytree(files.local(checkpoints.directory), tmp_path / "parts")
+    shutil.copytree(places.local(checkpoints.directory), tmp_path / "parts")
     assert "told by the store alone" in Checkpoints(tmp_path / "parts").damage(5)
 
 
 def test_what_a_kill_left_behind_is_removed_and_old_states_go(served):
-    place = files.place_of("gs://bucket/kept")
+    place = places.place_of("gs://bucket/kept")
     write(place, 5, 10, 15, keep=2)
     assert Checkpoints(place).steps() == [10, 15] and not (place / "5").is_dir()
-    files.remove(manifest.path_of(place, 15))
+    places.remove(manifest.path_of(place, 15))
     checkpoints = Checkpoints(place, keep=2)
     checkpoints.prepare()
     assert {name.split("/")[0] for name in stores.listed(place)} == {"10", "10.manifest.json"}

@@ -11,7 +11,7 @@ from PIL import Image
 from evaluation.fold import Rows
 from score_flow.data import arrays
 from score_flow.data import folder as folders
-from score_flow.runs import files, stores
+from score_flow.runs import files, places, stores
 from score_flow.runs.progress import MetricLog, read_lines
 from score_flow.runs.workdir import path_of
 from score_flow.types import UserError
@@ -32,22 +32,22 @@ def place(served, request):
 
 
 def test_a_file_is_written_whole_read_moved_and_removed(place):
-    assert files.on_store(place) and not str(place).endswith("/")
+    assert places.on_store(place) and not str(place).endswith("/")
     file = place / "a" / "config.json"
     assert files.json_at(file) is None
     files.write_json(file, {"x": np.arange(2)})
     files.write_whole(place / "a" / "b", lambda stream: stream.write(b"bytes"))
-    assert files.json_at(file) == {"x": [0, 1]} and files.read(place / "a" / "b") == b"bytes"
+    assert files.json_at(file) == {"x": [0, 1]} and places.read(place / "a" / "b") == b"bytes"
     assert sorted(path.name for path in (place / "a").iterdir()) == ["b", "config.json"]
-    files.move(file, place / "moved.json")
+    places.move(file, place / "moved.json")
     assert not file.exists() and files.json_at(place / "moved.json") == {"x": [0, 1]}
     with pytest.raises(FileNotFoundError):
-        files.read(file)
-    files.remove(place / "a")
-    files.remove(place / "a")  # which is not there
+        places.read(file)
+    places.remove(place / "a")
+    places.remove(place / "a")  # which is not there
     assert list(stores.listed(place)) == ["moved.json"]
     told = stores.checksum(stores.listed(place)["moved.json"])
-    assert told == f"md5:{hashlib.md5(files.read(place / 'moved.json')).hexdigest()}"
+    assert told == f"md5:{hashlib.md5(places.read(place / 'moved.json')).hexdigest()}"
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(place):
@@ -59,7 +59,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(place):
 
     with pytest.raises(OSError, match="in the middle"):
         files.write_whole(place / "a", breaks)
-    assert files.read(place / "a") == b"old"
+    assert places.read(place / "a") == b"old"
 
 
 def test_a_listing_is_of_now_and_has_many_pages(place):
@@ -117,14 +117,14 @@ def test_metric_rows_are_there_after_a_flush_and_those_of_a_lost_segment_are_cut
     assert [row["step"] for row in read_lines(path)] == [1, 2, 3, 4]
     monkeypatch.undo()
     log.close()
-    files.write_whole(path, files.read(path) + b"no row\n")
+    files.write_whole(path, places.read(path) + b"no row\n")
     log = MetricLog(place, 3)
     log.write(4, {"loss": 1 / 3})
     log.close()
     assert read_lines(path) == [{"step": i, "loss": i / 10} for i in (1, 2)] + [
         {"step": 3, "loss": 0.3}, {"step": 4, "loss": 1 / 3}
     ]  # fmt: skip
-    assert files.read(place / "metrics.bad.jsonl") == b"no row\n"
+    assert places.read(place / "metrics.bad.jsonl") == b"no row\n"
     boards = [path for path in (place / "tensorboard").iterdir() if stores.get(path)]
     assert boards and all("tfevents" in path.name for path in boards)
 
@@ -140,7 +140,7 @@ def test_rows_are_put_together_as_on_a_disk(place, tmp_path):
         found.append(rows.read()["image"])
     np.testing.assert_array_equal(*found)
     np.testing.assert_array_equal(found[0], image)
-    files.remove(place / "rows")
+    places.remove(place / "rows")
     rows = Rows(place / "rows")
     with pytest.raises(UserError, match="does not hold what this evaluation left there"):
         rows.read()
@@ -156,7 +156,7 @@ def test_data_on_a_store_are_those_of_a_disk(place, tmp_path):
             files.write_arrays(root / f"{split}.npz", image=stack, label=np.arange(len(stack)) % 2)
             for i, image in enumerate(stack):
                 folder = root / "images" / split / f"class {i % 2}"
-                files.make_folder(folder)
+                places.make_folder(folder)
                 files.write_whole(folder / f"{i}.png", lambda file, x=image: Image.fromarray(x).save(file, "PNG"))
     for split, stack in stacks.items():
         for build, path in ((arrays.build, "{split}.npz"), (folders.build, "images")):

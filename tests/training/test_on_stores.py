@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from score_flow.runs import files, stores
+from score_flow.runs import stores
+from score_flow.runs.places import local, place_of
 from tests import emulators
 from tests.launch import finish, launch, losses, places, run, run_together, weights
 
@@ -66,7 +67,7 @@ def test_a_run_on_a_store_is_that_of_a_disk(bucket, whole, cache):
     broken_off(n, workdir, *EVAL, mode="eval", moment="round:3:SIGTERM", **options)
     broken_off(n, workdir, *EVAL, mode="eval", moment="before:samples.1:SIGKILL", **options)
     run_together(n, workdir, *EVAL, mode="eval", **options)
-    copy = files.local(files.place_of(workdir))
+    copy = local(place_of(workdir))
     alike(copy, expected)
     one, other = (json.loads((place / "eval" / "40" / "results.json").read_text()) for place in (copy, expected))
     assert one == other and one["samples"]["n_samples"] == 100
@@ -79,7 +80,7 @@ def test_two_runs_at_once(bucket, cache):
     scheme, variables = bucket
     workdir, options = f"{scheme}://bucket/two", {"cache": cache, **variables}
     first = launch(workdir, "--config.training.n_iters=100000", **options)
-    place = files.place_of(workdir)
+    place = place_of(workdir)
     while not stores.listed(place / ".lock"):
         assert first.poll() is None
         time.sleep(0.2)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from score_flow.runs import files
+from score_flow.runs.places import local, place_of
 from tests import emulators
 from tests.launch import finish, launch, losses, places, run, run_together, start_together, weights
 
@@ -61,7 +61,7 @@ def test_interrupted_on_a_store_it_is_bitwise_the_same(whole, cache):
         output = run(workdir, moment="step:17:SIGTERM", cache=cache, expected=75, **variables)
         assert output.startswith(f"run directory: {workdir}\n")
         run(workdir, cache=cache, **variables)
-        copy = files.local(files.place_of(workdir))
+        copy = local(place_of(workdir))
     assert losses(copy) == losses(whole)
     for one, other in zip(weights(copy, 40), weights(whole, 40), strict=True):
         np.testing.assert_array_equal(one, other)
