@@ -1,7 +1,7 @@
 """The processes of a run: how they find each other, which one speaks, and how they agree.
 
-This file, launchers.py, sharding.py, peers.py and data/pipeline.py are the only ones that know that devices or
-processes exist.
+This file, launchers.py, together.py, sharding.py, peers.py and data/pipeline.py are the only ones that know that
+devices or processes exist.
 """
 
 import functools
