@@ -102,7 +102,6 @@ class Checkpoints:
             return
         pending, self._pending = self._pending, None
         pending.result()
-        barrier(f"saved {self.directory}")
 
     def close(self) -> None:
         """Wait, then let the directory go."""

@@ -1,13 +1,14 @@
 """The processes of a run: how they find each other, which one speaks, and how they agree.
 
-This file, launchers.py, sharding.py, peers.py and data/pipeline.py are the only ones that know that devices or
-processes exist.
+This file, launchers.py, together.py, sharding.py, peers.py and data/pipeline.py are the only ones that know that
+devices or processes exist.
 """
 
 import functools
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ TOLD = (
     Exception,
 )  # fmt: skip
 _ASKED: dict[str, int] = {}  # how often each question was asked
+_LAST = threading.local()  # the key under which this thread spoke last
 
 
 def initialise() -> Peers | None:
@@ -108,30 +110,44 @@ def gathered(name: str, make: Callable[[], Any]) -> list[Any]:
 
     The coordinator hands it round, not the devices: a thread beside the loop may ask. What one raises, all raise.
     """
-    state = distributed.global_state
-    if state.num_processes == 1:
+    if distributed.global_state.num_processes == 1:
         return [make()]
     count = _ASKED[name] = _ASKED.get(name, 0) + 1
-    key = f"{SAID}/{name}/{{}}/{{}}".format
-    say = lambda word: state.client.key_value_set(key(count, state.process_id), json.dumps(word))  # noqa: E731
     try:
-        value = make()
+        word, own = {"value": make()}, None
     except Exception as error:
-        say({"error": _words_of(error)})
-        raise
+        word, own = {"error": _words_of(error)}, error
     try:
-        say({"value": value})
-        words = [state.client.blocking_key_value_get(key(count, i), 1000 * ANSWER) for i in range(state.num_processes)]
-        if count > 1:  # whoever answers now has read all answers of the time before
-            state.client.key_value_delete(key(count - 1, state.process_id))
+        answer = _handed_round(f"{SAID}/{name}/{count}", word)
     except jax.errors.JaxRuntimeError:
         if WATCH:
             WATCH[0].broken()
         raise
-    answers = [json.loads(word) for word in words]
-    if error := next((answer["error"] for answer in answers if "error" in answer), None):
-        raise _error_of(*error)
-    return [answer["value"] for answer in answers]
+    if "error" in answer:
+        raise own or _error_of(*answer["error"])
+    return answer["values"]
+
+
+def _handed_round(key: str, word: dict[str, Any]) -> dict[str, Any]:
+    """Give the main process a word, and get from it {"values": what all said}, or the first {"error": ...}.
+
+    Whoever has an error does not wait for the others.
+    """
+    state = distributed.global_state
+    get = lambda i: json.loads(state.client.blocking_key_value_get(f"{key}/{i}", 1000 * ANSWER))  # noqa: E731
+    failed, answer = "error" in word, word
+    if state.process_id == 0 and not failed:
+        words = [word, *(get(i) for i in range(1, state.num_processes))]
+        answer = next((each for each in words if "error" in each), {"values": [each.get("value") for each in words]})
+    own = f"{key}/{state.process_id}"
+    state.client.key_value_set(own, json.dumps(answer if state.process_id == 0 else word))
+    if failed:
+        return word
+    answer = answer if state.process_id == 0 else get(0)
+    if last := getattr(_LAST, "key", None):  # whoever has said this has heard all that this thread said before
+        state.client.key_value_delete(last)
+    _LAST.key = own
+    return answer
 
 
 def _words_of(error: Exception) -> list[Any]:

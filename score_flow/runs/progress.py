@@ -50,7 +50,7 @@ class MetricLog:
                 self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
             self._board = _board(directory / "tensorboard", start)
         except OSError as error:
-            raise cannot_write(Path(error.filename or path), error) from error
+            raise cannot_write(path if on_store(path) else Path(error.filename or path), error) from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One row; floats are written so that they read back bitwise."""

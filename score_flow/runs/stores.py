@@ -9,6 +9,7 @@ import base64
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -205,6 +206,7 @@ def _without_caches() -> None:
     """Have fsspec list anew whenever it is asked: others write to the same folders, tensorstore among them."""
     import fsspec.config
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints what it raises
     for scheme in PACKAGES:
         fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
 
