@@ -20,6 +20,7 @@ class Collective(NamedTuple):
     kind: str
     arrays: tuple[tuple[int, tuple[int, ...]], ...]
     times: int
+    chain: str = ""  # common to the parts of one
 
     @property
     def n_bytes(self) -> int:
@@ -36,13 +37,28 @@ def collectives(hlo: str) -> list[Collective]:
     def visit(name: str, runs: int) -> None:
         times[name] += runs
         for line in bodies[name]:
-            trips = TRIPS.search(line)
             for called in CALLED.findall(line):
                 for each in called.split(", "):
-                    visit(each, runs * int(trips[1] if trips else 1))
+                    visit(each, runs * _trips(line, bodies))
 
     visit("ENTRY", 1)
-    return [each for name, lines in bodies.items() if times[name] for each in _of(lines, times[name])]
+    found = {}
+    for name in (name for name in bodies if times[name]):
+        for i, each in enumerate(_of(bodies[name], times[name])):
+            # XLA:TPU: what it fused of an all-reduce and a slice; the parts of one that it does between others.
+            each = each._replace(kind="reduce-scatter") if "all-reduce-scatter" in name else each
+            found.setdefault(each.chain or (name, i), each)
+    return list(found.values())
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often an instruction runs what it calls: a loop as is known, or as its condition compares."""
+    if " while(" not in line:
+        return 1
+    if known := TRIPS.search(line):
+        return int(known[1])
+    condition = bodies[re.search(r"condition=(%[\w.\-]+)", line)[1]]
+    return max(int(n) for each in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", each))
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
@@ -63,7 +79,8 @@ def _of(lines: list[str], times: int) -> Iterator[Collective]:
                 arrays = [(width * _group(line), shape) for width, shape in arrays]
             elif start and kind == "collective-permute":
                 arrays = arrays[1:2]
-            yield Collective(kind, tuple(arrays), times)
+            chain = re.search(r"(channel_id=\d+).*chain_id", line)
+            yield Collective(kind, tuple(arrays), times, chain[1] if chain else "")
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ class SiT(nn.Module):
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
 
+    casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
     gathers: ClassVar[tuple[str, ...]] = ("blocks",)  # the parameters that it gathers itself, each where it is used
 
     def __post_init__(self):

@@ -1,7 +1,6 @@
 """Devices: the mesh, the layouts of arrays on it, and the way of an array there and back."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +9,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from score_flow.networks.blocks.devices import split
 from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
@@ -68,16 +68,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
     """Split each leaf's largest axis that divides evenly over "fsdp"; replicate the others, and small leaves."""
-    n = mesh.shape["fsdp"]
-
-    def layout(leaf):
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % n == 0 and size > 1]
-        if n == 1 or not axes or math.prod(leaf.shape) < 1024:
-            return replicated(mesh)
-        largest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
-
-    return jax.tree.map(layout, state)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, split(leaf.shape, mesh.shape["fsdp"])), state)
 
 
 def whole(mesh: Mesh, tree: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -107,8 +108,8 @@ def make_train_steps(
 
     def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value_and_grads = jax.value_and_grad(lambda params, *rest: loss(_whole(params, loss), *rest), has_aux=True)
-        (value, aux), grads = value_and_grads(state.params, state.time_state, key, batch)
+        of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
+        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(state.params, state.time_state, key, batch)
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)  # summed and scattered: each has its part
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -142,15 +143,19 @@ def _repeated(
     return state, jax.tree.map(lambda x: x[None], metrics)
 
 
-def _whole(params: Params, loss: Loss) -> Params:
+def _whole(params: Params, network: nn.Module) -> Params:
     """Gather parameters that are split over the devices, once a step, but for those that the network gathers itself.
 
     Without it XLA may move the activations of the whole batch instead.
     """
-    own = getattr(loss.network, "gathers", ())
+    own, casts = getattr(network, "gathers", ()), getattr(network, "casts", False)
+
+    def gather(leaf):
+        return devices.gathered(leaf, network.dtype if casts and leaf.ndim > 1 else None)
+
     if not own:
-        return devices.gathered(params)
-    return {name: part if name in own else devices.gathered(part) for name, part in params.items()}
+        return jax.tree.map(gather, params)
+    return {name: part if name in own else jax.tree.map(gather, part) for name, part in params.items()}
 
 
 # (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still

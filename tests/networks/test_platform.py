@@ -1,4 +1,4 @@
-"""What a network chooses by its devices it chooses by those of the program, not by those of the machine that traces it."""
+"""What a network chooses by its devices: by those of the program, not by those of the machine that traces it."""
 
 import jax
 import jax.numpy as jnp
