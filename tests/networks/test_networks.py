@@ -116,7 +116,8 @@ def test_bfloat16_computes_the_same_function_up_to_rounding(name):
 def test_what_may_be_sent_in_bfloat16_is_used_in_it_alone(name):
     """Rounding it before changes no bit."""
     params, network = params_of(name), small(name, dtype="bfloat16")
-    exact = _apply.lower(network, params, X, TIME, LABEL, None).compile({"xla_allow_excess_precision": False})  # else it leaves roundings out
+    every_rounding = {"xla_allow_excess_precision": False}  # XLA leaves some out otherwise
+    exact = _apply.lower(network, params, X, TIME, LABEL, None).compile(every_rounding)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim > 1 else leaf, params)
     np.testing.assert_array_equal(exact(rounded, X, TIME, LABEL, None), exact(params, X, TIME, LABEL, None))
 
