@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.flops import flops
+from evaluation.plan.flops import flops
 from benchmarks.measure import Contender, Options, Row, interleave, main, row
 from benchmarks.train_step import carry, loss, train_steps
 from score_flow.build import experiment

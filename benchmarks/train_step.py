@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import flops
+from evaluation.plan.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
 from score_flow.build import experiment
 from score_flow.config.options import Config
