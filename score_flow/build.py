@@ -57,7 +57,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     check_shapes(model, image_shape, conditioning, name=config.network.name)
     dequantised = data.uniform_dequantization and not latent
     scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
-    mesh = make_mesh(config.training.fsdp)
+    mesh = _mesh(config.training.fsdp)
     return Experiment(
         model=model,
         loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
@@ -73,6 +73,14 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
         latent=latent,
         autoencoder=config.eval.autoencoder,
     )
+
+
+def _mesh(fsdp: bool | int) -> Mesh:
+    """All devices, in training's groups where these divide them: training refuses others, evaluation needs none."""
+    try:
+        return make_mesh(fsdp)
+    except UserError:
+        return make_mesh()
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:

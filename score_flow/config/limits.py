@@ -21,6 +21,7 @@ class Limits:
         note: what to say to whoever gives another name.
         infinite: whether a number may be infinite.
         each: the type of a tuple's items.
+        also: another type that it may have: int beside bool.
         lengths: how many items it may have, any number if empty; `fewest`: at least so many.
     """
 
@@ -33,6 +34,7 @@ class Limits:
     note: str = ""
     infinite: bool = False
     each: type | None = None
+    also: type | None = None
     lengths: tuple[int, ...] = ()
     fewest: int = 0
 
@@ -100,6 +102,9 @@ ANY = Limits()
 
 def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
     """The value as a `kind`, where nothing is lost by it, within its limits; raises UserError otherwise."""
+    kinds = [kind, limits.also] if limits.also else [kind]
+    if type(value) is limits.also:
+        kind = limits.also
     if kind is tuple:
         value = tuple(_item(where, item, limits.each, value) for item in _items(where, value))
     elif kind is str and isinstance(value, int | float | tuple | list) and not isinstance(value, bool):
@@ -109,7 +114,7 @@ def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
     elif kind is float:
         value = _float(where, value)
     if type(value) is not kind and not (kind is str and isinstance(value, str)):
-        raise UserError(f"{where} must be of type {kind.__name__}, got {shown(value)}.")
+        raise UserError(f"{where} must be of type {' or '.join(k.__name__ for k in kinds)}, got {shown(value)}.")
     limits.refuse(where, value)
     return value
 

@@ -140,7 +140,10 @@ class TrainOptions(Section):
         among=("independent", "ot"),
     )  # fmt: skip
     label_dropout: float = option(0.0, "probability of hiding a label, for classifier-free guidance", least=0, most=1)
-    fsdp: bool = option(False, "shard parameters, EMA and optimiser state over the devices too")
+    fsdp: int = option(
+        False, "shard parameters, EMA and optimiser state: True over all devices, n in groups of n (of a node)",
+        also=int, least=0,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

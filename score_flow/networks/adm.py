@@ -1,6 +1,6 @@
 """The U-Net of improved DDPM, later named ADM (Nichol and Dhariwal 2021, arXiv:2102.09672; arXiv:2105.05233)."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -75,6 +75,8 @@ class ADM(nn.Module):
     num_classes: layers.ClassesGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
+
+    casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
 
     def __post_init__(self):
         check_fields(self)

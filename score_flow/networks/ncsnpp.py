@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -71,6 +71,8 @@ class NCSNpp(nn.Module):
     out_channels: layers.ChannelsGiven = None
     remat: bool = False
     dtype: Dtype = "float32"
+
+    casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
 
     def __post_init__(self):
         check_fields(self)

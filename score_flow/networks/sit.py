@@ -1,6 +1,7 @@
 """SiT: the DiT transformer as a scalable interpolant's network (arXiv:2212.09748; arXiv:2401.08740)."""
 
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Dtype, Positive, check_fields
-from score_flow.networks.blocks import layers
+from score_flow.networks.blocks import devices, layers
 from score_flow.types import Condition, UserError
 
 TIME_FEATURES = 256
@@ -41,6 +42,9 @@ class SiT(nn.Module):
     num_classes: layers.ClassesGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
+
+    casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
+    gathers: ClassVar[tuple[str, ...]] = ("blocks",)  # the parameters that it gathers itself, each where it is used
 
     def __post_init__(self):
         check_fields(self)
@@ -80,8 +84,11 @@ class SiT(nn.Module):
         # Keep what Dense layers return and recompute the rest (norms, softmax, GELU): a quarter of the memory, and
         # faster too, as a scan writes whatever the backward pass will need to a stacked array.
         keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
+        gather = partial(devices.gathered, dtype=self.dtype)
+        block = Block if self.is_initializing() else nn.map_variables(Block, "params", gather)
         stack = nn.scan(
-            nn.remat(Block, prevent_cse=False, policy=keep),
+            nn.remat(block, prevent_cse=False, policy=keep),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,

@@ -1,20 +1,55 @@
 """Devices: the mesh, the layouts of arrays on it, and the way of an array there and back."""
 
-import math
+import itertools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from score_flow.networks.blocks.devices import split
+from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 
 
-def make_mesh(fsdp: bool = False) -> Mesh:
-    """Lay all devices on one axis: "data" (state replicated) or "fsdp" (state sharded too)."""
-    n = jax.device_count()
-    return jax.make_mesh((1, n) if fsdp else (n, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+def group_size(fsdp: bool | int, n: int) -> int:
+    """Return how many of n devices share one copy of the state; raises UserError if that does not divide n."""
+    size = n if fsdp is True else max(fsdp, 1)
+    if n % size:
+        allowed = ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+        raise UserError(f"config.training.fsdp is {fsdp}; it must divide the {n} devices; allowed: {allowed}.")
+    return size
+
+
+def make_mesh(fsdp: bool | int = False, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lay out devices, all by default, in groups that hold one copy of the state: ("data", "fsdp") = (n / size, size).
+
+    fsdp: the size of a group; True: one group of all; False, 0 and 1: each device has its own copy. The devices may be
+    those of a topology without hardware. Raises UserError for a size that does not divide them.
+    """
+    devices = jax.devices() if devices is None else devices
+    laid_out = arranged(devices, group_size(fsdp, len(devices)))
+    return Mesh(laid_out, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def arranged(devices: Sequence[jax.Device], size: int) -> np.ndarray:
+    """Return devices in rows of `size`, of one slice and of one node where it fits, as what a group sends is the most.
+
+    Within a slice of TPUs neighbours are neighbours on its wires.
+    """
+    place = lambda device: (getattr(device, "slice_index", 0), device.process_index, device.id)  # noqa: E731
+    ordered = sorted(devices, key=place)
+    slices = [list(each) for _, each in itertools.groupby(ordered, key=lambda device: place(device)[0])]
+    if ordered[0].platform != "tpu" or any(len(each) % size for each in slices):
+        return np.array(ordered).reshape(-1, size)
+    wired = [
+        mesh_utils.create_device_mesh((len(each) // size, size), each, allow_split_physical_axes=True)
+        for each in slices
+    ]
+    return np.concatenate(wired)
 
 
 def multiple(mesh: Mesh, n: int) -> int:
@@ -33,16 +68,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
     """Split each leaf's largest axis that divides evenly over "fsdp"; replicate the others, and small leaves."""
-    n = mesh.shape["fsdp"]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, split(leaf.shape, mesh.shape["fsdp"])), state)
 
-    def layout(leaf):
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % n == 0 and size > 1]
-        if n == 1 or not axes or math.prod(leaf.shape) < 1024:
-            return replicated(mesh)
-        largest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
-    return jax.tree.map(layout, state)
+def whole(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Return arrays on a mesh with every device holding all of each; those that it holds already are not copied."""
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree)]
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree) if any(split) else tree
+
+
+def _same(tree: PyTree) -> PyTree:
+    return tree
 
 
 def place(mesh: Mesh, array: np.ndarray, *, split: bool = True) -> jax.Array:

@@ -23,7 +23,7 @@ from score_flow.runs.files import write_whole
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.progress import MetricLog
-from score_flow.runs.sharding import batch_sharding, multiple, replicated, state_shardings
+from score_flow.runs.sharding import batch_sharding, group_size, multiple, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
 from score_flow.training.recorder import Recorder
@@ -38,8 +38,10 @@ def train(run: Experiment, config: Config, workdir: Path, snapshot: Snapshot, fi
     fixed: the sections of the config that must be those of that checkpoint.
     """
     options = config.training
+    group_size(options.fsdp, run.mesh.size)
     check_data(run, options, begins=remembered(workdir) is None)
-    saver = Saver(workdir, config, snapshot, facts=run.data_facts)
+    sheet = lambda step, params: snapshot(step, whole(run.mesh, params))  # noqa: E731
+    saver = Saver(workdir, config, sheet, facts=run.data_facts)
     source = run.train_source
     first = indices(len(source), options.batch_size, seed=run.seed, step=0)
     init = functools.partial(initial_state, run, n_averages(config.model))
@@ -151,12 +153,12 @@ class TestLoss:
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         if not crossed(self._every, previous, step):
             return
-        total, count = 0.0, 0
+        total, count, params = 0.0, 0, whole(self._run.mesh, state.ema[0])
         for i in range(self._rounds):
             ids, mask = rounds(len(self._run.test_source), self._batch, i)
             batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))
             key = jax.random.fold_in(jax.random.key(self._run.seed), i)
-            loss, n = self._losses(state.ema[0], key, batch, np.asarray(mask))
+            loss, n = self._losses(params, key, batch, np.asarray(mask))
             total, count = total + float(loss), count + int(n)
         self._log.write(step, {"test_loss": total / count})
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.losses.base import Loss
+from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
 from score_flow.types import Batch, NonFinite, Params
@@ -106,8 +108,9 @@ def make_train_steps(
 
     def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value_and_grads = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = value_and_grads(state.params, state.time_state, key, batch)
+        of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
+        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(state.params, state.time_state, key, batch)
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)  # summed and scattered: each has its part
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
@@ -117,12 +120,8 @@ def make_train_steps(
         return state, Metrics(value, optax.tree.norm(grads))
 
     def train_steps(loss: Loss, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        step = functools.partial(train_step, loss)
-        k = jax.tree.leaves(batches)[0].shape[0]
-        if k == 1:  # a scan of one step is slower than none (XLA:CPU compiles gradients of convolutions badly in loops)
-            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
-            return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(step, state, batches, unroll=jax.default_backend() == "cpu")
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what is traced is for these devices
+            return _repeated(functools.partial(train_step, loss), state, batches)
 
     program = jax.jit(
         train_steps,
@@ -131,6 +130,32 @@ def make_train_steps(
         donate_argnums=1,
     )
     return functools.partial(program, loss)
+
+
+def _repeated(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState, batches: Batch
+) -> tuple[TrainState, Metrics]:
+    """Do a step for each batch along the leading axis."""
+    if jax.tree.leaves(batches)[0].shape[0] > 1:
+        return jax.lax.scan(step, state, batches, unroll=devices.platform() == "cpu")
+    # A scan of one step is slower than none (XLA:CPU compiles gradients of convolutions badly in loops).
+    state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
+    return state, jax.tree.map(lambda x: x[None], metrics)
+
+
+def _whole(params: Params, network: nn.Module) -> Params:
+    """Gather parameters that are split over the devices, once a step, but for those that the network gathers itself.
+
+    Without it XLA may move the activations of the whole batch instead.
+    """
+    own, casts = getattr(network, "gathers", ()), getattr(network, "casts", False)
+
+    def gather(leaf):
+        return devices.gathered(leaf, network.dtype if casts and leaf.ndim > 1 else None)
+
+    if not own:
+        return jax.tree.map(gather, params)
+    return {name: part if name in own else jax.tree.map(gather, part) for name, part in params.items()}
 
 
 # (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still

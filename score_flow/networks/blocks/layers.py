@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
+from score_flow.networks.blocks import devices
 from score_flow.types import Condition, UserError
 
 # Of the fields that all networks have.
@@ -164,5 +165,5 @@ def attention(
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
     # cuDNN takes half precision and d = 8, 16, ..., 128 only, and has no forward-mode derivative (jvp).
-    fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fused = devices.platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")

@@ -1,0 +1,59 @@
+"""What a network knows of the devices that its program is for: their platform, and how parameters get to all.
+
+The mesh in use says both: `jax.sharding.use_abstract_mesh` in a program or around its tracing, or `jax.set_mesh`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
+
+from score_flow.types import Params
+
+
+def platform() -> str:
+    """Name what the program that is traced will run on, "cpu", "gpu" or "tpu": the mesh's; without one jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def gathered(params: Params, dtype: str | None = None) -> PyTree:
+    """Return parameters that are split over the mesh's "fsdp" as whole ones, so that activations stay where they are.
+
+    Their gradients are summed where they arise and scattered. dtype: that of the arithmetic; if it is shorter than a
+    parameter's, this is sent in it. Outside of such a mesh they are returned as they are.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return params
+
+    def gather(leaf):
+        shorter = dtype is not None and jnp.dtype(dtype).itemsize < leaf.dtype.itemsize
+        return _gather(leaf.astype(dtype) if shorter else leaf)
+
+    return jax.tree.map(gather, params)
+
+
+def split(shape: tuple[int, ...], n: int) -> PartitionSpec:
+    """Split the largest axis that divides evenly over the n devices of "fsdp"; nothing of what is small."""
+    axes = [axis for axis, size in enumerate(shape) if size % n == 0 and size > 1]
+    if n == 1 or not axes or math.prod(shape) < 1024:
+        return PartitionSpec()
+    largest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * largest, "fsdp")
+
+
+@jax.custom_vjp
+def _gather(leaf: Array) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
+
+
+def _scatter(_: None, gradient: Array) -> tuple[Array]:
+    # Whole first: else XLA may split the sum's own work, and move activations for it; the two are one reduce-scatter.
+    whole = jax.lax.with_sharding_constraint(gradient, PartitionSpec())
+    parts = split(gradient.shape, jax.sharding.get_abstract_mesh().shape["fsdp"])
+    return (jax.lax.with_sharding_constraint(whole, parts),)
+
+
+_gather.defvjp(lambda leaf: (_gather(leaf), None), _scatter)

@@ -1,0 +1,86 @@
+"""A state split over the devices: parameters travel, activations do not, and nothing else changes."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from score_flow.build import experiment
+from score_flow.config.loading import load
+from score_flow.data.pipeline import Batches
+from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
+from score_flow.training.run import _init, _steps
+from tests.collectives import collectives
+
+BATCH = 56  # on eight devices 7: no size of a parameter is either
+FLAGS = (f"--config.training.batch_size={BATCH}", "--config.training.n_jitted_steps=1", "--config.optim.warmup=0")
+UNET = ("width=32", "channel_mult=(1,2)", "num_res_blocks=1", "attention_resolutions=(4,)")
+NETWORKS = {
+    "sit": ("width=64", "depth=3", "num_heads=2"),
+    "ncsnpp": (*UNET, "embedding='fourier'", "fir=True", "progressive_input='residual'"),
+    "adm": UNET,
+}
+EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ncsnpp", "adm"))]
+
+
+class Program:
+    """The compiled step of a small network on some devices, in groups of `fsdp`."""
+
+    def __init__(self, name: str, fsdp: bool | int, n_devices: int = 8, *flags: str):
+        network = [f"--config.network.{setting}" for setting in (f"name={name}", *NETWORKS[name])]
+        self.config = load("configs/digits.py", [*FLAGS, *network, *flags])
+        mesh = make_mesh(fsdp, jax.devices()[:n_devices])
+        self.run = dataclasses.replace(experiment(self.config), mesh=mesh)
+        source, init = self.run.train_source, functools.partial(_init, self.run, 1)
+        first = source.read(np.arange(1))
+        shardings = state_shardings(mesh, jax.eval_shape(init, self.run.loss, first))
+        self.state = jax.jit(init, out_shardings=shardings)(self.run.loss, first)
+        program = _steps(self.run, self.config.model, shardings)
+        self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
+        self.compiled = program.func.lower(*program.args, self.state, self.batches(0, 1)).compile()
+        self.loss = program.args[0]
+
+    def losses(self, n: int) -> np.ndarray:
+        """The losses and gradient norms of the first n steps."""
+        rows = []
+        for step in range(n):
+            self.state, metrics = self.compiled(self.loss, self.state, self.batches(step, 1))
+            rows.append(np.concatenate(metrics))
+        self.batches.close()
+        return np.array(rows)
+
+
+@functools.cache
+def alone(name: str) -> np.ndarray:
+    return Program(name, False, 1).losses(3)
+
+
+def assert_parameters_alone_travel(program: Program) -> None:
+    """No collective has the size of a batch, global or of a device, among its sizes."""
+    sent = collectives(program.compiled.as_text())
+    local = BATCH // program.run.mesh.size
+    sizes = {size for each in sent for _, shape in each.arrays for size in shape}
+    assert {"all-gather", "all-reduce"} <= {each.kind for each in sent}
+    assert not sizes & {BATCH, local} and not {each.kind for each in sent} & {"all-to-all", "collective-permute"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_parameters_travel_and_activations_do_not(name):
+    """In groups of four, and the losses are those of one device."""
+    program = Program(name, 4)
+    assert_parameters_alone_travel(program)
+    split = [leaf for leaf in jax.tree.leaves(program.state.params) if not leaf.sharding.is_fully_replicated]
+    assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    np.testing.assert_allclose(program.losses(3), alone(name), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_mesh_has_the_losses_of_one_device(name, fsdp):
+    program = Program(name, fsdp)
+    if fsdp:
+        assert_parameters_alone_travel(program)
+    np.testing.assert_allclose(program.losses(3), alone(name), rtol=1e-6)
