@@ -21,9 +21,7 @@ from score_flow.config.options import Config
 from score_flow.data.pipeline import check_divides
 from score_flow.experiment import Experiment
 from score_flow.runs import memory
-import numpy as np
-from jax.sharding import AxisType, Mesh
-from score_flow.runs.sharding import BATCH_AXES, batch_sharding, state_shardings
+from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
 from score_flow.training.ema import n_averages
 from score_flow.training.run import initial_state, program_of
 from score_flow.training.steps import TrainState
@@ -70,8 +68,7 @@ def step_of(config: Config, machine: Machine, remembered: Mapping[str, Any] | No
     remembered: the facts of the training data that a run keeps (build.experiment).
     """
     options = config.training
-    n = len(machine.devices)
-    mesh = Mesh(np.array(machine.devices).reshape((1, n) if options.fsdp else (n, 1)), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(options.fsdp, machine.devices)
     check_divides(options.batch_size, mesh.size)
     run = dataclasses.replace(experiment(config, remembered), mesh=mesh)
     one = example(run)
@@ -103,11 +100,12 @@ def compiled(step: Step, machine: Machine) -> Compiled:
             raise
         return Compiled(None, said_to_need(str(error)), None)
     use = done.memory_analysis()
-    need = Need(
-        use.argument_size_in_bytes, use.temp_size_in_bytes, use.output_size_in_bytes - use.alias_size_in_bytes,
-        use.alias_size_in_bytes, memory.taken(use),
-    )  # fmt: skip
-    return Compiled(need, need.total, read(done.as_text()))
+    # By the sum of its parts a TPU's program takes more than by the peak, which is what its compiler judges by; of the
+    # CPU's compiler the peak is without what is in between.
+    total = use.peak_memory_in_bytes if machine.devices[0].platform == "tpu" else memory.taken(use)
+    arguments, results = use.argument_size_in_bytes, use.output_size_in_bytes - use.alias_size_in_bytes
+    need = Need(arguments, total - arguments - results, results, use.alias_size_in_bytes, total)
+    return Compiled(need, total, read(done.as_text()))
 
 
 def said_to_need(refusal: str) -> int | None:

@@ -11,7 +11,7 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import Batches
 from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
-from score_flow.training.run import _init, _steps
+from score_flow.training.run import initial_state, program_of
 from tests.collectives import collectives
 
 BATCH = 56  # on eight devices 7: no size of a parameter is either
@@ -33,11 +33,11 @@ class Program:
         self.config = load("configs/digits.py", [*FLAGS, *network, *flags])
         mesh = make_mesh(fsdp, jax.devices()[:n_devices])
         self.run = dataclasses.replace(experiment(self.config), mesh=mesh)
-        source, init = self.run.train_source, functools.partial(_init, self.run, 1)
+        source, init = self.run.train_source, functools.partial(initial_state, self.run, 1)
         first = source.read(np.arange(1))
         shardings = state_shardings(mesh, jax.eval_shape(init, self.run.loss, first))
         self.state = jax.jit(init, out_shardings=shardings)(self.run.loss, first)
-        program = _steps(self.run, self.config.model, shardings)
+        program = program_of(self.run, self.config.model, shardings)
         self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
         self.compiled = program.func.lower(*program.args, self.state, self.batches(0, 1)).compile()
         self.loss = program.args[0]
