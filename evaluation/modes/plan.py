@@ -14,7 +14,6 @@ from score_flow.config.options import Config
 from score_flow.model import count_parameters
 from score_flow.runs.files import said
 from score_flow.runs.processes import is_main
-from score_flow.types import UserError
 
 SHOWN = 4  # of the largest arrays, and of the collectives
 Remembered = Mapping[str, Any] | None  # the facts of the training data that a run keeps

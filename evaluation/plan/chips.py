@@ -79,8 +79,9 @@ def machine(topology: str) -> Machine:
         return _here()
     name, _, size = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{CHIPS[name].axes - 1}}}", size):
-        meant = nearest(topology, [HERE, *(f"{chip}:{_example(chip)}" for chip in CHIPS)])
-        raise UserError(f"--topology is {topology!r}; allowed: {ALLOWED}.{meant}")
+        meant = [f"{chip}:{_example(chip)}" for chip in ([name] if name in CHIPS else CHIPS)]
+        near = nearest(topology, meant, cutoff=0.0) if name in CHIPS else nearest(topology, [HERE, *meant])
+        raise UserError(f"--topology is {topology!r}; allowed: {ALLOWED}.{near}")
     chip, sides = CHIPS[name], [int(side) for side in size.split("x")]
     jax.config.update("jax_platforms", "cpu")  # devices of this machine are not looked for
     devices = _gpus(name, sides[0]) if name in GPUS else _tpus(topology, sides)
@@ -90,13 +91,18 @@ def machine(topology: str) -> Machine:
     return Machine(topology, devices, chip, int(share * chip.memory), f"jax takes {share:g} of it: {SHARE}")
 
 
+def chip_of(kind: str) -> Chip | None:
+    """Return the chip that jax calls so; None: nothing is known of it."""
+    return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
+
+
 def _example(name: str) -> str:
     return {1: "8", 2: "2x4", 3: "2x2x2"}[CHIPS[name].axes]
 
 
 def _here() -> Machine:
     device = jax.local_devices()[0]
-    chip = next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
+    chip = chip_of(device.device_kind)
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:
         return Machine(HERE, jax.devices(), chip, limit, "what jax may take of it")
@@ -108,7 +114,7 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     # libtpu would ask a metadata server who it is, and the variables of a slice.
     for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(variable, value)
-    a_host = tuple(min(2, side) for side in sides[:2]) + (1,)
+    a_host = min(2, sides[0]), min(2, sides[1]), 1  # chips of it
     try:
         return topologies.get_topology_desc(topology, "tpu", chips_per_host_bounds=a_host).devices
     except RuntimeError as error:

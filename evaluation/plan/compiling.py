@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo
 from jaxtyping import PyTree
 
-from evaluation.plan.chips import CUDNN, GIB, GPUS, Machine
+from evaluation.plan.chips import CUDNN, GIB, GPU, GPUS, Machine
 from evaluation.plan.flops import flops
 from evaluation.plan.program import Program, read
 from score_flow.build import experiment
@@ -26,6 +26,9 @@ from score_flow.training.ema import n_averages
 from score_flow.training.run import initial_state, program_of
 from score_flow.training.steps import TrainState
 from score_flow.types import Batch
+
+# Whether Triton or cuBLAS multiplies faster a compiler tries on the GPU; without one its guess may not even compile.
+ABSENT_GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 class Step(NamedTuple):
@@ -52,10 +55,10 @@ class Need(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A compiled step; need: None of all but the total, and no program, where the compiler refused it for its memory."""
+    """A compiled step; of one that the compiler refused for its memory there is the total alone, if it said that."""
 
     need: Need | None
-    total: int | None  # None: too much, and it was not said how much
+    total: int | None
     program: Program | None
 
     def fits(self, machine: Machine) -> bool:
@@ -94,7 +97,7 @@ def compiled(step: Step, machine: Machine) -> Compiled:
         program, arguments = program.func, (*program.args, *arguments)
     try:
         with cudnn_of(machine):
-            done = program.lower(*arguments).compile()
+            done = program.lower(*arguments).compile(ABSENT_GPU if absent_gpu(machine) else None)
     except Exception as error:
         if not memory.is_exhausted(error):
             raise
@@ -114,20 +117,25 @@ def said_to_need(refusal: str) -> int | None:
     return int(float(found[1]) * GIB * {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}[found[2]]) if found else None
 
 
+def absent_gpu(machine: Machine) -> GPU | None:
+    """Return the GPU that a machine is made of, unless that is this machine."""
+    return GPUS.get(machine.name.partition(":")[0])
+
+
 @contextlib.contextmanager
 def cudnn_of(machine: Machine) -> Iterator[None]:
     """While it traces, jax asks the cuDNN and the GPU of this machine what they can: here those of the target answer.
 
     Without it tracing raises "cuDNN is not detected" where there is none. It is jax's own module that is asked.
     """
-    name = machine.name.partition(":")[0]
-    if name not in GPUS:
+    gpu = absent_gpu(machine)
+    if gpu is None:
         yield
         return
     major, minor, patch = CUDNN
     answers = {
         "check_cudnn_version": lambda: 10000 * major + 100 * minor + patch,
-        "check_compute_capability": lambda asked: GPUS[name].capability >= float(asked),
+        "check_compute_capability": lambda asked: gpu.capability >= float(asked),
     }
     before = {asked: getattr(fused_attention_stablehlo, asked) for asked in answers}
     try:
@@ -138,7 +146,7 @@ def cudnn_of(machine: Machine) -> Iterator[None]:
 
 
 def useful_flops(step: Step) -> int:
-    """FLOPs of a step that are needed: three forward passes of the loss; raises ValueError for what cannot be counted."""
+    """Count what a step needs: three forward passes of the loss. Raises ValueError for what cannot be counted."""
 
     def loss(state: TrainState, batch: Batch) -> jax.Array:
         return step.run.loss(state.params, state.time_state, jax.random.key(0), batch)[0]

@@ -38,23 +38,28 @@ def fitting(total_of: Callable[[int], int | None], limit: int, known: tuple[int,
         if guess in needs:
             break
         needs[guess], compiled = total_of(guess), compiled + 1
+        if compiled > 1 and fits(guess):
+            break
         guess = promised(needs, limit, n)
     best = max((batch for batch in needs if fits(batch)), default=0)
     return Fit(best, compiled, min((batch for batch in needs if not fits(batch)), default=None))
 
 
 def promised(needs: dict[int, int | None], limit: int, n: int) -> int:
-    """Return the multiple of n that the line through the needs around the limit promises, n at least."""
+    """Return the multiple of n that the line through the needs around the limit promises, n at least.
+
+    Where it promises what was seen not to fit, the middle of what is still open.
+    """
     said = sorted((batch, need) for batch, need in needs.items() if need is not None)
-    unknown = [batch for batch, need in needs.items() if need is None]
     below, above = [each for each in said if each[1] <= limit], [each for each in said if each[1] > limit]
-    if len(said) < 2:
-        return max(min(unknown) // 2 // n * n, n)
-    pair = [below[-1], above[0]] if below and above else (below[-2:] if below else above[:2])
-    (a, low), (b, high) = pair
-    guess = a + (limit - low) * (b - a) // (high - low) if high > low else MOST
-    ceiling = min([MOST, *(batch - n for batch, _ in above), *(batch - n for batch in unknown)])
-    return max(min(guess, ceiling) // n * n, n)
+    best = max((batch for batch, _ in below), default=0)
+    least = min((batch for batch, need in needs.items() if need is None or need > limit), default=MOST + n)
+    guess = (best + least) // 2
+    if len(said) > 1:
+        (a, low), (b, high) = [below[-1], above[0]] if below and above else (below[-2:] or above[:2])
+        line = a + (limit - low) * (b - a) // (high - low) if high > low else MOST
+        guess = line if best <= line < least else guess
+    return max(min(guess, MOST) // n * n, n)
 
 
 class Remedy(NamedTuple):

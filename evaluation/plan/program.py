@@ -1,7 +1,7 @@
 """What a compiled program says of itself: collectives and their bytes, kernels, its largest arrays, fused attention.
 
-It is read from the text of XLA's optimised HLO, as the CPU's, the GPU's and the TPU's compiler print it: each device runs
-that program. Loops count as often as they go round.
+It is read from the text of XLA's optimised HLO, as its compilers for CPU, GPU and TPU print it: the program of each
+device. Loops count as often as they go round.
 """
 
 import collections
@@ -75,8 +75,8 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of the whole arrays: what is gathered, or what is reduced, times the count."""
-        return self.count * sum(shape.bytes for shape in self.shapes)
+        """What a device sends, to leading order; an all-reduce is a reduce-scatter and an all-gather."""
+        return self.count * sum(shape.bytes for shape in self.shapes) * (2 if self.kind == "all-reduce" else 1)
 
 
 class Program(NamedTuple):
