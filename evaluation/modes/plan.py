@@ -120,7 +120,7 @@ def batch_that_fits(config: Config, machine: Machine, remembered: Remembered, do
 
     n = len(machine.devices)
     fit = fitting(total_of, machine.memory, (config.training.batch_size, done.total), n)
-    how = f"by a line through the needs of compiled steps ({fit.compiled} more), the last of which checks it"
+    how = f"by a line through what {1 + fit.compiled} compiled steps need"
     if not fit.batch:
-        return f"none fits, not even {fit.too_much}, {how}"
-    return f"{fit.batch} is about the largest that fits with these flags, {how}"
+        return f"none fits with these flags, not even {fit.too_much}, {how}"
+    return f"{fit.batch} fits with these flags and is about the largest, {how}"
