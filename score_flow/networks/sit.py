@@ -85,7 +85,7 @@ class SiT(nn.Module):
         # faster too, as a scan writes whatever the backward pass will need to a stacked array.
         keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
-        gather = partial(devices.gathered, dtype=self.dtype)
+        gather = partial(devices.gathered, dtype=self.dtype, n_stacked=self.depth)
         block = Block if self.is_initializing() else nn.map_variables(Block, "params", gather)
         stack = nn.scan(
             nn.remat(block, prevent_cse=False, policy=keep),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def make_mesh(fsdp: bool | int = False, devices: Sequence[jax.Device] | None = N
     return Mesh(laid_out, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def arranged(devices: Sequence[jax.Device], size: int) -> np.ndarray:
+def arranged(devices: Sequence[Any], size: int) -> np.ndarray:
     """Return devices in rows of `size`, of one slice and of one node where it fits, as what a group sends is the most.
 
     Within a slice of TPUs neighbours are neighbours on its wires.

@@ -115,8 +115,9 @@ def test_bfloat16_computes_the_same_function_up_to_rounding(name):
 @pytest.mark.parametrize("name", [name for name in NETWORKS if getattr(MODULES[name].build, "casts", False)])
 def test_what_may_be_sent_in_bfloat16_is_used_in_it_alone(name):
     """Rounding it before changes no bit."""
-    params, lowered = params_of(name), _apply.lower(small(name, dtype="bfloat16"), params_of(name), X, TIME, LABEL, None)
-    exact = lowered.compile({"xla_allow_excess_precision": False})  # else XLA leaves roundings out where it likes
+    params, network = params_of(name), small(name, dtype="bfloat16")
+    every_rounding = {"xla_allow_excess_precision": False}  # XLA leaves some out otherwise
+    exact = _apply.lower(network, params, X, TIME, LABEL, None).compile(every_rounding)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim > 1 else leaf, params)
     np.testing.assert_array_equal(exact(rounded, X, TIME, LABEL, None), exact(params, X, TIME, LABEL, None))
 

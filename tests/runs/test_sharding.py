@@ -1,12 +1,17 @@
 """What processes do together, and the layouts of arrays on their devices."""
 
+import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 
-from score_flow.runs.sharding import make_mesh, multiple, state_shardings
+from score_flow import build
+from score_flow.runs.sharding import arranged, group_size, make_mesh, multiple, replicated, state_shardings, whole
+from score_flow.types import UserError
 from tests.launch import ROOT, environment, finish, places
 
 # Two processes of two devices each, one of which has something to say.
@@ -49,3 +54,49 @@ def test_large_leaves_are_split_over_their_largest_axis_that_divides():
     split = {"kernel": (None, "fsdp"), "wide": ("fsdp",), "odd": (None, "fsdp")}
     assert specs == split | {"none": (), "bias": (), "count": ()}
     assert not any(tuple(leaf.spec) for leaf in jax.tree.leaves(state_shardings(make_mesh(), leaves)))
+
+
+def test_groups_are_as_asked_and_divide_the_devices():
+    assert [group_size(fsdp, 8) for fsdp in (False, 0, 1, 2, 4, 8, True)] == [1, 1, 1, 2, 4, 8, 8]
+    assert [make_mesh(fsdp).shape["fsdp"] for fsdp in (False, 2, True)] == [1, 2, 8]
+    assert make_mesh(True, jax.devices()[:4]).shape == {"data": 1, "fsdp": 4}
+    for wrong in (3, 16):
+        with pytest.raises(UserError, match=f"config.training.fsdp is {wrong}; .* the 8 devices; allowed: 1, 2, 4, 8"):
+            make_mesh(wrong)
+    # What was trained in groups is evaluated anywhere.
+    assert build._mesh(3).shape == {"data": 8, "fsdp": 1}
+
+
+def machine(platform: str, slices: int, nodes: int, devices: int) -> list[SimpleNamespace]:
+    """Devices in an order that says nothing: nodes of a slice along y, two devices of a node along x."""
+    places = itertools.product(range(slices), range(nodes), range(devices))
+    made = [
+        SimpleNamespace(
+            platform=platform, device_kind="TPU v5 lite", id=i, slice_index=s, process_index=s * nodes + node,
+            coords=[each % 2, node * (devices // 2) + each // 2, 0], core_on_chip=0,
+        )
+        for i, (s, node, each) in enumerate(places)
+    ]  # fmt: skip
+    return [made[i] for i in np.random.default_rng(0).permutation(len(made))]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_group_lies_in_one_node_or_one_slice_where_it_fits(platform):
+    """Two slices of two nodes of four devices: what a group gathers crosses neither the one nor the other."""
+    devices = machine(platform, 2, 2, 4)
+    for size, kind in ((2, "process_index"), (4, "process_index"), (8, "slice_index")):
+        rows = arranged(devices, size)
+        assert rows.shape == (16 // size, size) and {each.id for each in rows.flat} == set(range(16))
+        assert all(len({getattr(each, kind) for each in row}) == 1 for row in rows)
+    assert arranged(devices, 16).shape == (1, 16)
+
+
+def test_what_is_split_is_made_whole_and_what_is_whole_is_not_copied():
+    mesh = make_mesh(4)
+    array = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
+    tree = jax.device_put({"x": array}, state_shardings(mesh, {"x": array}))
+    assert not tree["x"].sharding.is_fully_replicated
+    got = whole(mesh, tree)
+    assert got["x"].sharding.is_equivalent_to(replicated(mesh), 2)
+    np.testing.assert_array_equal(got["x"].addressable_shards[5].data, array)
+    assert whole(mesh, got)["x"] is got["x"]

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation.plan.program import collectives, read
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import Batches
+from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
 from score_flow.training.run import initial_state, program_of
-from tests.collectives import collectives
 
 BATCH = 56  # on eight devices 7: no size of a parameter is either
-FLAGS = (f"--config.training.batch_size={BATCH}", "--config.training.n_jitted_steps=1", "--config.optim.warmup=0")
+FLAGS = (f"--config.training.batch_size={BATCH}", "--config.optim.warmup=0")
 UNET = ("width=32", "channel_mult=(1,2)", "num_res_blocks=1", "attention_resolutions=(4,)")
 NETWORKS = {
     "sit": ("width=64", "depth=3", "num_heads=2"),
@@ -28,9 +29,10 @@ EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ncsnp
 class Program:
     """The compiled step of a small network on some devices, in groups of `fsdp`."""
 
-    def __init__(self, name: str, fsdp: bool | int, n_devices: int = 8, *flags: str):
+    def __init__(self, name: str, fsdp: bool | int, n_devices: int = 8, k: int = 1, width: int | None = None):
         network = [f"--config.network.{setting}" for setting in (f"name={name}", *NETWORKS[name])]
-        self.config = load("configs/digits.py", [*FLAGS, *network, *flags])
+        network += [f"--config.network.width={width}"] if width else []
+        self.config = load("configs/digits.py", [*FLAGS, *network])
         mesh = make_mesh(fsdp, jax.devices()[:n_devices])
         self.run = dataclasses.replace(experiment(self.config), mesh=mesh)
         source, init = self.run.train_source, functools.partial(initial_state, self.run, 1)
@@ -39,7 +41,7 @@ class Program:
         self.state = jax.jit(init, out_shardings=shardings)(self.run.loss, first)
         program = program_of(self.run, self.config.model, shardings)
         self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
-        self.compiled = program.func.lower(*program.args, self.state, self.batches(0, 1)).compile()
+        self.compiled = program.func.lower(*program.args, self.state, self.batches(0, k)).compile()
         self.loss = program.args[0]
 
     def losses(self, n: int) -> np.ndarray:
@@ -59,9 +61,9 @@ def alone(name: str) -> np.ndarray:
 
 def assert_parameters_alone_travel(program: Program) -> None:
     """No collective has the size of a batch, global or of a device, among its sizes."""
-    sent = collectives(program.compiled.as_text())
+    sent = collectives(read(program.compiled.as_text()))
     local = BATCH // program.run.mesh.size
-    sizes = {size for each in sent for _, shape in each.arrays for size in shape}
+    sizes = {size for each in sent for shape in each.shapes for size in shape.sizes}
     assert {"all-gather", "all-reduce"} <= {each.kind for each in sent}
     assert not sizes & {BATCH, local} and not {each.kind for each in sent} & {"all-to-all", "collective-permute"}
 
@@ -84,3 +86,17 @@ def test_every_mesh_has_the_losses_of_one_device(name, fsdp):
     if fsdp:
         assert_parameters_alone_travel(program)
     np.testing.assert_allclose(program.losses(3), alone(name), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_five_steps_in_a_loop_hold_one_state(monkeypatch):
+    """In the loop that other platforms than a CPU get; five batches aside, one step needs as much."""
+    monkeypatch.setattr(devices, "platform", lambda: "tpu")
+    peaks = []
+    for k in (1, 5):
+        program = Program("sit", False, k=k, width=128)
+        used, batches = program.compiled.memory_analysis(), program.batches(0, k)
+        program.batches.close()
+        mine = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(batches))
+        peaks.append(used.argument_size_in_bytes + used.temp_size_in_bytes - mine)
+    assert peaks[1] <= 1.02 * peaks[0]

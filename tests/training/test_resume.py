@@ -63,17 +63,21 @@ def test_steps_per_program_do_not_matter(whole, tmp_path, cache):
 
 @pytest.mark.slow
 def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
-    """1 device -> 8 -> 8 with fsdp -> 2 processes of 4 -> 1: each goes on from the one before; same losses."""
+    """1 device -> 8 -> fsdp of 8 -> fsdp of 2 x 4 -> 2 processes of 4, and with fsdp of 2 x 4 -> 1; same losses."""
 
     def to(n, *flags, **options):
         return launch(tmp_path, f"--config.training.n_iters={n}", *flags, cache=cache, **options)
 
     finish(to(8))
     finish(to(16, devices=8))
-    finish(to(24, "--config.training.fsdp=True", devices=8))
-    run_together(2, tmp_path, "--config.training.n_iters=32", devices=4, cache=cache)
+    drawn = "--config.training.snapshot_sampling=True"
+    finish(to(20, "--config.training.fsdp=True", drawn, devices=8))
+    finish(to(24, "--config.training.fsdp=4", devices=8))
+    run_together(2, tmp_path, "--config.training.n_iters=28", devices=4, cache=cache)
+    run_together(2, tmp_path, "--config.training.n_iters=34", "--config.training.fsdp=4", drawn, devices=4, cache=cache)
     finish(to(40))
     assert largest_difference(tmp_path, whole) <= 1e-6
+    assert {sheet.name for sheet in (tmp_path / "samples").iterdir()} == {"20.png", "34.png"}
 
 
 def test_damaged_checkpoint_is_found_and_the_one_before_used(whole, tmp_path, cache):

@@ -3,6 +3,7 @@
 The mesh in use says both: `jax.sharding.use_abstract_mesh` in a program or around its tracing, or `jax.set_mesh`.
 """
 
+import functools
 import math
 
 import jax
@@ -19,41 +20,43 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def gathered(params: Params, dtype: str | None = None) -> PyTree:
+def gathered(params: Params, dtype: str | None = None, n_stacked: int = 1) -> PyTree:
     """Return parameters that are split over the mesh's "fsdp" as whole ones, so that activations stay where they are.
 
     Their gradients are summed where they arise and scattered. dtype: that of the arithmetic; if it is shorter than a
-    parameter's, this is sent in it. Outside of such a mesh they are returned as they are.
+    parameter's, this is sent in it. n_stacked: of how many blocks each is one slice. Outside of such a mesh they are
+    returned as they are.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
-        return params
+    n = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
 
     def gather(leaf):
+        parts = split(leaf.shape, n, n_stacked)
+        if parts == PartitionSpec():
+            return leaf
         shorter = dtype is not None and jnp.dtype(dtype).itemsize < leaf.dtype.itemsize
-        return _gather(leaf.astype(dtype) if shorter else leaf)
+        return _gather(parts, leaf.astype(dtype) if shorter else leaf)
 
     return jax.tree.map(gather, params)
 
 
-def split(shape: tuple[int, ...], n: int) -> PartitionSpec:
+def split(shape: tuple[int, ...], n: int, n_stacked: int = 1) -> PartitionSpec:
     """Split the largest axis that divides evenly over the n devices of "fsdp"; nothing of what is small."""
     axes = [axis for axis, size in enumerate(shape) if size % n == 0 and size > 1]
-    if n == 1 or not axes or math.prod(shape) < 1024:
+    if n == 1 or not axes or n_stacked * math.prod(shape) < 1024:
         return PartitionSpec()
     largest = max(axes, key=lambda axis: shape[axis])
     return PartitionSpec(*(None,) * largest, "fsdp")
 
 
-@jax.custom_vjp
-def _gather(leaf: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(parts: PartitionSpec, leaf: Array) -> Array:
     return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
 
 
-def _scatter(_: None, gradient: Array) -> tuple[Array]:
+def _scatter(parts: PartitionSpec, _: None, gradient: Array) -> tuple[Array]:
     # Whole first: else XLA may split the sum's own work, and move activations for it; the two are one reduce-scatter.
     whole = jax.lax.with_sharding_constraint(gradient, PartitionSpec())
-    parts = split(gradient.shape, jax.sharding.get_abstract_mesh().shape["fsdp"])
     return (jax.lax.with_sharding_constraint(whole, parts),)
 
 
-_gather.defvjp(lambda leaf: (_gather(leaf), None), _scatter)
+_gather.defvjp(lambda parts, leaf: (_gather(parts, leaf), None), _scatter)
