@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, interleave, main, row
 from benchmarks.train_step import carry, loss, train_steps
+from evaluation.plan.flops import flops
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.config.options import Config

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import flops
 from benchmarks.measure import Contender, Options, Row, clock, interleave, main, row, significant
+from evaluation.plan.chips import chip_of
+from evaluation.plan.flops import flops
 from score_flow.build import experiment
 from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
@@ -29,7 +30,6 @@ from score_flow.runs.sharding import batch_sharding, state_shardings
 from score_flow.training.steps import TrainState, init_state, make_train_steps
 from score_flow.types import Batch
 
-PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16 FLOP/s, by device_kind
 TRIALS = 25  # about; short steps share a trial, so that their dispatch overlaps as it does in training
 MAX_SIDE, MAX_LINKS = 8192, 64  # of the square matrices, and of their chain
 
@@ -48,7 +48,8 @@ def measure(config: Config, options: Options) -> Iterable[Row]:
     n = int(np.clip(options.seconds / (2 * TRIALS * clock(step)), 1, 100))
     timing = interleave(repeat(step, n), repeat(product, n), options.seconds)
     per_step, per_flop = timing.ours / (n * k), timing.other / (n * product_flops)
-    rate, peak = np.median(1 / per_step), PEAK.get(jax.devices()[0].device_kind)
+    rate, chip = np.median(1 / per_step), chip_of(jax.devices()[0].device_kind)
+    peak = chip and chip.peak
     images_per_second, matmul = significant(np.array([rate * size, np.median(1 / per_flop)]), 4)
     yield row(
         "train_step", 1 / per_step, "steps/s", per_step / (useful * per_flop), f"{dtype} matrix products", None,

@@ -72,7 +72,7 @@ def small(line: str) -> list[str]:
     given = shlex.split(line.removeprefix(PROGRAM))
     if "--mode=train_deq" in given:
         return [*given, "--config.deq.n_iters=2", "--config.dequantizer.width=8", "--config.dequantizer.blocks=0"]
-    if "--mode=train" not in given:
+    if not {"--mode=train", "--mode=plan"} & {*given}:
         return [*given, *(JUDGED if {"--mode=eval", "--mode=sample", "--mode=control"} & {*given} else ())]
     recipe = next((flag.split("=")[1] for flag in given if flag.startswith("--config=")), "configs/digits.py")
     network = next(flags for start, flags in NETWORKS.items() if recipe.startswith(start))
@@ -82,8 +82,8 @@ def small(line: str) -> list[str]:
 def missing(line: str) -> list[str]:
     """What a command reads that has no stand-in: files of PATH, and the run of a mode that does not begin one."""
     given = dict(flag.split("=", 1) for flag in shlex.split(line.removeprefix(PROGRAM)))
-    begins, read = given["--mode"] in ("train", "import", "encode"), dict(given)
-    workdir = read.pop("--workdir")
+    begins, read = given["--mode"] in ("train", "import", "encode", "plan"), dict(given)
+    workdir = read.pop("--workdir", "")
     files = [file for value in read.values() for file in re.findall(r"PATH/[\w./-]+", value)]
     return [name for name in [*files, *([] if begins else [workdir])] if not Path(name).exists()]
 

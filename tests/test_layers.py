@@ -29,7 +29,7 @@ HOUSE = """
     sampling  sampling.building
     evaluation.fold  evaluation.weights  evaluation.context  evaluation.metrics.extractors  evaluation.metrics
     evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
-    evaluation.modes  evaluation.opened  main
+    evaluation.plan  evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
 FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; inside only its versions are read

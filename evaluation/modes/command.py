@@ -32,14 +32,18 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each. SCORE_FL
 class Mode(NamedTuple):
     """What a mode does with the objects of a run, loading what it needs.
 
-    run: (experiment, config, workdir, flags) -> an exit code other than 0, or None; import, which makes its config from
-    what it reads, has none. exclusive: it holds the workdir against a second run. watches: it may wait for milestones.
+    run: (experiment, config, workdir, flags) -> an exit code other than 0, or None; None: it makes its own config and
+    experiment, by `alone`, (flags, overrides) -> the same. exclusive: it holds the workdir against a second run.
+    watches: it may wait for milestones. folder: it needs a workdir. elsewhere: for machines that are not here.
     """
 
     about: str
     run: Callable[["Experiment", "Config", Path, argparse.Namespace], int | None] | None
     exclusive: bool = False
     watches: bool = False
+    alone: Callable[[argparse.Namespace, list[str]], int | None] | None = None
+    folder: bool = True
+    elsewhere: bool = False
 
 
 # ---- modes
@@ -112,16 +116,35 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
         print(import_into(workdir, published, run, config), flush=True)
 
 
+def plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    """What a training step takes on a machine; nothing is written, and of a workdir the config and the data's shape."""
+    from evaluation.modes.checking import check_components
+    from evaluation.modes.plan import plan
+    from evaluation.plan.chips import HERE, machine
+    from score_flow.config.loading import load
+    from score_flow.runs import processes
+    from score_flow.training.saver import remembered
+    from score_flow.types import UserError
+
+    if not (options.config or options.workdir):
+        raise UserError("--mode=plan needs --config=RECIPE, or --workdir=FOLDER with the config of a run.")
+    config = check_components(load(options.config or config_of(options.workdir), overrides))
+    if (options.topology or HERE) == HERE:
+        processes.initialise()
+    plan(config, machine(options.topology or HERE), remembered(options.workdir) if options.workdir else None)
+
+
 MODES = {
     "train": Mode("", train, exclusive=True),
     "train_deq": Mode("a variational dequantiser for a trained model", train_deq),
     "eval": Mode("loss, samples, bits/dim, report", evaluate, watches=True),
     "sample": Mode("samples only", evaluate, watches=True),
     "control": Mode("samples of which something is known (config.control: inpainting, ...)", evaluate, watches=True),
-    "import": Mode("published weights", None),
+    "import": Mode("published weights", None, alone=import_checkpoint),
     "reproduce": Mode("is the published figure of --config=configs/reproduce/NAME.py reached", reproduce),
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
+    "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, folder=False, elsewhere=True),
 }
 
 
@@ -152,8 +175,8 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",
     )
     add(
-        "--workdir", required=True,
-        help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; the same goes on where it stopped",
+        "--workdir",
+        help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; the same goes on where it stopped (plan: none)",
     )  # fmt: skip
     about = "; ".join(": ".join(filter(None, (name, mode.about))) for name, mode in MODES.items())
     add("--mode", required=True, choices=MODES, help=about)
@@ -167,6 +190,11 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--watch", action="store_true",
         help="eval: wait for milestones eval.begin_ckpt to end_ckpt (0: the first; the last of training), each in turn",
     )  # fmt: skip
+    add(
+        "--topology",
+        help="plan: machines to compile for, which need not be there: v5e:2x4, v6e:4x4, v5p:2x2x2, a100:8, h100:8, "
+        "h200:16, or here (default)",
+    )
     return parser.parse_known_args(argv)
 
 
@@ -179,11 +207,17 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.runs.workdir import path_of
     from score_flow.types import UserError
 
-    options.workdir, mode = str(path_of(options.workdir)), MODES[options.mode]
+    mode = MODES[options.mode]
+    if mode.folder and options.workdir is None:
+        raise UserError(f"--mode={options.mode} needs --workdir=FOLDER.")
+    if options.workdir is not None:
+        options.workdir = str(path_of(options.workdir))
+    if options.topology and not mode.elsewhere:
+        raise UserError(f"--topology says what to plan for: it does not go with --mode={options.mode}.")
     if options.watch and not mode.watches:
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
-    if mode.run is None:
-        return import_checkpoint(options, overrides)
+    if mode.alone:
+        return mode.alone(options, overrides)
     from score_flow.runs import launchers
 
     read = lambda: load(options.config or config_of(options.workdir), overrides)  # noqa: E731

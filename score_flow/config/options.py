@@ -77,7 +77,7 @@ class DataOptions(Section):
 
     source: Component = plug_in(registries.SOURCES, "digits", "the data set, a file of score_flow/data")
     image_shape: tuple = option(
-        (), "(h, w, c) of its images; given, what reads none (sampling, importing) needs no data set",
+        (), "(h, w, c) of its images; given, what reads none (sampling, importing, planning) needs no data set",
         each=int, least=1, lengths=(0, 3),
     )  # fmt: skip
     num_classes: int = option(0, "... and how many classes and", least=0)

@@ -58,6 +58,11 @@ def check(source: Source, batch_size: int, n_devices: int) -> None:
     """Raises UserError unless there is data and the global batch divides evenly among the devices."""
     if len(source) == 0:
         raise UserError(f"data: {source.name} is empty; allowed: at least one example")
+    check_divides(batch_size, n_devices)
+
+
+def check_divides(batch_size: int, n_devices: int) -> None:
+    """Raises UserError unless a global batch divides evenly among the devices."""
     if batch_size < 1 or batch_size % n_devices:
         below = max(batch_size // n_devices, 0) * n_devices
         nearest = " or ".join(str(size) for size in (below, below + n_devices) if size)

@@ -51,7 +51,9 @@ def needed_by(program: Callable[..., Any], *shapes: Any) -> int:
     """Return the bytes that a compiled function takes on each device: arguments, results and what is between."""
     while isinstance(program, functools.partial):
         program, shapes = program.func, (*program.args, *shapes)
-    use = program.lower(*shapes).compile().memory_analysis()
-    return (
-        use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes - use.alias_size_in_bytes
-    )
+    return taken(program.lower(*shapes).compile().memory_analysis())
+
+
+def taken(use: Any) -> int:
+    """Return the bytes of a device by XLA's memory_analysis: results that overwrite arguments count once."""
+    return use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes - use.alias_size_in_bytes

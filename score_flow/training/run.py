@@ -44,7 +44,7 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     saver = Saver(workdir, config, sheet, facts=run.data_facts)
     source = run.train_source
     first = indices(len(source), options.batch_size, seed=run.seed, step=0)
-    init = functools.partial(_init, run, n_averages(config.model))
+    init = functools.partial(initial_state, run, n_averages(config.model))
     shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
@@ -52,7 +52,7 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     start, state = saver.resume(config, fresh, shapes, shardings, fixed)
     write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
-    steps = _steps(run, config.model, shardings)
+    steps = program_of(run, config.model, shardings)
     batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     recorder = saver.recorder = Recorder(log, options.log_freq, start=start, n_steps=options.n_iters)
@@ -73,15 +73,16 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
-def _steps(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
-    """Return the compiled steps of a run."""
+def program_of(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
+    """Return the compiled steps of a run, called with a state and a batch (k, b, ...)."""
     return make_train_steps(
         run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
         ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
     )  # fmt: skip
 
 
-def _init(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
+def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
+    """Make the state that training begins in; of the first batch most losses look at the shapes only."""
     return init_state(loss.init(jax.random.key(run.seed), first), loss, run.optimiser, n_ema=n_ema)
 
 

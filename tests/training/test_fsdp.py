@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation.plan.program import collectives, read
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import Batches
 from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
-from score_flow.training.run import _init, _steps
-from tests.collectives import collectives
+from score_flow.training.run import initial_state, program_of
 
 BATCH = 56  # on eight devices 7: no size of a parameter is either
 FLAGS = (f"--config.training.batch_size={BATCH}", "--config.optim.warmup=0")
@@ -35,11 +35,11 @@ class Program:
         self.config = load("configs/digits.py", [*FLAGS, *network])
         mesh = make_mesh(fsdp, jax.devices()[:n_devices])
         self.run = dataclasses.replace(experiment(self.config), mesh=mesh)
-        source, init = self.run.train_source, functools.partial(_init, self.run, 1)
+        source, init = self.run.train_source, functools.partial(initial_state, self.run, 1)
         first = source.read(np.arange(1))
         shardings = state_shardings(mesh, jax.eval_shape(init, self.run.loss, first))
         self.state = jax.jit(init, out_shardings=shardings)(self.run.loss, first)
-        program = _steps(self.run, self.config.model, shardings)
+        program = program_of(self.run, self.config.model, shardings)
         self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
         self.compiled = program.func.lower(*program.args, self.state, self.batches(0, k)).compile()
         self.loss = program.args[0]
@@ -61,9 +61,9 @@ def alone(name: str) -> np.ndarray:
 
 def assert_parameters_alone_travel(program: Program) -> None:
     """No collective has the size of a batch, global or of a device, among its sizes."""
-    sent = collectives(program.compiled.as_text())
+    sent = collectives(read(program.compiled.as_text()))
     local = BATCH // program.run.mesh.size
-    sizes = {size for each in sent for _, shape in each.arrays for size in shape}
+    sizes = {size for each in sent for shape in each.shapes for size in shape.sizes}
     assert {"all-gather", "all-reduce"} <= {each.kind for each in sent}
     assert not sizes & {BATCH, local} and not {each.kind for each in sent} & {"all-to-all", "collective-permute"}
 

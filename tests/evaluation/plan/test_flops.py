@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.flops import flops
+from evaluation.plan.flops import flops
 from score_flow.networks.sit import SiT
 
 M, K, N = 6, 10, 14

@@ -44,7 +44,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         case "while" if any(inner):
             raise ValueError("cannot count the FLOPs of a while loop: only the device knows its number of rounds.")
         case "pallas_call" | "ffi_call" as name:
-            raise ValueError(f"cannot count the FLOPs of {name}: add its formula to benchmarks/flops.py.")
+            raise ValueError(f"cannot count the FLOPs of {name}: add its formula to evaluation/plan/flops.py.")
     return sum(inner)
 
 

@@ -1,0 +1,87 @@
+"""Which global batch fits a machine, and what makes one fit that does not: found by compiling."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from score_flow.config import registries
+from score_flow.config.hints import parameters_of
+from score_flow.config.options import Config
+
+MOST = 2**24  # config.training.batch_size
+TRIES = 3  # compilations of a guess
+
+
+class Fit(NamedTuple):
+    """The largest batch that was seen to fit, 0: none; compiled: how many programs it took; next: one that does not."""
+
+    batch: int
+    compiled: int
+    too_much: int | None
+
+
+def fitting(total_of: Callable[[int], int | None], limit: int, known: tuple[int, int | None], n: int) -> Fit:
+    """Return about the largest batch, a multiple of n, of which a program needs at most `limit` bytes of a device.
+
+    The need of two batches is drawn through by a line, and what it promises is compiled; where that does not fit, the
+    line is drawn again. total_of: the bytes of a batch, None: too much, and it is not known how much. known: a batch
+    and its need.
+    """
+    needs, compiled = dict([known]), 0
+
+    def fits(batch: int) -> bool:
+        return needs[batch] is not None and needs[batch] <= limit
+
+    batch = known[0]
+    guess = max(batch // 2 // n * n, n) if batch > n else 2 * n
+    for _ in range(1 + TRIES):
+        if guess in needs:
+            break
+        needs[guess], compiled = total_of(guess), compiled + 1
+        if compiled > 1 and fits(guess):
+            break
+        guess = promised(needs, limit, n)
+    best = max((batch for batch in needs if fits(batch)), default=0)
+    return Fit(best, compiled, min((batch for batch in needs if not fits(batch)), default=None))
+
+
+def promised(needs: dict[int, int | None], limit: int, n: int) -> int:
+    """Return the multiple of n that the line through the needs around the limit promises, n at least.
+
+    Where it promises what was seen not to fit, the middle of what is still open.
+    """
+    said = sorted((batch, need) for batch, need in needs.items() if need is not None)
+    below, above = [each for each in said if each[1] <= limit], [each for each in said if each[1] > limit]
+    best = max((batch for batch, _ in below), default=0)
+    least = min((batch for batch, need in needs.items() if need is None or need > limit), default=MOST + n)
+    guess = (best + least) // 2
+    if len(said) > 1:
+        (a, low), (b, high) = [below[-1], above[0]] if below and above else (below[-2:] or above[:2])
+        line = a + (limit - low) * (b - a) // (high - low) if high > low else MOST
+        guess = line if best <= line < least else guess
+    return max(min(guess, MOST) // n * n, n)
+
+
+class Remedy(NamedTuple):
+    """The flags that a person would give, and the config with them."""
+
+    flags: str
+    config: Config
+
+
+def remedies(config: Config, n: int) -> Iterator[Remedy]:
+    """Yield what may make a step on n devices fit, the cheapest first: remat, fsdp, both."""
+    network, training = config.network, config.training
+    build = registries.NETWORKS.entry(network.name, "config.network.name")
+    can_remat = "remat" in parameters_of(build) and not network.arguments.get("remat")
+    can_split = n > 1 and training.fsdp is not True
+    for remat, split in ((True, False), (False, True), (True, True)):
+        if remat > can_remat or split > can_split:
+            continue
+        changed = dataclasses.replace(
+            config,
+            network=network.with_arguments(remat=True) if remat else network,
+            training=dataclasses.replace(training, fsdp=True) if split else training,
+        )
+        flags = [*(["--config.network.remat=True"] * remat), *(["--config.training.fsdp=True"] * split)]
+        yield Remedy(" ".join(flags), changed)
