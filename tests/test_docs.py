@@ -90,7 +90,7 @@ def missing(line: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder to work in: recipes, stand-ins of PATH, and a small run in the place of that of make demo."""
+    """A folder to work in: recipes and stand-ins of PATH."""
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
     (folder / "configs").symlink_to(ROOT / "configs")
     for i in range(20):
@@ -102,8 +102,13 @@ def place(tmp_path_factory):
         Image.fromarray(255 * rng.integers(0, 2, (8, 8), np.uint8)).save(folder / f"PATH/{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(small(f"{PROGRAM}--config=configs/digits.py --workdir=runs/digits --mode=train")) == 0
         yield folder
+
+
+@pytest.fixture(scope="module")
+def digits(place):
+    """A small run in the place of that of make demo."""
+    assert main(small(f"{PROGRAM}--config=configs/digits.py --workdir=runs/digits --mode=train")) == 0
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +128,9 @@ RUN = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG), id=p.stem) f
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_from_top_to_bottom(page, place, request, capsys):
     """Every command in turn, and every Python block, in one session; a block that begins with a file's name is it."""
-    if "runs/gallery" in page.read_text():
-        request.getfixturevalue("gallery")
+    for made in ("digits", "gallery"):
+        if any(f"runs/{made}" in text for _, text in blocks(page)):
+            request.getfixturevalue(made)
     session = {}
     for kind, text in blocks(page):
         if kind == "bash":
