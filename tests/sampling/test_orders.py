@@ -40,7 +40,7 @@ def test_ode_order(method):
         (m0, s0), (m1, s1) = denoiser.marginal(t0), denoiser.marginal(t1)
         x = jnp.linspace(-2, 2, 8).reshape(2, 4)
         order = ORDERS.get(method) or METHODS[method][0]().order(None)  # one more: as diffrax says
-        ns = np.array([2, 3, 4, 6]) if order == 8 else np.array([8, 12, 16, 24])
+        ns = np.array([2, 3, 6]) if order == 8 else np.array([8, 16, 24])
         errors = []
         for n in ns:
             end, stats = flow(denoiser, x, Solver(method, n_steps=int(n), per_example=False), t0=t0, t1=t1)
@@ -182,7 +182,7 @@ def test_fast_samplers_have_their_order(name, data):
     """End states from near the prior (where the first steps' low orders cost nothing) to near the data, in float64."""
     rows, order = FAST[name]
     with jax.enable_x64(True):
-        path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 144, 216])
+        path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 216])
         denoiser, x, exact = mixture_or_gaussian(path, data)
         errors = []
         for n in ns:
