@@ -73,6 +73,15 @@ def inserted(text: str, block: Block) -> str:
     return "".join([*lines[:above], block.code + "\n\n" if block.code else "", *lines[above:]])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(cache):
+    """The processes of this file share what they compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with one more of each; nothing that was there is another."""

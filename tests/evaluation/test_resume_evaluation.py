@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from main import main
 from score_flow.config import registries
-from tests.launch import launch, run, run_together
+from tests.launch import TINY, launch, run, run_together
 
 # Fixed steps: where they are adapted, rounding, which is another on other devices, may decide on one.
 FLAGS = (
@@ -40,7 +41,7 @@ EVERY = (
 def trained(tmp_path_factory, cache):
     """A trained run, evaluated once without a break in the folder `eval`."""
     workdir = tmp_path_factory.mktemp("trained")
-    run(workdir, cache=cache)
+    assert main([*TINY, f"--workdir={workdir}", "--mode=train"]) == 0
     output = run(workdir, *FLAGS, mode="eval", cache=cache)
     assert output.splitlines()[0].startswith("run directory:") and output.strip().splitlines()[-1].startswith("report:")
     return workdir
@@ -56,6 +57,22 @@ def arrays(workdir, folder):
     return json.loads((directory / "results.json").read_text()), found
 
 
+def test_a_killed_loss_is_gone_on_with_in_other_batches_on_other_devices(tmp_path, cache, capsys):
+    """SIGKILL to a process of one device; eight go on in other batches: figures of a run without a break, to 1e-5."""
+    assert main([*TINY, f"--workdir={tmp_path}", "--mode=train"]) == 0
+    alone = ("--config.eval.enable_sampling=False", "--config.eval.enable_bpd=False", "--config.eval.batch_size=64")
+    run(tmp_path, *alone, mode="eval", moment="after:loss.3:SIGKILL", cache=cache, expected=-9)
+    assert not (tmp_path / "eval/40/results.json").exists() and list((tmp_path / "eval/40/loss").iterdir())
+    command = [*TINY, f"--workdir={tmp_path}", "--mode=eval", *alone]
+    assert main([*command, "--config.eval.batch_size=104"]) == main([*command, "--eval_folder=whole"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert not [line for line in said if "of another" in line] and said[-1].startswith("report:")
+    other, one = (arrays(tmp_path, folder)[0]["loss"] for folder in ("eval", "whole"))
+    assert other["n_images"] == one["n_images"] == 297
+    np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_killed_and_gone_on_in_other_batches_on_other_devices(trained, cache):
     """SIGKILL in the loss, which is then gone on with in batches of 100 on two devices: every figure to 1e-5."""
     flags = [*FLAGS, "--eval_folder=mixed"]

@@ -27,8 +27,11 @@ def is_preset(name):
     return any(other != name and issubclass(MODULES[name].build, MODULES[other].build) for other in NETWORKS)
 
 
+slow = pytest.mark.slow
+
+
 def cases(names):
-    return [pytest.param(name, marks=[pytest.mark.slow] if is_preset(name) else []) for name in names]
+    return [pytest.param(name, marks=[slow] if is_preset(name) else []) for name in names]
 
 
 every_network = pytest.mark.parametrize("name", cases(NETWORKS))
@@ -96,8 +99,10 @@ def test_the_directory_is_the_registry():
 
 
 @every_network
-@pytest.mark.parametrize("out_channels", [None, 5])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, out_channels", [
+    ("float32", None), ("bfloat16", 5),
+    pytest.param("float32", 5, marks=slow), pytest.param("bfloat16", None, marks=slow),
+])  # fmt: skip
 def test_output_and_parameters_are_float32_of_the_given_shape(name, out_channels, dtype):
     params, output = shapes(small(name, out_channels=out_channels, dtype=dtype), X.shape, LABEL)
     assert (output.shape, output.dtype) == ((*X.shape[:-1], out_channels or X.shape[-1]), jnp.float32)
@@ -247,7 +252,7 @@ def test_sit_starts_as_published():
     """Xavier-uniform maps, N(0, .02^2) embeddings, zero modulations and output (arXiv:2212.09748, sec. 3.2)."""
     network = sit.build(width=64, depth=3, num_heads=4, num_classes=50, mlp_ratio=4.0)
     x, condition = jnp.zeros((1, 8, 8, 4)), {"label": jnp.zeros(1, jnp.int32)}
-    params = network.init(jax.random.key(0, impl="rbg"), x, jnp.zeros(1), condition)["params"]
+    params = jax.jit(network.init)(jax.random.key(0, impl="rbg"), x, jnp.zeros(1), condition)["params"]
     for path, leaf in flatten_dict(params).items():
         name = "/".join(path)
         if path[-1] == "bias" or "modulation" in name or path[0] == "out":

@@ -1,5 +1,7 @@
 """Solvers converge at their orders on Gaussian data, whose flow and marginals are known."""
 
+import functools
+
 import diffrax
 import equinox as eqx
 import jax
@@ -38,7 +40,7 @@ def test_ode_order(method):
         (m0, s0), (m1, s1) = denoiser.marginal(t0), denoiser.marginal(t1)
         x = jnp.linspace(-2, 2, 8).reshape(2, 4)
         order = ORDERS.get(method) or METHODS[method][0]().order(None)  # one more: as diffrax says
-        ns = np.array([2, 3, 4, 6]) if order == 8 else np.array([8, 12, 16, 24])
+        ns = np.array([2, 3, 6]) if order == 8 else np.array([8, 16, 24])
         errors = []
         for n in ns:
             end, stats = flow(denoiser, x, Solver(method, n_steps=int(n), per_example=False), t0=t0, t1=t1)
@@ -163,19 +165,25 @@ FAST = {
 }
 
 
+@functools.cache
+def mixture_or_gaussian(path, data):
+    """(denoiser, states near the prior, the exact states near the data they flow to), in float64."""
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    means = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+    denoiser = GaussianDenoiser(path) if data == "gaussian" else MixtureDenoiser(path, means, 0.6)
+    # Its error is far below the smallest of the samplers', 4e-7.
+    finest = Solver("dopri8", rtol=1e-12, atol=1e-12, per_example=False)
+    return denoiser, x, flow(denoiser, x, finest, t0=0.99, t1=1e-3)[0]
+
+
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("data", thinned(["mixture", "gaussian"], 2))
 def test_fast_samplers_have_their_order(name, data):
     """End states from near the prior (where the first steps' low orders cost nothing) to near the data, in float64."""
     rows, order = FAST[name]
     with jax.enable_x64(True):
-        path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 144, 216])
-        x = jax.random.normal(jax.random.key(0), (8, 3))
-        means = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
-        denoiser = GaussianDenoiser(path) if data == "gaussian" else MixtureDenoiser(path, means, 0.6)
-        # Its error is far below the smallest of theirs, 4e-7.
-        finest = Solver("dopri8", rtol=1e-12, atol=1e-12, per_example=False)
-        exact, _ = flow(denoiser, x, finest, t0=0.99, t1=1e-3)
+        path, keys, ns = VP(), example_keys(0, jnp.arange(8)), np.array([96, 216])
+        denoiser, x, exact = mixture_or_gaussian(path, data)
         errors = []
         for n in ns:
             table = rows(path, karras(path, int(n), 1e-3, 0.99))

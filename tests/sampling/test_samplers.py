@@ -33,17 +33,15 @@ CALLS = {
 
 @pytest.mark.parametrize("name", builds("sampling"))
 def test_a_sample_does_not_depend_on_its_batch(name):
-    """100 samples in batches of 10, 32 and 100, keyed by their index."""
+    """100 samples in batches of 10 and of 100, keyed by their index."""
     build = builds("sampling")[name]
     fields = {"n_steps": 20} if inspect.signature(build).parameters["n_steps"].default else {}
     sampler, denoiser = build(t_max=0.99, **fields), GaussianDenoiser(GVP())
     draw = jax.jit(lambda keys: sampler(keys, denoiser, (4, 4, 1)).x)
     whole = np.asarray(draw(example_keys(3, jnp.arange(100))))
-    for size in (10, 32):
-        parts = [np.asarray(draw(example_keys(3, jnp.arange(start, start + size)))) for start in range(0, 100, size)]
-        np.testing.assert_allclose(
-            np.concatenate(parts)[:100], whole, rtol=0, atol=2e-6
-        )  # a few float32 roundings of values near 1
+    parts = [np.asarray(draw(example_keys(3, jnp.arange(start, start + 10)))) for start in range(0, 100, 10)]
+    # a few float32 roundings of values near 1
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", builds("sampling"))
