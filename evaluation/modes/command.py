@@ -176,7 +176,7 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add(
         "--workdir",
-        help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; the same goes on where it stopped (plan: none)",
+        help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; a run goes on where it stopped (plan: none)",
     )  # fmt: skip
     about = "; ".join(": ".join(filter(None, (name, mode.about))) for name, mode in MODES.items())
     add("--mode", required=True, choices=MODES, help=about)
