@@ -98,6 +98,9 @@ def weights(workdir: Path, step: int) -> list[np.ndarray]:
     """Every array of a milestone: parameters, EMA, optimiser, step."""
     leaves = []
     for item in ("params", "ema", "train"):
-        tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # also what other processes have saved
+        read = ocp.args.StandardRestore(fallback_sharding=here)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            tree = reader.restore(workdir / "checkpoints" / str(step) / item, args=read)
         leaves += [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return leaves
