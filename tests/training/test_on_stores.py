@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow
 
 EVAL = (
     "--config.eval.jobs=('loss','samples')",
+    "--config.eval.enable_loss=False",
+    "--config.eval.enable_sampling=False",
+    "--config.eval.enable_bpd=False",
     "--config.eval.batch_size=64",
     "--config.eval.num_samples=100",
     "--config.sampling.method=heun",
