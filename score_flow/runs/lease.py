@@ -1,7 +1,7 @@
 """The lock of a folder on an object store: a lease, which its holder renews.
 
 A store has no locks that go with their holder, but it can write an object only if there is none. Leases are numbered
-objects, .lock/00000001 and so on, and the highest one holds, until it says that it is free, or does not change for
+objects, .leases/00000001 and so on, and the highest one holds, until it says that it is free, or does not change for
 STALE seconds while another watches: no clock of another machine is looked at. Who takes over creates the next number;
 the highest is never removed, so that of several who try at once one succeeds.
 """
@@ -22,7 +22,7 @@ from score_flow.runs import stores
 from score_flow.runs.files import cannot_write
 from score_flow.types import UserError
 
-LOCK = ".lock"
+LOCK = ".leases"
 RENEW, STALE, LOOK = 5.0, 60.0, 1.0  # seconds
 EXIT_TAKEN = 2
 

@@ -31,7 +31,7 @@ def folder(served, request, monkeypatch):
 
 
 def newest(folder) -> dict:
-    return lease._newest(folder / ".lock")[1]
+    return lease._newest(folder / ".leases")[1]
 
 
 def test_a_second_one_is_refused_and_told_who_holds_it(folder):
@@ -42,14 +42,14 @@ def test_a_second_one_is_refused_and_told_who_holds_it(folder):
     ):
         raise AssertionError("it was given to two")
     with hold(folder, "run"):  # free again
-        assert list(stores.listed(folder)) == [".lock/00000002"]
+        assert list(stores.listed(folder)) == [".leases/00000002"]
     assert newest(folder)["free"]
 
 
 def test_a_killed_holder_of_this_machine_is_not_waited_for(folder, monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    stores.put(folder / ".lock" / "00000001", json.dumps(lease._who() | {"pid": gone.pid}).encode())
+    stores.put(folder / ".leases" / "00000001", json.dumps(lease._who() | {"pid": gone.pid}).encode())
     monkeypatch.setattr(lease, "STALE", 1e9)
     with hold(folder, "run"):
         assert newest(folder)["pid"] == os.getpid()
@@ -57,11 +57,11 @@ def test_a_killed_holder_of_this_machine_is_not_waited_for(folder, monkeypatch):
 
 def test_a_holder_elsewhere_that_is_silent_for_long_is_followed(folder):
     gone = {"host": "other", "pid": 7, "since": "then", "machine": "of another kernel"}
-    stores.put(folder / ".lock" / "00000041", json.dumps(gone).encode())
+    stores.put(folder / ".leases" / "00000041", json.dumps(gone).encode())
     began = time.monotonic()
     with hold(folder, "run"):
         assert time.monotonic() - began > lease.STALE
-        assert list(stores.listed(folder)) == [".lock/00000042"]
+        assert list(stores.listed(folder)) == [".leases/00000042"]
 
 
 def test_who_was_followed_leaves_when_it_wakes(folder, monkeypatch, capfd):
@@ -75,7 +75,7 @@ def test_who_was_followed_leaves_when_it_wakes(folder, monkeypatch, capfd):
     monkeypatch.setattr(os, "_exit", leave)
     with hold(folder, "run"):
         other = {"host": "other", "pid": 7, "since": "then"}
-        stores.put(folder / ".lock" / "00000002", json.dumps(other).encode())
+        stores.put(folder / ".leases" / "00000002", json.dumps(other).encode())
         assert left.wait(10)
     assert set(codes) == {2}
     assert "was taken over meanwhile by process 7 on other since then" in capfd.readouterr().err

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow
 
 EVAL = (
     "--config.eval.jobs=('loss','samples')",
+    "--config.eval.enable_loss=False",
+    "--config.eval.enable_sampling=False",
+    "--config.eval.enable_bpd=False",
     "--config.eval.batch_size=64",
     "--config.eval.num_samples=100",
     "--config.sampling.method=heun",
@@ -81,7 +84,7 @@ def test_two_runs_at_once(bucket, cache):
     workdir, options = f"{scheme}://bucket/two", {"cache": cache, **variables}
     first = launch(workdir, "--config.training.n_iters=100000", **options)
     place = place_of(workdir)
-    while not stores.listed(place / ".lock"):
+    while not stores.listed(place / ".leases"):
         assert first.poll() is None
         time.sleep(0.2)
     output = run(workdir, expected=2, **options)
