@@ -32,7 +32,7 @@ class Mode(NamedTuple):
 
     run: (experiment, config, workdir, flags) -> an exit code other than 0, or None; None: it makes its own config and
     experiment, by `alone`, (flags, overrides) -> the same. exclusive: it holds the workdir against a second run.
-    watches: it may wait for milestones. folder: it needs a workdir. elsewhere: for machines that are not here.
+    watches: it may wait for milestones. elsewhere: it takes a --topology, and needs no workdir.
     """
 
     about: str
@@ -40,7 +40,6 @@ class Mode(NamedTuple):
     exclusive: bool = False
     watches: bool = False
     alone: Callable[[argparse.Namespace, list[str]], int | None] | None = None
-    folder: bool = True
     elsewhere: bool = False
 
 
@@ -142,7 +141,7 @@ MODES = {
     "reproduce": Mode("is the published figure of --config=configs/reproduce/NAME.py reached", reproduce),
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
-    "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, folder=False, elsewhere=True),
+    "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, elsewhere=True),
 }
 
 
@@ -203,7 +202,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.types import UserError
 
     mode = MODES[options.mode]
-    if mode.folder and options.workdir is None:
+    if options.workdir is None and not mode.elsewhere:
         raise UserError(f"--mode={options.mode} needs --workdir=FOLDER.")
     if options.workdir is not None:
         options.workdir = str(path_of(options.workdir))
@@ -266,13 +265,13 @@ def main(argv: list[str] | None = None) -> int:
         peers.leave_if_broken(error)  # a save that another process left is none that the disk refused
         return report(error, EXIT_USER_ERROR)
     except OSError as error:
-        return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+        return report(files.of_system(error, options.workdir or "."), EXIT_USER_ERROR)
     except Exception as error:
         peers.leave_if_broken(error)
         if memory.is_exhausted(error):
             return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
         if files.is_full(error):
-            return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+            return report(files.of_system(error, options.workdir or "."), EXIT_USER_ERROR)
         raise
 
 
