@@ -1,6 +1,5 @@
 """--mode=plan: what is printed, that nothing is written, and what is refused."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -117,15 +116,15 @@ def test_what_a_compiler_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology, package", [("h100:8", "jax_plugins.xla_cuda12"), ("v5e:2x4", "libtpu")])
+@pytest.mark.parametrize("topology", ["h100:8", "v5e:2x4"])
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_without_the_machine(topology, package, fsdp):
-    """For eight devices that are not there: attention by the target's platform, each collective one of parameters."""
-    if importlib.util.find_spec(package.partition(".")[0]) is None or importlib.util.find_spec(package) is None:
-        pytest.skip(f"needs {package}")
+def test_without_the_machine(topology, fsdp):
+    """For eight devices that are not there: attention by the target's platform, collectives those of parameters."""
     command = [sys.executable, "main.py", "--mode=plan", MLP[0], f"--topology={topology}", *SIT[1:]]
     command += ["--config.network.width=64", "--config.network.dtype=bfloat16", f"--config.training.fsdp={fsdp}"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    if 'pip install "jax[' in done.stderr:
+        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr[-3000:]
     lines = {line[:17].strip(): line[17:] for line in done.stdout.splitlines()}
     name = "NVIDIA H100" if topology == "h100:8" else "TPU v5 lite"
