@@ -126,9 +126,10 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> None:
     if not (options.config or options.workdir):
         raise UserError("--mode=plan needs --config=RECIPE, or --workdir=FOLDER with the config of a run.")
     config = check_components(load(options.config or config_of(options.workdir), overrides))
-    if (options.topology or HERE) == HERE:
+    topology = HERE if options.topology is None else options.topology
+    if topology == HERE:
         processes.initialise()
-    plan(config, machine(options.topology or HERE), remembered(options.workdir) if options.workdir else None)
+    plan(config, machine(topology), remembered(options.workdir) if options.workdir else None)
 
 
 MODES = {
@@ -206,7 +207,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
         raise UserError(f"--mode={options.mode} needs --workdir=FOLDER.")
     if options.workdir is not None:
         options.workdir = str(path_of(options.workdir))
-    if options.topology and not mode.elsewhere:
+    if options.topology is not None and not mode.elsewhere:
         raise UserError(f"--topology says what to plan for: it does not go with --mode={options.mode}.")
     if options.watch and not mode.watches:
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")

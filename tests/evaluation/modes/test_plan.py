@@ -95,6 +95,7 @@ def test_a_workdir_says_which_config(capsys, tmp_path):
     [
         (["--mode=plan"], "needs --config=RECIPE"),
         (["--mode=plan", *MLP, "--topology=v5e:8"], "Did you mean 'v5e:2x4'?"),
+        (["--mode=plan", *MLP, "--topology="], "--topology is ''; allowed: v5e:2x4"),
         (["--mode=plan", *MLP, "--config.training.fsdp=3"], "must divide the 8 devices"),
         (["--mode=plan", *MLP, "--watch"], "--watch"),
         (["--mode=train", *TINY, "--workdir=x", "--topology=here"], "does not go with --mode=train"),
