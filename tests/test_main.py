@@ -107,6 +107,8 @@ def test_bad_data(capsys, tmp_path):
 def test_batch_that_does_not_divide(capsys, tmp_path):
     line = attempt(capsys, tmp_path / "run", "--config.training.batch_size=20")  # eight devices here
     assert "20" in line and "16 or 24" in line
+    line = attempt(capsys, tmp_path / "run", "--config.training.fsdp=3")
+    assert "config.training.fsdp is 3" in line and "8 devices; allowed: 1, 2, 4, 8" in line
 
 
 def test_workdir_that_cannot_be_written(capsys, tmp_path):

@@ -77,7 +77,7 @@ def test_one_checkpoint_goes_round_all_machines(whole, tmp_path, cache):
     run_together(2, tmp_path, "--config.training.n_iters=34", "--config.training.fsdp=4", drawn, devices=4, cache=cache)
     finish(to(40))
     assert largest_difference(tmp_path, whole) <= 1e-6
-    assert {sheet.name for sheet in (tmp_path / "samples").iterdir()} == {"20.png", "34.png"}
+    assert {sheet.name for sheet in (tmp_path / "samples").iterdir()} == {"00000020.png", "00000034.png"}
 
 
 def test_damaged_checkpoint_is_found_and_the_one_before_used(whole, tmp_path, cache):
