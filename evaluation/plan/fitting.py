@@ -30,8 +30,9 @@ def fitting(total_of: Callable[[int], int | None], limit: int, known: tuple[int,
     def fits(batch: int) -> bool:
         return needs[batch] is not None and needs[batch] <= limit
 
-    batch = known[0]
-    guess = max(batch // 2 // n * n, n) if batch > n else 2 * n
+    batch, need = known
+    far = need is not None and 4 * need <= limit  # a line through points that lie close does not reach far
+    guess = 4 * batch if far else max(batch // 2 // n * n, n) if batch > n else 2 * n
     for _ in range(1 + TRIES):
         if guess in needs:
             break
