@@ -70,7 +70,8 @@ def test_help_explains_every_key():
     )
     assert done.returncode == 0
     text = done.stdout
-    for flag in ("--config", "--workdir", "--mode", "--checkpoint", "--reference_config", "--eval_folder", "--watch"):
+    named = ("config", "workdir", "mode", "checkpoint", "reference_config", "eval_folder", "watch", "topology")
+    for flag in (f"--{name}" for name in named):
         assert f"  {flag}" in text
     assert all(re.search(rf"\b{code} ", text[text.index("exit codes") :]) for code in (0, 1, 2, 3, 75, 76))
     lines = text.splitlines()

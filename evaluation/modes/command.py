@@ -34,7 +34,7 @@ class Mode(NamedTuple):
 
     run: (experiment, config, workdir, flags) -> an exit code other than 0, or None; None: it makes its own config and
     experiment, by `alone`, (flags, overrides) -> the same. exclusive: it holds the workdir against a second run.
-    watches: it may wait for milestones. folder: it needs a workdir. elsewhere: for machines that are not here.
+    watches: it may wait for milestones. elsewhere: it takes a --topology, and needs no workdir.
     """
 
     about: str
@@ -42,7 +42,6 @@ class Mode(NamedTuple):
     exclusive: bool = False
     watches: bool = False
     alone: Callable[[argparse.Namespace, list[str]], int | None] | None = None
-    folder: bool = True
     elsewhere: bool = False
 
 
@@ -129,9 +128,10 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> None:
     if not (options.config or options.workdir):
         raise UserError("--mode=plan needs --config=RECIPE, or --workdir=FOLDER with the config of a run.")
     config = check_components(load(options.config or config_of(options.workdir), overrides))
-    if (options.topology or HERE) == HERE:
+    topology = HERE if options.topology is None else options.topology
+    if topology == HERE:
         processes.initialise()
-    plan(config, machine(options.topology or HERE), remembered(options.workdir) if options.workdir else None)
+    plan(config, machine(topology), remembered(options.workdir) if options.workdir else None)
 
 
 MODES = {
@@ -144,7 +144,7 @@ MODES = {
     "reproduce": Mode("is the published figure of --config=configs/reproduce/NAME.py reached", reproduce),
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
-    "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, folder=False, elsewhere=True),
+    "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, elsewhere=True),
 }
 
 
@@ -208,11 +208,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.types import UserError
 
     mode = MODES[options.mode]
-    if mode.folder and options.workdir is None:
+    if options.workdir is None and not mode.elsewhere:
         raise UserError(f"--mode={options.mode} needs --workdir=FOLDER.")
     if options.workdir is not None:
         options.workdir = str(path_of(options.workdir))
-    if options.topology and not mode.elsewhere:
+    if options.topology is not None and not mode.elsewhere:
         raise UserError(f"--topology says what to plan for: it does not go with --mode={options.mode}.")
     if options.watch and not mode.watches:
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
@@ -283,13 +283,13 @@ def main(argv: list[str] | None = None) -> int:
         peers.leave_if_broken(error)  # a save that another process left is none that the disk refused
         return report(error, EXIT_USER_ERROR)
     except OSError as error:
-        return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+        return report(files.of_system(error, options.workdir or "."), EXIT_USER_ERROR)
     except Exception as error:
         peers.leave_if_broken(error)
         if memory.is_exhausted(error):
             return report(memory.advice(error, options.mode), EXIT_USER_ERROR)
         if files.is_full(error) or stores.is_answer(error):
-            return report(files.of_system(error, options.workdir), EXIT_USER_ERROR)
+            return report(files.of_system(error, options.workdir or "."), EXIT_USER_ERROR)
         if not peers.WATCH:
             raise
         traceback.print_exc()

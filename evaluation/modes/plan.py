@@ -33,7 +33,7 @@ def plan(config: Config, machine: Machine, remembered: Remembered = None) -> Non
         about_program(done.program, step, config.training.n_jitted_steps)
     say("compiled", f"in {time.time() - start:.0f} s; what follows compiles more of them")
     if not done.fits(machine):
-        say("to make it fit", first_that_fits(config, machine, remembered))
+        say("to make it fit", first_that_fits(config, machine, remembered, step))
     say("batch", batch_that_fits(config, machine, remembered, done))
 
 
@@ -98,10 +98,10 @@ def place(origin: str, most: int = 70) -> str:
     return name if len(name) <= most else f"...{name[-most:]}"
 
 
-def first_that_fits(config: Config, machine: Machine, remembered: Remembered) -> str:
+def first_that_fits(config: Config, machine: Machine, remembered: Remembered, step: Step) -> str:
     """Return the first flags that make a step fit, each compiled, and what those before them came to."""
-    tried = []
-    for remedy in remedies(config, len(machine.devices)):
+    tried, rematted = [], getattr(step.run.loss.network, "remat", None)
+    for remedy in remedies(config, rematted, len(machine.devices)):
         done = compiled(step_of(remedy.config, machine, remembered), machine)
         total = "too much" if done.total is None else said(done.total)
         if done.fits(machine):

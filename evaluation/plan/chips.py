@@ -59,6 +59,10 @@ GPUS = {
     "h100": GPU(9, 132, 128, 228 * 1024, 50 * 2**20, 1.98),
     "h200": GPU(9, 132, 128, 228 * 1024, 50 * 2**20, 1.98),
 }
+# libtpu would ask a metadata server which machine this is, and warn that it is none: any answer will do.
+NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+}  # fmt: skip
 CUDNN = 9, 8, 0  # whose kernels are compiled for
 ALLOWED = "v5e:2x4, v6e:4x4, v5p:2x2x2 and the like (chips along each axis), a100:8, h100:8, h200:16, or here"
 
@@ -111,8 +115,7 @@ def _here() -> Machine:
 
 
 def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
-    # libtpu would ask a metadata server who it is, and the variables of a slice.
-    for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    for variable, value in NO_TPU_HERE.items():
         os.environ.setdefault(variable, value)
     a_host = min(2, sides[0]), min(2, sides[1]), 1  # chips of it
     try:

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from score_flow.config import registries
-from score_flow.config.hints import parameters_of
 from score_flow.config.options import Config
 
 MOST = 2**24  # config.training.batch_size
@@ -13,7 +11,7 @@ TRIES = 3  # compilations of a guess
 
 
 class Fit(NamedTuple):
-    """The largest batch that was seen to fit, 0: none; compiled: how many programs it took; next: one that does not."""
+    """The largest batch seen to fit, 0: none; by how many programs; too_much: the least batch that does not fit."""
 
     batch: int
     compiled: int
@@ -32,8 +30,9 @@ def fitting(total_of: Callable[[int], int | None], limit: int, known: tuple[int,
     def fits(batch: int) -> bool:
         return needs[batch] is not None and needs[batch] <= limit
 
-    batch = known[0]
-    guess = max(batch // 2 // n * n, n) if batch > n else 2 * n
+    batch, need = known
+    far = need is not None and 4 * need <= limit  # a line through points that lie close does not reach far
+    guess = 4 * batch if far else max(batch // 2 // n * n, n) if batch > n else 2 * n
     for _ in range(1 + TRIES):
         if guess in needs:
             break
@@ -69,11 +68,13 @@ class Remedy(NamedTuple):
     config: Config
 
 
-def remedies(config: Config, n: int) -> Iterator[Remedy]:
-    """Yield what may make a step on n devices fit, the cheapest first: remat, fsdp, both."""
+def remedies(config: Config, rematted: bool | None, n: int) -> Iterator[Remedy]:
+    """Yield what may make a step on n devices fit, the cheapest first: remat, fsdp, both.
+
+    rematted: whether the network computes activations again; None: it cannot.
+    """
     network, training = config.network, config.training
-    build = registries.NETWORKS.entry(network.name, "config.network.name")
-    can_remat = "remat" in parameters_of(build) and not network.arguments.get("remat")
+    can_remat = rematted is False
     can_split = n > 1 and training.fsdp is not True
     for remat, split in ((True, False), (False, True), (True, True)):
         if remat > can_remat or split > can_split:

@@ -1,6 +1,5 @@
 """--mode=plan: what is printed, that nothing is written, and what is refused."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -50,7 +49,6 @@ def test_here(capsys, tmp_path, monkeypatch):
     "memory, expected",
     [
         (900, f"{REMAT}: 800 B"),
-        (700, rf"{FSDP}: 600 B, \({REMAT} does not: 800 B\)"),
         (500, rf"{REMAT} {FSDP}: 400 B, \({REMAT} does not: 800 B\), \({FSDP} does not: 600 B\)"),
         (300, rf"a smaller batch, or larger machines, \({REMAT} .*{FSDP} does not: 400 B\)"),
     ],
@@ -97,6 +95,7 @@ def test_a_workdir_says_which_config(capsys, tmp_path):
     [
         (["--mode=plan"], "needs --config=RECIPE"),
         (["--mode=plan", *MLP, "--topology=v5e:8"], "Did you mean 'v5e:2x4'?"),
+        (["--mode=plan", *MLP, "--topology="], "--topology is ''; allowed: v5e:2x4"),
         (["--mode=plan", *MLP, "--config.training.fsdp=3"], "must divide the 8 devices"),
         (["--mode=plan", *MLP, "--watch"], "--watch"),
         (["--mode=train", *TINY, "--workdir=x", "--topology=here"], "does not go with --mode=train"),
@@ -118,15 +117,15 @@ def test_what_a_compiler_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology, package", [("h100:8", "jax_plugins.xla_cuda12"), ("v5e:2x4", "libtpu")])
+@pytest.mark.parametrize("topology", ["h100:8", "v5e:2x4"])
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_without_the_machine(topology, package, fsdp):
-    """For eight devices that are not there: attention by the target's platform, each collective one of parameters."""
-    if importlib.util.find_spec(package.partition(".")[0]) is None or importlib.util.find_spec(package) is None:
-        pytest.skip(f"needs {package}")
+def test_without_the_machine(topology, fsdp):
+    """For eight devices that are not there: attention by the target's platform, collectives those of parameters."""
     command = [sys.executable, "main.py", "--mode=plan", MLP[0], f"--topology={topology}", *SIT[1:]]
     command += ["--config.network.width=64", "--config.network.dtype=bfloat16", f"--config.training.fsdp={fsdp}"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    if 'pip install "jax[' in done.stderr:
+        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr[-3000:]
     lines = {line[:17].strip(): line[17:] for line in done.stdout.splitlines()}
     name = "NVIDIA H100" if topology == "h100:8" else "TPU v5 lite"

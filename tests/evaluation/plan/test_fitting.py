@@ -51,15 +51,15 @@ def test_none_fits():
     assert fit.batch == 0 and fit.too_much == 8
 
 
-def flags(*overrides, n=8):
-    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), n)]
+def flags(*overrides, rematted=False, n=8):
+    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), rematted, n)]
 
 
 def test_remedies():
     """The cheapest first; what is set already, or cannot be, is not tried; the config is that of the flags."""
     remat, fsdp = "--config.network.remat=True", "--config.training.fsdp=True"
     assert flags() == [remat, fsdp, f"{remat} {fsdp}"]
-    assert flags(remat) == [fsdp] and flags(fsdp) == [remat] and flags(n=1) == [remat]
-    assert flags("--config.network.name=mlp", n=1) == []
-    for remedy in remedies(load("configs/digits.py", []), 8):
+    assert flags(rematted=True) == flags(rematted=None) == [fsdp] and flags(fsdp) == flags(n=1) == [remat]
+    assert flags(rematted=None, n=1) == []
+    for remedy in remedies(load("configs/digits.py", []), False, 8):
         assert remedy.config == load("configs/digits.py", remedy.flags.split())
