@@ -75,7 +75,7 @@ def _renew(leases: epath.Path, number: int, me: dict[str, Any], done: threading.
     """Change the lease again and again; ends this process where another has taken it meanwhile."""
     count = 0
     while not done.wait(RENEW):
-        with contextlib.suppress(OSError):  # the store does not answer: what is saved next will say so
+        with contextlib.suppress(OSError, ValueError):  # no answer, or half of one: what is saved next will say so
             newest, holder = _newest(leases)
             if newest > number:
                 os.write(2, f"\nerror: {leases.parent} was taken over meanwhile by {_said(holder)}.\n".encode())

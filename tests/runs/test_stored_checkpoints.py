@@ -84,6 +84,7 @@ def test_a_copy_on_a_disk_is_whole_and_a_flipped_bit_in_it_is_found(written, tmp
     assert re.search(f"{victim.name} has changed", Checkpoints(copy).damage(10))
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_disk_is_whole_on_a_store(served, tmp_path):
     states, place = write(tmp_path / "checkpoints", 5), places.place_of("gs://bucket/copied")
     for path in (tmp_path / "checkpoints").rglob("*"):
@@ -109,6 +110,7 @@ def test_what_only_the_store_can_tell_is_not_taken_for_whole_elsewhere(served, t
     assert "told by the store alone" in Checkpoints(tmp_path / "parts").damage(5)
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_behind_is_removed_and_old_states_go(served):
     place = places.place_of("gs://bucket/kept")
     write(place, 5, 10, 15, keep=2)
