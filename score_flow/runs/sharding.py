@@ -68,7 +68,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
-    """Split each leaf's largest axis that divides evenly over "fsdp"; replicate the others, and small leaves."""
+    """Split an axis of each leaf over "fsdp" (`split` says which); replicate what does not divide, and small leaves."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, split(leaf.shape, mesh.shape["fsdp"])), state)
 
 

@@ -46,12 +46,14 @@ def test_a_batch_is_the_least_multiple_of_the_devices():
     assert [multiple(mesh, n) for n in (1, 7, 8, 9, 16, 17)] == [8, 8, 8, 16, 16, 24]
 
 
-def test_large_leaves_are_split_over_their_largest_axis_that_divides():
+def test_large_leaves_are_split_by_rows_or_else_over_their_largest_axis_that_divides():
     mesh = make_mesh(fsdp=True)
-    shapes = {"kernel": (16, 64), "wide": (64, 16), "odd": (33, 1024), "none": (33, 35), "bias": (64,), "count": ()}
+    shapes = {"stacked": (8, 128), "blocks": (8, 16, 32)}
+    shapes |= {"kernel": (16, 64), "wide": (64, 16), "odd": (33, 1024), "none": (33, 35), "bias": (64,), "count": ()}
     leaves = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     specs = {name: tuple(sharding.spec) for name, sharding in state_shardings(mesh, leaves).items()}
-    split = {"kernel": (None, "fsdp"), "wide": ("fsdp",), "odd": (None, "fsdp")}
+    split = {"kernel": ("fsdp",), "wide": ("fsdp",), "odd": (None, "fsdp")}
+    split |= {"stacked": (None, "fsdp"), "blocks": (None, "fsdp")}
     assert specs == split | {"none": (), "bias": (), "count": ()}
     assert not any(tuple(leaf.spec) for leaf in jax.tree.leaves(state_shardings(make_mesh(), leaves)))
 

@@ -40,12 +40,17 @@ def gathered(params: Params, dtype: str | None = None, n_stacked: int = 1) -> Py
 
 
 def split(shape: tuple[int, ...], n: int, n_stacked: int = 1) -> PartitionSpec:
-    """Split the largest axis that divides evenly over the n devices of "fsdp"; nothing of what is small."""
+    """Split an axis that divides evenly over the n devices of "fsdp"; nothing of what is small.
+
+    The axis before the last, which a kernel sums over: XLA:TPU scatters gradients of rows, and sums those of columns
+    whole. The largest where that does not divide, or is as small against it as a number of blocks.
+    """
     axes = [axis for axis, size in enumerate(shape) if size % n == 0 and size > 1]
     if n == 1 or not axes or n_stacked * math.prod(shape) < 1024:
         return PartitionSpec()
-    largest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * largest, "fsdp")
+    rows, largest = len(shape) - 2, max(axes, key=lambda axis: shape[axis])
+    axis = rows if rows in axes and 8 * shape[rows] >= shape[largest] else largest
+    return PartitionSpec(*(None,) * axis, "fsdp")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
