@@ -6,10 +6,11 @@ import sys
 
 import jax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from evaluation.modes import plan
 from evaluation.plan import chips
-from evaluation.plan.compiling import Compiled, Need, said_to_need, shares, step_of, useful_flops
+from evaluation.plan.compiling import Compiled, Need, cudnn_of, said_to_need, shares, step_of, useful_flops
 from evaluation.plan.fitting import Fit
 from evaluation.plan.program import read
 from main import EXIT_USER_ERROR, main
@@ -114,6 +115,17 @@ def test_what_a_compiler_refused():
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.15G) "
     assert said_to_need(said + "exceeds available HBM (15.75G).") == int(19.15 * 2**30)
     assert said_to_need("RESOURCE_EXHAUSTED: Out of memory") is None
+
+
+def test_the_targets_cudnn_answers_while_it_is_asked():
+    """It is that of the GPU to compile for, which need not be here; then jax asks its own again, whatever happened."""
+    asked = fused_attention_stablehlo
+    own = asked.check_cudnn_version, asked.check_compute_capability
+    with pytest.raises(KeyError), cudnn_of(chips.machine("here")._replace(name="a100:8")):
+        answers = asked.check_cudnn_version(), *(asked.check_compute_capability(least) for least in ("9.0", "8.0"))
+        raise KeyError
+    assert answers == (90800, False, True)
+    assert (asked.check_cudnn_version, asked.check_compute_capability) == own
 
 
 @pytest.mark.slow
