@@ -20,7 +20,6 @@ from score_flow.types import UserError
 from tests.data import writers
 from tests.data.writers import noise
 
-
 # ---- every source in the directory
 
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """method: of zipfile, or True for deflated."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if method is True else int(method)) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
     return out.getvalue()
 
 
