@@ -149,7 +149,7 @@ def test_bytes_are_read_as_their_file_is(tmp_path):
     np.testing.assert_array_equal(reader.decode(inside), reader.decode(tmp_path / "a.png"))
     assert reader.check(inside) is reader.check_end(inside) is reader.check_pixels(inside) is None
     for look in (reader.check_end, reader.check_pixels):
-        assert look(images.Blob("a.zip: a.png", content[:-20])).startswith("a.zip: a.png: ")
+        assert look(images.Blob("a.zip: a.png", content[: len(content) // 2])).startswith("a.zip: a.png: ")
     assert "text.zip: not an image" in reader.check(images.Blob("text.zip", b"text"))
 
 
