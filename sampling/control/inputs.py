@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.folder import FORMATS, ImageReader
+from score_flow.data.images import FORMATS, ImageReader
 from score_flow.data.scaling import Scaling
 from score_flow.runs.files import array_of, regular_file
 from score_flow.types import UserError, one_line

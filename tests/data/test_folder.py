@@ -1,5 +1,6 @@
 """Folders of image files: odd or hostile files refused by name in one line (decoding: test_golden_images)."""
 
+import dataclasses
 import resource
 import struct
 import zlib
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from score_flow.data import folder
+from score_flow.config.hints import arguments_of
+from score_flow.data import encoded, folder, images
 from score_flow.types import UserError
 
 
@@ -62,7 +64,7 @@ def test_folder_knows_no_formats_but_its_own(tmp_path):
     (tmp_path / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "c.png").write_bytes(b"")
     for file in "abc":
-        assert f"{file}.png" in folder.ImageReader(8, 3, 10_000).check(tmp_path / f"{file}.png")
+        assert f"{file}.png" in images.ImageReader(8, 3, 10_000).check(tmp_path / f"{file}.png")
 
 
 def test_folder_refuses_a_size_beyond_its_pixels(tmp_path):
@@ -135,3 +137,26 @@ def test_folder_refuses_where_there_is_nothing_to_read(tmp_path):
     assert "a.png is not a folder" in refusal(folder.build, "train", str(tmp_path / "a.png"))
     assert "none of 1 files" in refusal(folder.build, "train", str(tmp_path), on_error="skip")
     assert "a.png" in refusal(folder.build, "train", str(tmp_path))
+
+
+# ---- files that lie in others
+
+
+def test_bytes_are_read_as_their_file_is(tmp_path):
+    write_image(tmp_path / "a.png", size=(40, 30))
+    reader, content = images.ImageReader(8), (tmp_path / "a.png").read_bytes()
+    inside = images.Blob("a.zip: a.png", content)
+    np.testing.assert_array_equal(reader.decode(inside), reader.decode(tmp_path / "a.png"))
+    assert reader.check(inside) is reader.check_end(inside) is reader.check_pixels(inside) is None
+    for look in (reader.check_end, reader.check_pixels):
+        assert look(images.Blob("a.zip: a.png", content[: len(content) // 2])).startswith("a.zip: a.png: ")
+    assert "text.zip: not an image" in reader.check(images.Blob("text.zip", b"text"))
+
+
+def test_sources_of_image_files_share_the_arguments_of_their_reader():
+    @encoded.takes_reader
+    def build(split: str = "train", *, reader: images.ImageReader, more: int = 1):
+        return split, reader, more
+
+    assert build("test", image_size=4, more=2) == ("test", images.ImageReader(4), 2)
+    assert set(arguments_of(build)) == {"split", "more", *(f.name for f in dataclasses.fields(images.ImageReader))}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_flow.data import folder
+from score_flow.data import folder, images
 from score_flow.data.scaling import Scaling
 from score_flow.types import UserError
 from tests.golden_data import golden_dir
@@ -55,7 +55,7 @@ def crops(case, expected):
 def test_centre_crop_is_adms(case, expected):
     """From the pixels that the source decoded: exact, whatever library decodes here."""
     for size, pixels in crops(case, expected).items():
-        crop = folder.centre_crop(Image.fromarray(expected[f"{case}.decoded"]), size)
+        crop = images.centre_crop(Image.fromarray(expected[f"{case}.decoded"]), size)
         np.testing.assert_array_equal(np.array(crop), pixels)
 
 
@@ -121,7 +121,7 @@ def test_skipping_leaves_out_all_that_is_refused(capsys):
 
 def test_files_cut_off_are_known_by_their_end():
     """What is looked at in place of decoding where there are very many files."""
-    reader = folder.ImageReader(16, 3, 64_000_000)
+    reader = images.ImageReader(16, 3, 64_000_000)
     late = [case for case in REFUSED if CASES[case].get("pillow_error", "").startswith("OSError")]
     assert late
     for case in CASES:
