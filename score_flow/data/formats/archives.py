@@ -44,7 +44,7 @@ class Members:
 
     def name(self, i: int) -> str:
         """Name a member, for an error: the archive and its name in that."""
-        return f"{self.spans.files[self.spans.file[i]]}: {printable(self.names[i])}"
+        return f"{self.spans.files[self.spans.number[i]]}: {printable(self.names[i])}"
 
     def read(self, i: int) -> bytes:
         """Read and unpack a member; raises UserError for a damaged one."""
@@ -56,7 +56,7 @@ class Members:
             raise UserError(f"{self.name(i)}: cannot be unpacked; damaged? ({one_line(error)})") from error
 
     def _unpack(self, i: int) -> bytes:
-        file, start, size = int(self.spans.file[i]), int(self.spans.start[i]), int(self.unpacked[i])
+        file, start, size = int(self.spans.number[i]), int(self.spans.start[i]), int(self.unpacked[i])
         signature, name, extra = LOCAL.unpack(self.spans.read_at(file, start, LOCAL.size))
         if signature != b"PK\3\4":
             raise UserError(f"{self.name(i)}: is not where the directory of the archive says; damaged?")
@@ -76,7 +76,7 @@ def open_files(files: Sequence[Path]) -> Members:
     scan = _scan_zip if zipped == {True} else _scan_tar
     found = index.kept(files, scan.__name__, lambda: _scan_all(files, scan))
     names = index.unpacked(found.pop("names"))
-    columns = {name: found.pop(name) for name in ("file", "start", "size")}
+    columns = {name: found.pop(name) for name in ("number", "start", "size")}
     return Members(names, Spans(files, **columns), **found)
 
 
@@ -88,7 +88,7 @@ def _scan_all(files: Sequence[Path], scan: Callable[[Path], Iterator[tuple[str, 
                 for name, row in scan(file):
                     _check(file, name, row)
                     names.append(name)
-                    rows.append(row | {"file": number})
+                    rows.append(row | {"number": number})
                     bar.update()
             except UserError:
                 raise

@@ -18,10 +18,10 @@ OPEN = 256  # files at most that stay open between two reads
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spans:
-    """Record i is the bytes start[i] to start[i] + size[i] of files[file[i]]."""
+    """Record i is the bytes start[i] to start[i] + size[i] of files[number[i]]."""
 
     files: Sequence[Path]
-    file: Int[np.ndarray, "n"]
+    number: Int[np.ndarray, "n"]
     start: Int[np.ndarray, "n"]
     size: Int[np.ndarray, "n"]
 
@@ -30,11 +30,11 @@ class Spans:
 
     def place(self, i: int) -> str:
         """Name a record, for an error."""
-        return f"{self.files[self.file[i]]}, byte {self.start[i]}"
+        return f"{self.files[self.number[i]]}, byte {self.start[i]}"
 
     def read(self, i: int) -> bytes:
         """Read a record; raises UserError where its file ends before."""
-        return self.read_at(int(self.file[i]), int(self.start[i]), int(self.size[i]))
+        return self.read_at(int(self.number[i]), int(self.start[i]), int(self.size[i]))
 
     def read_at(self, file: int, start: int, size: int) -> bytes:
         """Read some bytes of a file; raises UserError where it ends before."""

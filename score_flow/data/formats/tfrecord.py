@@ -34,7 +34,7 @@ def open_files(files: Sequence[Path]) -> Spans:
                 found.append((np.full(len(start), number, np.int32), start, size))
                 bar.update()
         columns = zip(*found, strict=True)
-        return dict(zip(("file", "start", "size"), map(np.concatenate, columns), strict=True))
+        return dict(zip(("number", "start", "size"), map(np.concatenate, columns), strict=True))
 
     return Spans(files, **index.kept(files, "tfrecord", scan))
 
@@ -64,7 +64,7 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def read(spans: Spans, i: int) -> dict[str, Feature]:
     """Read a record, an Example, by the names of its features. Raises UserError for a damaged one."""
-    whole = spans.read_at(int(spans.file[i]), int(spans.start[i]), int(spans.size[i]) + FOOTER)
+    whole = spans.read_at(int(spans.number[i]), int(spans.start[i]), int(spans.size[i]) + FOOTER)
     record, (stored,) = whole[:-FOOTER], struct.unpack("<I", whole[-FOOTER:])
     if crc32c.masked(record) != stored:
         raise UserError(f"{spans.place(i)}: record {i} does not fit its crc32c; damaged")
