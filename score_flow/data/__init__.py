@@ -7,6 +7,7 @@ from score_flow.config import packages
 packages.of_plug_ins(__name__)
 
 if TYPE_CHECKING:  # what an editor knows of them
+    from score_flow.data.archive import build as archive
     from score_flow.data.arrays import build as arrays
     from score_flow.data.cifar10 import build as cifar10
     from score_flow.data.cifar100 import build as cifar100

@@ -79,6 +79,15 @@ def latents_sample(path):
     return {"path": str(path)}
 
 
+def archive_sample(path):
+    for split, pack in (("train", writers.zip_of), ("test", lambda files: writers.zip_of(files, True))):
+        files = {
+            f"{'cat' if i % 2 else 'dog'}/{i}.png": writers.png(image) for i, image in enumerate(noise(7, 9, 12, 3))
+        }
+        (path / f"{split}.zip").write_bytes(pack(files))
+    return {"path": str(path), "image_size": 8}
+
+
 def cifar10_sample(path):
     return {"path": str(writers.save(path / "cifar-10-batches-py", writers.cifar10()[0]))}
 

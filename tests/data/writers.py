@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def noise(n, *shape, seed=0):
@@ -16,6 +17,12 @@ def noise(n, *shape, seed=0):
 def planes(image):
     """(n, h, w, c) -> (n, c h w), as CIFAR and the ImageNet batches lay them."""
     return np.ascontiguousarray(image.transpose(0, 3, 1, 2)).reshape(len(image), -1)
+
+
+def png(image) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
 
 
 def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
