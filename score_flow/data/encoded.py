@@ -13,7 +13,7 @@ from jaxtyping import Int, Int32
 from PIL import Image
 from tqdm import tqdm
 
-from score_flow.data.base import Examples
+from score_flow.data.base import Examples, Source
 from score_flow.data.images import SECTION, File, ImageReader
 from score_flow.types import UserError
 
@@ -72,14 +72,14 @@ class Chosen(Sequence[File]):
         return self.whole[int(self.kept[i])]
 
 
-def takes_reader(build: Callable) -> Callable:
+def takes_reader(build: Callable[..., Source]) -> Callable[..., Source]:
     """Decorate a source's build: in place of its parameter `reader` it takes the fields of an ImageReader."""
     fields = inspect.signature(ImageReader).parameters
     own = [parameter for parameter in inspect.signature(build).parameters.values() if parameter.name != "reader"]
     needed = [parameter for parameter in own if parameter.name in ("split", "path")]
 
     @functools.wraps(build)
-    def entire(*args, **kwargs):
+    def entire(*args, **kwargs) -> Source:
         given = entire.__signature__.bind(*args, **kwargs).arguments
         reader = ImageReader(**{name: given.pop(name) for name in fields if name in given})
         return build(**given, reader=reader)
