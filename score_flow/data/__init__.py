@@ -8,6 +8,8 @@ packages.of_plug_ins(__name__)
 
 if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.arrays import build as arrays
+    from score_flow.data.cifar10 import build as cifar10
+    from score_flow.data.cifar100 import build as cifar100
     from score_flow.data.digits import build as digits
     from score_flow.data.folder import build as folder
     from score_flow.data.latents import build as latents

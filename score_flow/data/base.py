@@ -45,6 +45,8 @@ class ArraySource:
     levels: int = 256
     num_classes: int = 0
     unlabelled: str = ""
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -66,9 +66,7 @@ def refuse_other_classes(saved: Mapping[str, Any] | None, now: Mapping[str, Any]
         _refuse(saved, now, CLASSES, f"{where} has")
 
 
-def refuse_unfit(
-    source: Source, image_shape: tuple[int, int, int], levels: int, num_classes: int, whose: str
-) -> None:
+def refuse_unfit(source: Source, image_shape: tuple[int, int, int], levels: int, num_classes: int, whose: str) -> None:
     """Raise UserError unless a run of such images can use a split; num_classes 0: its labels are not looked at."""
     got, wanted = (tuple(source.image_shape), source.levels), (tuple(image_shape), levels)
     if got != wanted:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,19 @@ def list_images(root: Path) -> Listing:
     if not files:
         raise UserError(f"{PATH}: no images under {root}; allowed extensions: {', '.join(EXTENSIONS)}")
     if (root / LABEL_FILE).exists():
-        names, reason = _from_file(root, files)
-        return Listing(root, files, names, reason, notes, numbered=True)
+        return by_table(root, files, _table(root / LABEL_FILE), notes)
+    return by_names(root, files, notes, [folder.name for folder in _folders(root)])
+
+
+def by_names(root: Path, files: tuple[str, ...], notes: tuple[str, ...] = (), folders: Sequence[str] = ()) -> Listing:
+    """Read the classes off the names of files: their folders, else what precedes the first "_".
+
+    root: where they lie, a folder or an archive; folders: those that are in it, with or without files.
+    """
     top = Counter(file.split("/", 1)[0] for file in files if "/" in file)
     stray = [file for file in files if "/" not in file]
     if not stray:
-        empty = [folder.name for folder in _folders(root) if folder.name not in top]
+        empty = [folder for folder in folders if folder not in top]
         said = f"folders without an image are no classes: {', '.join(f'{name} 0' for name in empty[:20])}"
         names = tuple(file.split("/", 1)[0] for file in files)
         return Listing(root, files, names, notes=(*notes, said) if empty else notes)
@@ -145,18 +153,33 @@ def _folders(root: Path) -> list[Path]:
         return sorted(root / e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
-def _from_file(root: Path, files: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Read each file's class off EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}, or why not."""
-    file = root / LABEL_FILE
+def _table(file: Path) -> bytes | str:
+    """Return what is in a label file, or why it cannot be read."""
     try:
         if regular_file(file, PATH).stat().st_size > LABEL_BYTES:
-            return (), f"{file}: larger than {LABEL_BYTES} bytes"
-        labels = json.loads(file.read_text())["labels"]
+            return f"{file}: larger than {LABEL_BYTES} bytes"
+        return file.read_bytes()
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{file}: {one_line(error)}"
+
+
+def by_table(root: Path, files: tuple[str, ...], table: bytes | str, notes: tuple[str, ...] = ()) -> Listing:
+    """Read each file's class off EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}.
+
+    table: the content of that file, which lies in root; or text, why it has none.
+    """
+    names, reason = ((), table) if isinstance(table, str) else _from_table(root / LABEL_FILE, files, table)
+    return Listing(root, files, names, reason, notes, numbered=True)
+
+
+def _from_table(file: Path, files: tuple[str, ...], content: bytes) -> tuple[tuple[str, ...], str]:
+    try:
+        labels = json.loads(content)["labels"]
         if labels is None:
             return (), f'{file} says "labels": null; remove it for classes by folder or file name'
         table = dict(labels)
-    except UserError as error:
-        return (), str(error)
     except Exception as error:  # foreign text raises almost anything
         return (), f'{file} holds no {{"labels": [[file, number], ...]}} ({one_line(error)}); mend or remove it'
     missing = [name for name in files if name not in table]

@@ -10,10 +10,7 @@ import pytest
 
 from score_flow.data import arrays
 from score_flow.types import UserError
-
-
-def noise(n, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
+from tests.data.writers import noise
 
 
 def refusal(build, *args, **fields) -> str:
