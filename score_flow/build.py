@@ -15,7 +15,7 @@ from score_flow.config.components import Component, call, resolve
 from score_flow.config.hints import parameters_of
 from score_flow.config.options import Config
 from score_flow.data.base import Source
-from score_flow.data.compare import refuse_unfit
+from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
@@ -42,7 +42,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     """
     data, optim = config.data, config.optim.to_dict()
     latent, labelled = is_latent(config), uses_labels(config)
-    split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
+    split = functools.cache(functools.partial(_open, data.source, as_before(remembered)))
     declared, whose = _declared(config, remembered, split)
     image_shape = tuple(declared.image_shape)
 
@@ -127,15 +127,20 @@ def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Calla
     return source, f"{source.name} has"
 
 
-def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the share of images that a run holds out where its config is silent: 0 of an older run, which did not."""
-    share = 0.0 if remembered is not None and not remembered else (remembered or {}).get("test_share")
-    return {} if share is None else {"test_share": share}
+def as_before(remembered: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a run does with its data where its config is silent: what it did, by the facts in its states.
+
+    An older run, whose facts know nothing of it, held out no images, and dropped alpha and turns.
+    """
+    if remembered is None:
+        return {}
+    share = remembered.get("test_share") if remembered else 0.0
+    return ({} if share is None else {"test_share": share}) | remembered.get("decoding", DECODED_BEFORE)
 
 
-def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
+def _open(section: Component, before: dict[str, Any], split: str) -> Source:
     """Return a split of the data set."""
-    silent = {name: share for name, share in held_out.items() if name not in section.arguments}
+    silent = {name: value for name, value in before.items() if name not in section.arguments}
     return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
 
 

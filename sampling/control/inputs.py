@@ -42,7 +42,7 @@ def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> U
 def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
     if channels not in (1, 3):
         raise UserError(f"{path}: an image file has 1 or 3 channels, the model {channels}; allowed: an .npz of images")
-    if refused := ImageReader(1, channels, MAX_PIXELS).check(path):
+    if refused := ImageReader(1, channels, MAX_PIXELS).check(path).refused:
         raise UserError(refused)
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -21,12 +21,13 @@ class Source(Protocol):
     """Numbered examples with random access: what `read` returns depends on its argument alone.
 
     A source may also have `label` (n,) int32, `classes` (their names), `unlabelled` (why it has no labels, where it
-    seems to have some), `notes` (what a person should know of it at the start) and `test_share` (see splits.Part).
+    seems to have some), `notes` (what a person should know of it at the start), `test_share` (see splits.Part),
+    `range` (lowest and highest value of real-valued images, whose levels are 0) and `decoding` (see encoded.decided).
     """
 
     name: str
     image_shape: tuple[int, int, int]  # (h, w, c)
-    levels: int  # pixel values are 0 .. levels - 1
+    levels: int  # pixel values are 0 .. levels - 1; 0 = they are float32 numbers
     num_classes: int  # labels are 0 .. num_classes - 1; 0 = unlabelled
 
     def __len__(self) -> int: ...
@@ -93,6 +94,7 @@ def facts(source: Source) -> dict[str, Any]:
         "n": len(source),
         "image_shape": [int(size) for size in source.image_shape],
         "levels": int(source.levels),
+        "range": [float(value) for value in getattr(source, "range", ())] or None,
         "num_classes": int(source.num_classes),
         "classes": names if names and few else None,
         "counts": counts(source) if few else None,
@@ -100,6 +102,7 @@ def facts(source: Source) -> dict[str, Any]:
         "first": first,
         "pixels": pixels,
         "test_share": getattr(source, "test_share", None),
+        "decoding": dict(getattr(source, "decoding", ())),
     }
 
 

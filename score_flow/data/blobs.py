@@ -28,6 +28,7 @@ def open_blobs(
     rest = dict(label=label, classes=classes, unlabelled=unlabelled, notes=notes)
     if size <= LOOKED_AT or on_error == "skip":
         return open_files(name, files, reader, on_error, **rest)
-    if refused := reader.check(files[0]):
+    if refused := reader.check(files[0]).refused:
         raise UserError(refused)
-    return EncodedSource(name, files, reader=reader, **rest)
+    decoding = {"background": reader.background, "upright": reader.upright}  # whether any file differs by them or not
+    return EncodedSource(name, files, reader=reader, decoding=decoding, **rest)

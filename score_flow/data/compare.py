@@ -8,10 +8,12 @@ from score_flow.data.base import Source, counts, facts
 from score_flow.types import UserError
 
 # What must agree for a run to go on, as a person understands it best, and what of it is about labels.
-CONTENT = ("image_shape", "levels", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
+CONTENT = ("image_shape", "levels", "range", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
 LABELS = ("num_classes", "classes", "counts", "labels", "first")  # `first` covers labels too, `pixels` does not
 CLASSES = ("num_classes", "classes")
 DIGESTS = ("labels", "first", "pixels")  # which a person reads of only where nothing else says what changed
+# How images were decoded before a run's facts said so: as ADM does.
+DECODED_BEFORE = {"background": "drop", "upright": False}
 WORDS = {"n": "number of images", "first": "first images", "pixels": "first images"}
 
 
@@ -23,6 +25,13 @@ def refuse_other_data(saved: Mapping[str, Any] | None, now: Source | Mapping[str
     trained on all images.
     """
     now = now if isinstance(now, Mapping) else facts(now)
+    decoded = (saved or {}).get("decoding", DECODED_BEFORE)
+    for name, value in (now.get("decoding") or {}).items():
+        if decoded.get(name, value) != value:
+            raise UserError(
+                f"{where} was trained on images that were decoded with {name} = {decoded[name]}, and {now['name']} is "
+                f"with {name} = {value}: give --config.data.source.{name}={decoded[name]}"
+            )
     if not saved:
         if now.get("test_share"):
             raise UserError(

@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, Int32
 from PIL import Image
 from tqdm import tqdm
 
-from score_flow.data.base import Examples, Source
-from score_flow.data.images import SECTION, File, ImageReader
+from score_flow.data.base import Examples
+from score_flow.data.images import SECTION, File, Header, ImageReader
+from score_flow.data.scaling import ValueRange
 from score_flow.types import UserError
 
 OnError = Literal["stop", "skip"]
@@ -37,13 +38,21 @@ class EncodedSource:
     classes: Sequence[str]
     reader: ImageReader
     skipped: int = 0
-    levels: int = 256
     unlabelled: str = ""
     notes: tuple[str, ...] = ()
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what was decided where files differ by it
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.reader.image_size, self.reader.image_size, self.reader.channels
+        return self.reader.shape
+
+    @property
+    def levels(self) -> int:
+        return 0 if self.reader.range else 256
+
+    @property
+    def range(self) -> ValueRange:
+        return self.reader.range
 
     @property
     def num_classes(self) -> int:
@@ -54,7 +63,8 @@ class EncodedSource:
 
     def read(self, indices: Int[np.ndarray, "b"]) -> Examples:
         images = list(_POOL.map(lambda i: self.reader.decode(self.files[i]), indices.tolist()))
-        examples = {"image": np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)}
+        dtype = np.float32 if self.range else np.uint8
+        examples = {"image": np.stack(images) if images else np.empty((0, *self.image_shape), dtype)}
         return examples if self.label is None else examples | {"label": self.label[indices]}
 
 
@@ -72,14 +82,14 @@ class Chosen(Sequence[File]):
         return self.whole[int(self.kept[i])]
 
 
-def takes_reader(build: Callable[..., Source]) -> Callable[..., Source]:
+def takes_reader(build: Callable) -> Callable:
     """Decorate a source's build: in place of its parameter `reader` it takes the fields of an ImageReader."""
     fields = inspect.signature(ImageReader).parameters
     own = [parameter for parameter in inspect.signature(build).parameters.values() if parameter.name != "reader"]
     needed = [parameter for parameter in own if parameter.name in ("split", "path")]
 
     @functools.wraps(build)
-    def entire(*args, **kwargs) -> Source:
+    def entire(*args, **kwargs):
         given = entire.__signature__.bind(*args, **kwargs).arguments
         reader = ImageReader(**{name: given.pop(name) for name in fields if name in given})
         return build(**given, reader=reader)
@@ -101,7 +111,8 @@ def open_files(
     notes: tuple[str, ...] = (),
 ) -> EncodedSource:
     """Make a source of the files that can be used; every file is looked at now. Raises UserError."""
-    kept = usable(files, reader, on_error)
+    headers = look_at(files, reader, on_error)
+    kept, decoding, said = usable(headers), *decided(headers, reader)
     return EncodedSource(
         name=name,
         files=files if len(kept) == len(files) else Chosen(files, kept),
@@ -110,27 +121,45 @@ def open_files(
         reader=reader,
         skipped=len(files) - len(kept),
         unlabelled=unlabelled,
-        notes=notes,
+        notes=(*notes, *said),
+        decoding=decoding,
     )
 
 
-def usable(files: Sequence[File], reader: ImageReader, on_error: OnError) -> Int[np.ndarray, "kept"]:
-    """Return the indices of the files that pass; all of them, unless on_error is "skip"."""
-    look, refused, n = reader.check, {}, len(files)
-    if on_error == "skip":
-        look = reader.check_pixels if n <= DECODED else reader.check_end
+def look_at(files: Sequence[File], reader: ImageReader, on_error: OnError) -> list[Header]:
+    """Look at every file as far as on_error asks for; raises UserError at the first that is refused, with "stop"."""
+    n, headers = len(files), []
+    depth = "header" if on_error == "stop" else "pixels" if n <= DECODED else "end"
     with tqdm(total=n, unit=" files", desc="data: checking", delay=3, leave=False, disable=None) as bar:
         for start in range(0, n, 4096):  # in parts: each queued file costs memory
-            part = range(start, min(start + 4096, n))
-            for i, reason in zip(part, _POOL.map(lambda i: look(files[i]), part), strict=True):
+            for header in _POOL.map(lambda i: reader.check(files[i], depth), range(start, min(start + 4096, n))):
                 bar.update()
-                if reason and on_error == "stop":
-                    raise UserError(f'{reason} ({SECTION}.on_error="skip" leaves such files out)')
-                if reason:
-                    refused[i] = reason
+                if header.refused and on_error == "stop":
+                    raise UserError(f'{header.refused} ({SECTION}.on_error="skip" leaves such files out)')
+                headers.append(header)
+    return headers
+
+
+def usable(headers: Sequence[Header]) -> Int[np.ndarray, "kept"]:
+    """Return the indices of the files that pass; says how many do not. Raises UserError where none does."""
+    refused, n = [header.refused for header in headers if header.refused], len(headers)
     if len(refused) == n:
         raise UserError(f"none of {n} files is a usable image; the first: {refused[0]}")
     if refused:
-        first = next(iter(refused.values()))
-        print(f"data: skipped {len(refused)} of {n} files; the first: {first}", file=sys.stderr)
-    return np.array([i for i in range(n) if i not in refused])
+        print(f"data: skipped {len(refused)} of {n} files; the first: {refused[0]}", file=sys.stderr)
+    return np.flatnonzero([not header.refused for header in headers])
+
+
+def decided(headers: Sequence[Header], reader: ImageReader) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what the reader does with files that have alpha, or a turn, if any has, and how a person is told of it."""
+    alpha, turned = (sum(header[i] for header in headers) for i in (1, 2))
+    of, decoding, notes = f"of {len(headers)} images have", {}, ()
+    if alpha:
+        decoding["background"] = reader.background
+        done = "which is ignored" if reader.background == "drop" else f"what is transparent is {reader.background}"
+        notes = (f"{alpha} {of} an alpha channel: {done} ({SECTION}.background)",)
+    if turned:
+        decoding["upright"] = reader.upright
+        done = "are turned upright" if reader.upright else "which is ignored"
+        notes += (f"{turned} {of} an EXIF turn: {done} ({SECTION}.upright)",)
+    return decoding, notes

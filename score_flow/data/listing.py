@@ -15,7 +15,7 @@ from score_flow.data.base import MAX_CLASSES, PATH
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, one_line
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LABEL_FILE, LABEL_BYTES = "dataset.json", 1 << 28  # EDM's and StyleGAN's
 
 
