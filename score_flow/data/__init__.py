@@ -15,3 +15,4 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.folder import build as folder
     from score_flow.data.latents import build as latents
     from score_flow.data.tfds import build as tfds
+    from score_flow.data.tfrecord import build as tfrecord

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from score_flow.data.releases import named
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, check_choice, printable
 
+ARCHIVES = shards.Kind(re.compile(r"\.(zip|tar)$"), "zip or tar archive")
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # CelebA's: file, then 0, 1 or 2
 NO_CLASS, NO_NUMBER = -1, -2
 CLASS = ".cls"  # webdataset's: the number of the class of the image that is called the same
@@ -60,7 +62,7 @@ def build(
     Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
-    train_files, test_files, notes = shards.find(path, (".zip", ".tar"))
+    train_files, test_files, notes = shards.find(path, ARCHIVES)
     train, test = _divide(archives.open_files(train_files), Path(os.path.abspath(path)))
     stem = Path(os.path.abspath(path)).name
     if test_files and split == "test":

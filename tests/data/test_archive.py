@@ -7,25 +7,13 @@ import pytest
 
 from score_flow.data import archive, blobs, folder
 from score_flow.data.base import facts
-from tests.data.test_arrays import refusal
-from tests.data.writers import noise, png, tar_of, zip_of
+from tests.data.writers import IMAGES, PNGS, N, expect, refusal, tar_of, zip_of
 
-N = 12
-IMAGES = noise(N, 8, 8, 3)
-PNGS = [png(image) for image in IMAGES]
 NAMES = [f"{('cat', 'dog', 'eel')[i % 3]}/{i:02d}.png" for i in range(N)]
 
 
 def open_all(path, split="train", **fields):
     return archive.build(split, str(path), **({"image_size": 8, "test_share": 0.0} | fields))
-
-
-def expect(source, images, labels=None):
-    examples = source.read(np.arange(len(source)))
-    np.testing.assert_array_equal(examples["image"], images)
-    assert ("label" in examples) == (labels is not None)
-    if labels is not None:
-        assert examples["label"].tolist() == list(labels)
 
 
 def save(file, files, pack=zip_of):
@@ -141,7 +129,7 @@ def test_the_first_release_of_imagenet_32_is_named(tmp_path, monkeypatch):
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     assert "no images in" in refusal(open_all, save(tmp_path / "a.zip", {"read.me": b""}))
     (tmp_path / "none").mkdir()
-    assert "no file that ends in .zip, .tar" in refusal(open_all, tmp_path / "none")
+    assert "holds no zip or tar archive" in refusal(open_all, tmp_path / "none")
     assert "no such file" in refusal(open_all, tmp_path / "x.zip")
     file = save(tmp_path / "b.zip", {"1.png": PNGS[0], "2.png": PNGS[1][:40], "3.png": PNGS[2]})
     assert "b.zip: 2.png" in refusal(open_all, file)

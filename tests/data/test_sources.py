@@ -1,8 +1,6 @@
 """Every data source keeps the promises of `Source`."""
 
-import functools
 import importlib
-import io
 import json
 import pkgutil
 
@@ -21,31 +19,6 @@ from tests.data import writers
 from tests.data.writers import noise
 
 # ---- every source in the directory
-
-
-@functools.cache  # tfds registers a builder once
-def tfds_builder():
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            fields = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i, image in enumerate(noise(10, 4, 6, 3)):
-                png = io.BytesIO()  # an array would need TensorFlow to encode it
-                Image.fromarray(image).save(png, "PNG")
-                png.seek(0)
-                yield i, {"image": png, "label": i % 3}
-
-    tfds.disable_progress_bar()
-    return Tiny
 
 
 def digits_sample(path):
@@ -96,8 +69,13 @@ def cifar100_sample(path):
     return {"path": str(writers.save(path / "cifar-100-binary", writers.cifar100(binary=True)[0])), "labels": "coarse"}
 
 
+def tfrecord_sample(path):
+    writers.stylegan(path, noise(30, 8, 8, 3), np.eye(3)[np.arange(30) % 3])
+    return {"path": str(path), "image_size": 8}
+
+
 def tfds_sample(path):
-    tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
+    writers.tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
     return {"dataset": "tiny", "data_dir": str(path)}
 
 
@@ -205,5 +183,5 @@ def test_tfds_tells_how_to_prepare_what_is_missing(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from score_flow.data import tfds
 
-    with pytest.raises(UserError, match="^.*tfds build cifar10 --file_format=array_record.*$"):
+    with pytest.raises(UserError, match="^.*to prepare it, where TensorFlow is: tfds build cifar10.*$"):
         tfds.build(data_dir=str(tmp_path))
