@@ -14,5 +14,6 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.digits import build as digits
     from score_flow.data.folder import build as folder
     from score_flow.data.latents import build as latents
+    from score_flow.data.parquet import build as parquet
     from score_flow.data.tfds import build as tfds
     from score_flow.data.tfrecord import build as tfrecord

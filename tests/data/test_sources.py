@@ -69,6 +69,14 @@ def cifar100_sample(path):
     return {"path": str(writers.save(path / "cifar-100-binary", writers.cifar100(binary=True)[0])), "labels": "coarse"}
 
 
+def parquet_sample(path):
+    pytest.importorskip("pyarrow")
+    for split in ("train", "test"):
+        images = [writers.png(image) for image in noise(7, 9, 12, 3)]
+        writers.write_parquet(path / f"{split}.parquet", images, np.arange(7) % 3, ("a", "b", "c"))
+    return {"path": str(path), "image_size": 8}
+
+
 def tfrecord_sample(path):
     writers.stylegan(path, noise(30, 8, 8, 3), np.eye(3)[np.arange(30) % 3])
     return {"path": str(path), "image_size": 8}

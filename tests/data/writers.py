@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import struct
 import tarfile
 import zipfile
@@ -222,6 +223,25 @@ def stylegan(folder: Path, image, onehot=None, stem: str = "ffhq") -> None:
     if onehot is not None:
         with open(folder / f"{stem}-rxx.labels", "wb") as file:
             np.save(file, onehot.astype(np.float32))
+
+
+def write_parquet(file: Path, images: list[bytes], labels, names=(), *, metadata: bytes = b"") -> Path:
+    """In the layout of Hugging Face's datasets: a column {bytes, path}, and what columns are in the metadata."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    schema = pyarrow.schema(
+        [
+            ("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+            ("label", pyarrow.int64()),
+        ],
+        metadata={b"huggingface": metadata or json.dumps({"info": {"features": features}}).encode()},
+    )
+    rows = {"image": [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)], "label": list(labels)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pyarrow.table(rows, schema), file, row_group_size=4)
+    return file
 
 
 def save(folder: Path, files: dict[str, bytes]) -> Path:
