@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from score_flow.data.base import Examples
-from score_flow.data.images import SECTION, File, Header, ImageReader
+from score_flow.data.formats import index
+from score_flow.data.images import SECTION, File, ImageReader
 from score_flow.data.scaling import ValueRange
+from score_flow.data.walking import Paths
 from score_flow.types import UserError
 
 OnError = Literal["stop", "skip"]
 DECODED = 20_000  # files that on_error = "skip" decodes at the start; of more it looks at the ends
 
-_POOL = ThreadPoolExecutor(max_workers=8, thread_name_prefix="image")  # PIL decodes outside the interpreter lock
+# PIL decodes outside the interpreter lock; a few threads more than two cores have wait for disks.
+_POOL = ThreadPoolExecutor(max_workers=max(4, os.cpu_count() or 1), thread_name_prefix="image")
 Image.core.set_block_size(1 << 26)  # PIL's memory in parts so large that the system gets each back when it is freed
 
 
@@ -126,34 +130,47 @@ def open_files(
     )
 
 
-def look_at(files: Sequence[File], reader: ImageReader, on_error: OnError) -> list[Header]:
-    """Look at every file as far as on_error asks for; raises UserError at the first that is refused, with "stop"."""
+def look_at(files: Sequence[File], reader: ImageReader, on_error: OnError) -> index.Arrays:
+    """Look at every file as far as on_error asks for: {"refused", "alpha", "turned": (n,) bool, "reasons": text}.
+
+    What was found of many files of a folder is kept. Raises UserError at the first that is refused, with "stop".
+    """
     n, headers = len(files), []
     depth = "header" if on_error == "stop" else "pixels" if n <= DECODED else "end"
-    with tqdm(total=n, unit=" files", desc="data: checking", delay=3, leave=False, disable=None) as bar:
-        for start in range(0, n, 4096):  # in parts: each queued file costs memory
-            for header in _POOL.map(lambda i: reader.check(files[i], depth), range(start, min(start + 4096, n))):
-                bar.update()
-                if header.refused and on_error == "stop":
-                    raise UserError(f'{header.refused} ({SECTION}.on_error="skip" leaves such files out)')
-                headers.append(header)
-    return headers
+
+    def scan() -> index.Arrays:
+        with tqdm(total=n, unit=" files", desc="data: checking", delay=3, leave=False, disable=None) as bar:
+            for start in range(0, n, 4096):  # in parts: each queued file costs memory
+                for header in _POOL.map(lambda i: reader.check(files[i], depth), range(start, min(start + 4096, n))):
+                    bar.update()
+                    if header.refused and on_error == "stop":
+                        raise UserError(f'{header.refused} ({SECTION}.on_error="skip" leaves such files out)')
+                    headers.append(header)
+        refused, alpha, turned = zip(*headers, strict=True)
+        found = {"refused": list(map(bool, refused)), "alpha": alpha, "turned": turned}
+        reasons = index.packed([text for text in refused if text])
+        return {name: np.array(each, bool) for name, each in found.items()} | {"reasons": reasons}
+
+    # What is decided of alpha and turns changes nothing that is looked at.
+    about = repr((depth, dataclasses.replace(reader, background="white", upright=True)))
+    return files.kept(about, scan) if isinstance(files, Paths) else scan()
 
 
-def usable(headers: Sequence[Header]) -> Int[np.ndarray, "kept"]:
+def usable(headers: index.Arrays) -> Int[np.ndarray, "kept"]:
     """Return the indices of the files that pass; says how many do not. Raises UserError where none does."""
-    refused, n = [header.refused for header in headers if header.refused], len(headers)
-    if len(refused) == n:
-        raise UserError(f"none of {n} files is a usable image; the first: {refused[0]}")
+    n, refused = len(headers["refused"]), int(headers["refused"].sum())
+    first = index.unpacked(headers["reasons"])[:1]
+    if refused == n:
+        raise UserError(f"none of {n} files is a usable image; the first: {first[0]}")
     if refused:
-        print(f"data: skipped {len(refused)} of {n} files; the first: {refused[0]}", file=sys.stderr)
-    return np.flatnonzero([not header.refused for header in headers])
+        print(f"data: skipped {refused} of {n} files; the first: {first[0]}", file=sys.stderr)
+    return np.flatnonzero(~headers["refused"])
 
 
-def decided(headers: Sequence[Header], reader: ImageReader) -> tuple[dict[str, Any], tuple[str, ...]]:
+def decided(headers: index.Arrays, reader: ImageReader) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what the reader does with files that have alpha, or a turn, if any has, and how a person is told of it."""
-    alpha, turned = (sum(header[i] for header in headers) for i in (1, 2))
-    of, decoding, notes = f"of {len(headers)} images have", {}, ()
+    alpha, turned = (int(headers[name].sum()) for name in ("alpha", "turned"))
+    of, decoding, notes = f"of {len(headers['refused'])} images have", {}, ()
     if alpha:
         decoding["background"] = reader.background
         done = "which is ignored" if reader.background == "drop" else f"what is transparent is {reader.background}"

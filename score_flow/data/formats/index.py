@@ -34,11 +34,19 @@ def kept(files: Sequence[Path], kind: str, scan: Callable[[], Arrays]) -> Arrays
     about = [
         (str(file.resolve()), (stat := regular_file(file, "data").stat()).st_size, stat.st_mtime_ns) for file in files
     ]
+    return kept_about(about, kind, scan)
+
+
+def kept_about(
+    about: object, kind: str, scan: Callable[[], Arrays], valid: Callable[[Arrays], bool] = lambda found: True
+) -> Arrays:
+    """Return scan(), or what it returned before about the same, if that is still valid; about: plain values."""
     place = folder() / f"{hashlib.sha256(repr((VERSION, kind, about)).encode()).hexdigest()[:32]}.npz"
     if place.is_file():
         try:
-            return arrays_of(place)
-        except UserError:  # damaged: made anew
+            if valid(found := arrays_of(place)):
+                return found
+        except (UserError, LookupError, ValueError):  # damaged: made anew
             pass
     found = scan()
     if max(map(len, found.values()), default=0) > FEW:
