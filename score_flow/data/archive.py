@@ -1,11 +1,12 @@
 """Zip and tar archives of image files, read in place: zipped folders, EDM's and StyleGAN's zips, webdataset, CelebA."""
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from score_flow.data.encoded import EncodedSource, OnError, takes_reader
 from score_flow.data.formats import archives, index
 from score_flow.data.formats.archives import Members
 from score_flow.data.images import Blob, File, ImageReader
-from score_flow.data.listing import EXTENSIONS, LABEL_FILE, Listing, by_names, by_table
+from score_flow.data.listing import LABEL_FILE, Labels, Listing, by_names, by_table
 from score_flow.data.releases import named
+from score_flow.data.walking import EXTENSIONS
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, check_choice, printable
 
@@ -43,6 +45,11 @@ class Packed(Sequence[File]):
         row = int(self.rows[i])
         return Blob(self.members.name(row), self.members.read(row))
 
+    def kept(self, kind: str, scan: Callable[[], index.Arrays]) -> index.Arrays:
+        """Return scan(), or what it returned before of these members."""
+        rows = hashlib.sha256(np.ascontiguousarray(self.rows, "<i8")).hexdigest()
+        return index.kept(self.members.spans.files, f"{kind} {rows}", scan)
+
 
 @takes_reader
 def build(
@@ -51,6 +58,7 @@ def build(
     *,
     reader: ImageReader,
     on_error: OnError = "stop",
+    labels: Labels = "auto",
     test_share: splits.TestShare = 0.1,
 ) -> Source:
     """The image files in zip and tar archives, sorted by name; nothing is unpacked.
@@ -67,9 +75,9 @@ def build(
     stem = Path(os.path.abspath(path)).name
     if test_files and split == "test":
         test, _ = _divide(archives.open_files(test_files), test_files[0])
-    listed = _list(train)
+    listed = _list(train, labels)
     if test and split == "test":
-        return _open(f"{stem}/test", test, _list(test), listed.classes, reader, on_error)
+        return _open(f"{stem}/test", test, _list(test, labels), listed.classes, reader, on_error)
     whole = _open(f"{stem}/train", train, listed, listed.classes, reader, on_error, notes)
     return whole if test or test_files else splits.share_out(whole, split, test_share, stem)
 
@@ -149,15 +157,27 @@ def _partition_of(name: str, table: dict[str, int], root: Path) -> int:
     return table[file]
 
 
-def _list(part: Part) -> Listing:
+def _list(part: Part, labels: Labels) -> Listing:
     """Return the images with their classes: by dataset.json, by .cls, else by folder or file name."""
+    if labels == "none":
+        return Listing(part.root, part.names, notes=part.notes)
     tables = [row for row, name in enumerate(part.members.names) if name.rpartition("/")[2] == LABEL_FILE]
-    if tables:
-        row = min(tables, key=lambda row: len(part.members.names[row]))
-        return by_table(part.root, part.names, part.members.read(row), part.notes)
+    if labels == "json" or (tables and labels == "auto"):
+        row = min(tables, key=lambda row: len(part.members.names[row]), default=None)
+        table = f"{part.root} holds no {LABEL_FILE}" if row is None else part.members.read(row)
+        listed = by_table(part.root, part.names, table, part.notes)
+    else:
+        listed = (labels == "auto" and _by_numbers(part)) or by_names(part.root, part.names, part.notes, labels=labels)
+    if not listed.names and labels != "auto":
+        raise UserError(f"config.data.source.labels is {labels!r}, but {listed.unlabelled}")
+    return listed
+
+
+def _by_numbers(part: Part) -> Listing | None:
+    """Return the images with the classes of webdataset's .cls files; None where there are none."""
     found = index.kept(part.members.spans.files, "cls", lambda: _numbers(part.members))["number"][part.rows]
     if (found == NO_CLASS).all():
-        return by_names(part.root, part.names, part.notes)
+        return None
     wrong = np.flatnonzero((found < 0) | (found >= MAX_CLASSES))
     if len(wrong):
         why = f"{part.members.name(int(part.rows[wrong[0]]))} has no {CLASS} of a whole number beside it"

@@ -106,6 +106,15 @@ def test_celeba(kind, tmp_path):
         assert "000001.png has no line in list_eval_partition" in refusal(open_all, file)
 
 
+def test_labels_by_choice(tmp_path):
+    file = save(tmp_path / "x.zip", {f"{'cat' if i % 2 else 'dog'}/{i % 3}_{i:02d}.png": PNGS[i] for i in range(N)})
+    order = sorted(range(N), key=lambda i: (i % 2 == 0, i % 3, i))
+    expect(open_all(file), IMAGES[order], [int(i % 2 == 0) for i in order])
+    expect(open_all(file, labels="prefix"), IMAGES[order], [i % 3 for i in order])
+    expect(open_all(file, labels="none"), IMAGES[order])
+    assert "labels is 'json', but" in refusal(open_all, file, labels="json")
+
+
 def test_folders_of_splits_in_an_archive(tmp_path):
     files = {f"x/{'Val' if i % 4 == 0 else 'train'}/{NAMES[i]}": PNGS[i] for i in range(N)}
     file = save(tmp_path / "x.zip", files | {"x/more/1.png": PNGS[0]})
