@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.digits import build as digits
     from score_flow.data.folder import build as folder
     from score_flow.data.latents import build as latents
+    from score_flow.data.lmdb import build as lmdb
+    from score_flow.data.mnist import build as mnist
     from score_flow.data.parquet import build as parquet
     from score_flow.data.tfds import build as tfds
     from score_flow.data.tfrecord import build as tfrecord

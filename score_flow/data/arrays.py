@@ -7,13 +7,14 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from score_flow.config.limits import Limits
-from score_flow.data import splits
+from score_flow.data import batches, splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
 from score_flow.runs import files
 from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")
+KERAS = ("x_train", "y_train", "x_test", "y_test")
 LIMIT = "config.data.source.max_bytes ="
 
 
@@ -27,14 +28,21 @@ def build(
     """Images uint8 (n, h, w[, c]) named image, images, x or arr_0; labels (n,) named label, labels or y, if any.
 
     `path` is one file, a folder of train.npz and test.npz (or val, valid, validation; in any case of letters), or a
-    name containing "{split}". Without a test file, `test_share` of the training images is held out as one.
+    name containing "{split}"; a file of keras, with x_train, y_train, x_test and y_test; or the folder of ImageNet's
+    batches at 32 or 64 pixels, train_data_batch_1.npz and so on. Without a test file, `test_share` of the training
+    images is held out as one.
 
     The number of classes is the largest label of the train and test files + 1, for the splits to agree. Labels that
     are none leave the images unlabelled, which says why. A file with an entry that unpacks to more than `max_bytes`,
     or is packed more tightly than images are, is refused before it is read. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
+    if found := _batches(path, split, max_bytes):
+        whole, has_test = found
+        return whole if has_test else splits.share_out(whole, split, test_share, whole.name)
     train, test = _files(path)
+    if train and not test and KERAS[0] in files.names_in(train, max_bytes, LIMIT):
+        return _keras(train, split, levels, max_bytes)
     if test and split == "test":
         return read(test, levels, max_bytes, _num_classes((train, test), max_bytes))
     if train is None:
@@ -56,6 +64,37 @@ def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_cla
     if label is None:
         return ArraySource(file.name, image, levels=levels, unlabelled=reason and f"{file}: {reason}")
     return ArraySource(file.name, image, label, levels, max(num_classes, int(label.max()) + 1))
+
+
+def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | None:
+    """Return the split of ImageNet's batches, and whether there are test images; None for other files."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        train, test = batches.find(place)
+    elif place.is_file() and {"data", "labels"} <= set(files.names_in(place, max_bytes, LIMIT)):
+        train, test = [place], []
+    else:
+        return None
+    if not train:
+        return None
+    chosen, others = (test, train) if test and split == "test" else (train, test)
+    name = f"{place.resolve().name}/{'test' if chosen is test else 'train'}"
+    return batches.read(name, chosen, others, train, max_bytes, LIMIT), bool(test)
+
+
+def _keras(file: Path, split: str, levels: int, max_bytes: int) -> ArraySource:
+    """Read a split of a file as keras keeps them: both in one."""
+    with files.opened_arrays(file, max_bytes, LIMIT) as archive:
+        lacking = [name for name in KERAS if name not in archive.files]
+        if lacking:
+            raise UserError(f"{file}: no {', '.join(lacking)} in it; got {files.named(archive)}")
+        image = _images(file, archive, levels, (f"x_{split}",))
+        label, reason = _labels(archive, len(image), (f"y_{split}",))
+        other, _ = _labels(archive, None, ("y_train" if split == "test" else "y_test",))
+    name = f"{file.name}/{split}"
+    if label is None or other is None:
+        return ArraySource(name, image, levels=levels, unlabelled=f"{file}: {reason or 'labels of one split alone'}")
+    return ArraySource(name, image, label, levels, int(max(label.max(), other.max(initial=0))) + 1)
 
 
 def _files(path: str) -> tuple[Path | None, Path | None]:
@@ -97,10 +136,12 @@ def _pick(file: Path, archive: files.NpzFile, names: tuple[str, ...]) -> np.ndar
     return np.asarray(archive[found[0]]) if found else None
 
 
-def _images(file: Path, archive: files.NpzFile, levels: int) -> UInt8[np.ndarray, "n h w c"]:
-    image = _pick(file, archive, IMAGE_NAMES)
+def _images(
+    file: Path, archive: files.NpzFile, levels: int, names: tuple[str, ...] = IMAGE_NAMES
+) -> UInt8[np.ndarray, "n h w c"]:
+    image = _pick(file, archive, names)
     if image is None:
-        raise UserError(f"{file}: no images in it; got {files.named(archive)}; allowed names: {', '.join(IMAGE_NAMES)}")
+        raise UserError(f"{file}: no images in it; got {files.named(archive)}; allowed names: {', '.join(names)}")
     if image.dtype != np.uint8:
         raise UserError(f"{file}: images are {image.dtype}; allowed: uint8")
     shape = image.shape
@@ -117,12 +158,15 @@ def _images(file: Path, archive: files.NpzFile, levels: int) -> UInt8[np.ndarray
     return image
 
 
-def _labels(archive: files.NpzFile, n: int | None = None) -> tuple[Int32[np.ndarray, "n"] | None, str]:
+def _labels(
+    archive: files.NpzFile, n: int | None = None, names: tuple[str, ...] = LABEL_NAMES
+) -> tuple[Int32[np.ndarray, "n"] | None, str]:
     """Return the labels (of n images), or None and why what is called so is none: only who needs labels has to mind."""
-    found = [name for name in LABEL_NAMES if name in archive.files]
+    found = [name for name in names if name in archive.files]
     if len(found) != 1:
-        return None, f"got {' and '.join(found)}; allowed: only one of {', '.join(LABEL_NAMES)}" if found else ""
+        return None, f"got {' and '.join(found)}; allowed: only one of {', '.join(names)}" if found else ""
     label = np.asarray(archive[found[0]])
+    label = label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label  # keras has a column of them
     if label.ndim != 1 or label.dtype.kind not in "iu":
         return None, f"labels are {label.dtype} of shape {label.shape}; allowed: integers of shape (n,)"
     if n is not None and len(label) != n:

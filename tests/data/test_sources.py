@@ -69,6 +69,22 @@ def cifar100_sample(path):
     return {"path": str(writers.save(path / "cifar-100-binary", writers.cifar100(binary=True)[0])), "labels": "coarse"}
 
 
+def mnist_sample(path):
+    for split, n in (("train", 9), ("t10k", 4)):
+        (path / f"{split}-images-idx3-ubyte").write_bytes(writers.idx(noise(n, 7, 5)))
+        (path / f"{split}-labels-idx1-ubyte").write_bytes(writers.idx(np.arange(n) % 3))
+    return {"path": str(path)}
+
+
+def lmdb_sample(path):
+    pytest.importorskip("lmdb")
+    for split in ("train", "val"):
+        values = {f"{i}".encode(): writers.png(image) for i, image in enumerate(noise(7, 9, 12, 3))}
+        for category in ("bridge", "tower"):
+            writers.write_lmdb(path / f"{category}_{split}_lmdb", values)
+    return {"path": str(path), "image_size": 8}
+
+
 def parquet_sample(path):
     pytest.importorskip("pyarrow")
     for split in ("train", "test"):

@@ -244,6 +244,22 @@ def write_parquet(file: Path, images: list[bytes], labels, names=(), *, metadata
     return file
 
 
+def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> Path:
+    import lmdb
+
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key, value)
+    return folder
+
+
+def idx(values) -> bytes:
+    """An idx file of bytes."""
+    values = np.asarray(values, np.uint8)
+    return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes()
+
+
 def save(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
