@@ -13,4 +13,5 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.digits import build as digits
     from score_flow.data.folder import build as folder
     from score_flow.data.latents import build as latents
+    from score_flow.data.packed import build as packed
     from score_flow.data.tfds import build as tfds

@@ -2,22 +2,12 @@
 
 import dataclasses
 import math
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
 
-from score_flow.config.limits import Limits
 from score_flow.types import UserError
-
-ValueRange = Annotated[tuple[int | float, ...], Limits(lengths=(0, 2))]  # (lowest, highest) of real-valued data
-
-
-def refuse_empty_range(where: str, values: ValueRange) -> None:
-    """Raise UserError unless a range is none, or has a lowest value below the highest."""
-    if values and not values[0] < values[1]:
-        raise UserError(f"{where}: got {values}; allowed: (lowest, highest), the first below the second")
 
 
 @dataclasses.dataclass(frozen=True)
