@@ -34,6 +34,8 @@ def encode(run: Experiment, config: Config, workdir: Path) -> None:
         raise UserError("--mode=encode needs an autoencoder: give --config.eval.autoencoder=FOLDER.")
     if config.data.source.name == "latents":
         raise UserError("--mode=encode takes images, and config.data.source.name is latents; give their data set.")
+    if run.real:
+        raise UserError("--mode=encode takes images of pixel levels, and the data are real numbers.")
     network, params, scale, shift = autoencoder_kl.load(folder)
     params = jax.device_put(params, replicated(run.mesh))
     digest = files.sha256_of(folder / autoencoder_kl.WEIGHTS)
