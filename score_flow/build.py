@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
-from score_flow.config.hints import parameters_of
+from score_flow.config.hints import ValueRange, parameters_of
 from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
@@ -45,19 +45,21 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     latent, labelled = is_latent(config), uses_labels(config)
     split = functools.cache(functools.partial(_open, data.source, as_before(remembered)))
     declared, whose = _declared(config, remembered, split)
-    image_shape = tuple(declared.image_shape)
+    image_shape, values = tuple(declared.image_shape), tuple(getattr(declared, "range", None) or ())
+    refuse_levels(config, declared.levels, values)
 
     @functools.cache
     def open_source(name: str) -> Source:
         source = split(name)
-        refuse_unfit(source, image_shape, declared.levels, declared.num_classes if labelled else 0, whose)
+        num_classes = declared.num_classes if labelled else 0
+        refuse_unfit(source, image_shape, declared.levels, num_classes, whose, values)
         return source
 
     conditioning = build_conditioning(config, declared.num_classes, getattr(declared, "unlabelled", ""))
     model = build_model(config, image_shape[-1], conditioning)
     check_shapes(model, image_shape, conditioning, name=config.network.name)
-    dequantised = data.uniform_dequantization and not latent
-    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
+    dequantised = data.uniform_dequantization and not latent and not values
+    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels or LEVELS, values)
     mesh = make_mesh(config.training.fsdp)
     return Experiment(
         model=model,
@@ -106,6 +108,14 @@ def is_latent(config: Config) -> bool:
                 )
         return True
     return bool(config.eval.autoencoder)
+
+
+def refuse_levels(config: Config, levels: int, values: ValueRange) -> None:
+    """Raise UserError for images that have neither levels nor a range, or for what real numbers cannot have."""
+    if (levels == 0) != bool(values):
+        raise UserError(f"config.data.levels is {levels}, config.data.range {values}: levels = 0 goes with a range.")
+    if values and config.model.low_res:
+        raise UserError(f"config.model.low_res is {config.model.low_res}: super-resolution needs pixel levels.")
 
 
 def uses_labels(config: Config) -> bool:

@@ -91,6 +91,13 @@ def encode(run: "Experiment", config: "Config", workdir: Path, options: argparse
     encode(run, config, workdir)
 
 
+def pack(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Write a data set's images into one memory map."""
+    from evaluation.modes.pack import pack
+
+    pack(run, config, workdir)
+
+
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
     from evaluation.modes.checking import check_components
@@ -120,6 +127,7 @@ MODES = {
     "reproduce": Mode("is the published figure of --config=configs/reproduce/NAME.py reached", reproduce),
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
+    "pack": Mode("a data set's images in one memory map, for data.source.name = packed", pack),
 }
 
 

@@ -62,6 +62,8 @@ def require_size(images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int], wh
 
 def to_model(levels: UInt8[np.ndarray, "n h w c"], scaling: Scaling, dequantised: bool) -> Float[Array, "n h w c"]:
     """Scale levels to the model's range; where its data fill the cells of their levels, to the middles of the cells."""
+    if scaling.range:
+        raise UserError("config.control takes images of pixel levels, and the model is one of real numbers")
     return pixels.to_model(scaling, dequantised, jnp.asarray(levels), pixels.middles)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.data.latents import build as latents
     from score_flow.data.lmdb import build as lmdb
     from score_flow.data.mnist import build as mnist
+    from score_flow.data.packed import build as packed
     from score_flow.data.parquet import build as parquet
     from score_flow.data.tfds import build as tfds
     from score_flow.data.tfrecord import build as tfrecord

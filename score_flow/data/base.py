@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, Shaped
+
+from score_flow.config.hints import ValueRange
 
 FIRST = 256  # images by which a data set is told from another without reading it whole
 MAX_CLASSES = 1_000_000
@@ -37,16 +40,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A data set held in memory."""
+    """A data set held in memory, or mapped into it."""
 
     name: str
-    image: UInt8[np.ndarray, "n h w c"]
+    image: Shaped[np.ndarray, "n h w c"]  # uint8, or float32 with a range
     label: Int32[np.ndarray, "n"] | None = None
     levels: int = 256
     num_classes: int = 0
     unlabelled: str = ""
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    range: ValueRange = ()
+    test_share: float | None = None
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

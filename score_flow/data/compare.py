@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from score_flow.config.hints import ValueRange
 from score_flow.data.base import Source, counts, facts
 from score_flow.types import UserError
 
@@ -67,7 +68,12 @@ def refuse_other_classes(saved: Mapping[str, Any] | None, now: Mapping[str, Any]
 
 
 def refuse_unfit(
-    source: Source, image_shape: tuple[int, int, int], levels: int, num_classes: int, whose: str
+    source: Source,
+    image_shape: tuple[int, int, int],
+    levels: int,
+    num_classes: int,
+    whose: str,
+    values: ValueRange = (),
 ) -> None:
     """Raise UserError unless a run of such images can use a split; num_classes 0: its labels are not looked at."""
     got, wanted = (tuple(source.image_shape), source.levels), (tuple(image_shape), levels)
@@ -76,6 +82,8 @@ def refuse_unfit(
             (f"{source.name} has images of shape", got), (f"{whose} images of shape", wanted)
         ))  # fmt: skip
         raise UserError(f"config.data.source: {said}")
+    if (found := tuple(getattr(source, "range", ()))) != tuple(values):
+        raise UserError(f"config.data.source: {source.name} has numbers in {found} but {whose} numbers in {values}")
     if num_classes and not source.num_classes:
         why = getattr(source, "unlabelled", "")
         raise UserError(f"config.data.source: {source.name} has no labels, which this run needs{why and f': {why}'}")

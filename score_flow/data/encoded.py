@@ -14,10 +14,10 @@ from jaxtyping import Int, Int32
 from PIL import Image
 from tqdm import tqdm
 
+from score_flow.config.hints import ValueRange
 from score_flow.data.base import Examples
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, File, ImageReader
-from score_flow.data.scaling import ValueRange
 from score_flow.types import UserError
 
 OnError = Literal["stop", "skip"]

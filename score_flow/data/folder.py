@@ -37,7 +37,7 @@ def build(
     when its pixels are read. With "skip" every file is decoded once now (of more than DECODED files only the ends are
     looked at), and those that fail are left out, counted and reported in one line, so that which images a run has does
     not depend on when it was interrupted; one that breaks later still stops the run.
-    Of more than 10 000 files (formats.index.FEW) what was found is kept in a cache for the next start. Of an animation the
+    Of more than 10 000 files what was found is kept in a cache for the next start. Of an animation the
     first frame is read. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)

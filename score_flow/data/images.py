@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
-from score_flow.config.hints import check_fields
+from score_flow.config.hints import ValueRange, check_fields, refuse_empty_range
 from score_flow.config.limits import Limits
 from score_flow.data import fitting
-from score_flow.data.scaling import ValueRange, refuse_empty_range
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, one_line
 

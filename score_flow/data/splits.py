@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from score_flow.config.hints import Given
+from score_flow.config.hints import Given, ValueRange
 from score_flow.config.limits import Limits
 from score_flow.data.base import PATH, Examples, Source, shuffled
-from score_flow.data.scaling import ValueRange
 from score_flow.types import UserError
 
 # What a split may be called, in any case of letters, the better name first.
