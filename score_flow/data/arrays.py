@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Shaped
 
+from score_flow.config.hints import ValueRange, refuse_empty_range
 from score_flow.config.limits import Limits
 from score_flow.data import batches, splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
@@ -24,8 +25,11 @@ def build(
     levels: Annotated[int, Limits(least=2, most=256)] = 256,
     max_bytes: Annotated[int, Limits(least=1)] = 16 << 30,
     test_share: splits.TestShare = 0.1,
+    range: ValueRange = (),
 ) -> Source:
     """Images uint8 (n, h, w[, c]) named image, images, x or arr_0; labels (n,) named label, labels or y, if any.
+
+    With a `range`, (lowest, highest), images are numbers of any kind within it, not levels: float32, 16 bit.
 
     `path` is one file, a folder of train.npz and test.npz (or val, valid, validation; in any case of letters), or a
     name containing "{split}"; a file of keras, with x_train, y_train, x_test and y_test; or the folder of ImageNet's
@@ -37,33 +41,41 @@ def build(
     or is packed more tightly than images are, is refused before it is read. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
+    refuse_empty_range("config.data.source.range", range)
     if found := _batches(path, split, max_bytes):
+        if range:
+            raise UserError(
+                f"config.data.source.range: got {range}; allowed for ImageNet's batches: none, they are levels"
+            )
         whole, has_test = found
         return whole if has_test else splits.share_out(whole, split, test_share, whole.name)
     train, test = _files(path)
     if train and not test and KERAS[0] in files.names_in(train, max_bytes, LIMIT):
-        return _keras(train, split, levels, max_bytes)
+        return _keras(train, split, max_bytes, levels, range)
     if test and split == "test":
-        return read(test, levels, max_bytes, _num_classes((train, test), max_bytes))
+        return read(test, levels, max_bytes, _num_classes((train, test), max_bytes), range)
     if train is None:
         raise UserError(_missing(path))
     if test:
-        return read(train, levels, max_bytes, _num_classes((train, test), max_bytes))
+        return read(train, levels, max_bytes, _num_classes((train, test), max_bytes), range)
     about = train.stat()
-    key = "arrays", train.resolve(), about.st_size, about.st_mtime_ns, levels, max_bytes
-    whole = splits.shared(key, lambda: read(train, levels, max_bytes))
+    key = "arrays", train.resolve(), about.st_size, about.st_mtime_ns, levels, max_bytes, range
+    whole = splits.shared(key, lambda: read(train, levels, max_bytes, range=range))
     return splits.share_out(whole, split, test_share, whole.name)
 
 
-def read(file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
+def read(
+    file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0, range: ValueRange = ()
+) -> ArraySource:
     """Read all images of one file; of at least so many classes. Raises UserError."""
     file = files.regular_file(file, PATH)
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
-        image = _images(file, archive, levels)
+        image = _images(file, archive, levels, range)
         label, reason = _labels(archive, len(image))
+    rest = dict(levels=0 if range else levels, range=range)
     if label is None:
-        return ArraySource(file.name, image, levels=levels, unlabelled=reason and f"{file}: {reason}")
-    return ArraySource(file.name, image, label, levels, max(num_classes, int(label.max()) + 1))
+        return ArraySource(file.name, image, **rest, unlabelled=reason and f"{file}: {reason}")
+    return ArraySource(file.name, image, label, **rest, num_classes=max(num_classes, int(label.max()) + 1))
 
 
 def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | None:
@@ -82,19 +94,19 @@ def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | Non
     return batches.read(name, chosen, others, train, max_bytes, LIMIT), bool(test)
 
 
-def _keras(file: Path, split: str, levels: int, max_bytes: int) -> ArraySource:
+def _keras(file: Path, split: str, max_bytes: int, levels: int, range: ValueRange) -> ArraySource:
     """Read a split of a file as keras keeps them: both in one."""
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
         lacking = [name for name in KERAS if name not in archive.files]
         if lacking:
             raise UserError(f"{file}: no {', '.join(lacking)} in it; got {files.named(archive)}")
-        image = _images(file, archive, levels, (f"x_{split}",))
+        image = _images(file, archive, levels, range, (f"x_{split}",))
         label, reason = _labels(archive, len(image), (f"y_{split}",))
         other, _ = _labels(archive, None, ("y_train" if split == "test" else "y_test",))
-    name = f"{file.name}/{split}"
+    name, rest = f"{file.name}/{split}", dict(levels=0 if range else levels, range=range)
     if label is None or other is None:
-        return ArraySource(name, image, levels=levels, unlabelled=f"{file}: {reason or 'labels of one split alone'}")
-    return ArraySource(name, image, label, levels, int(max(label.max(), other.max(initial=0))) + 1)
+        return ArraySource(name, image, **rest, unlabelled=f"{file}: {reason or 'labels of one split alone'}")
+    return ArraySource(name, image, label, **rest, num_classes=int(max(label.max(), other.max(initial=0))) + 1)
 
 
 def _files(path: str) -> tuple[Path | None, Path | None]:
@@ -137,19 +149,27 @@ def _pick(file: Path, archive: files.NpzFile, names: tuple[str, ...]) -> np.ndar
 
 
 def _images(
-    file: Path, archive: files.NpzFile, levels: int, names: tuple[str, ...] = IMAGE_NAMES
-) -> UInt8[np.ndarray, "n h w c"]:
+    file: Path, archive: files.NpzFile, levels: int, range: ValueRange, names: tuple[str, ...] = IMAGE_NAMES
+) -> Shaped[np.ndarray, "n h w c"]:
     image = _pick(file, archive, names)
     if image is None:
         raise UserError(f"{file}: no images in it; got {files.named(archive)}; allowed names: {', '.join(names)}")
-    if image.dtype != np.uint8:
-        raise UserError(f"{file}: images are {image.dtype}; allowed: uint8")
+    if image.dtype != np.uint8 and not range:
+        numbers = ", or numbers with config.data.source.range=(lowest, highest)" if image.dtype.kind in "fiu" else ""
+        raise UserError(f"{file}: images are {image.dtype}; allowed: uint8{numbers}")
+    if image.dtype.kind not in "fiu":
+        raise UserError(f"{file}: images are {image.dtype}; allowed: numbers")
     shape = image.shape
     image = image[..., None] if image.ndim == 3 else image
     if image.ndim != 4 or not 1 <= image.shape[3] <= 4:
         raise UserError(f"{file}: images have shape {shape}; allowed: (n, h, w) or (n, h, w, c) with c = 1 to 4, last")
     if image.size == 0:
         raise UserError(f"{file}: images have shape {shape}; allowed: at least one image of at least one pixel")
+    if range:
+        if not range[0] <= image.min() <= image.max() <= range[1]:  # nor is it with a value that is no number
+            got = f"numbers from {image.min():g} to {image.max():g}"
+            raise UserError(f"{file}: {got}; allowed with config.data.source.range = {range}: those in it")
+        return image.astype(np.float32, copy=False)
     if image.max() >= levels:
         raise UserError(
             f"{file}: pixel values reach {image.max()}; allowed with config.data.source.levels = {levels}: "
