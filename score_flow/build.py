@@ -17,6 +17,7 @@ from score_flow.config.options import Config
 from score_flow.data.base import Source
 from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
 from score_flow.data.conditioning import Conditioning
+from score_flow.data.kinds import with_hint
 from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
@@ -151,7 +152,10 @@ def as_before(remembered: Mapping[str, Any] | None) -> dict[str, Any]:
 def _open(section: Component, before: dict[str, Any], split: str) -> Source:
     """Return a split of the data set."""
     silent = {name: value for name, value in before.items() if name not in section.arguments}
-    return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
+    try:
+        return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
+    except UserError as error:
+        raise with_hint(error, section.name, section.arguments.get("path")) from error
 
 
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:

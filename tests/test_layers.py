@@ -52,6 +52,8 @@ SEAMS = {
     "orbax": ("score_flow/runs/checkpoint.py",),
     "tensorstore": ("score_flow/runs/manifest.py",),
     "grain": ("score_flow/data/",),
+    "lmdb": ("score_flow/data/lmdb.py",),
+    "pyarrow": ("score_flow/data/parquet.py",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
     "optax": tuple(f"score_flow/{file}.py" for file in ("training/steps", "losses/coupling", "experiment", "build")),

@@ -113,7 +113,7 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def _line_that_sets(key: str, path: Path) -> str:
-    """ ", line n" of the last line of a file that sets a field, or else that makes the config; "" of a config.json."""
+    """", line n" of the last line of a file that sets a field, or else that makes the config; "" of a config.json."""
     section, _, last = key.rpartition(".")
     lines = path.read_text(errors="replace").splitlines()
     setters = [rf"\b{re.escape(word)}\b['\"]?\s*[=:\]]" for word in (last, section.rpartition(".")[2]) if word]

@@ -95,7 +95,9 @@ class DataOptions(Section):
 class TrainOptions(Section):
     """The loss, the batches and how often what is logged, saved and drawn."""
 
-    batch_size: int = option(128, "global: it is divided among all devices of all processes", least=1, most=2**24)
+    batch_size: int = option(
+        128, "global: it is divided among all devices of all processes", least=1, most=2**24
+    )
     n_iters: int = option(100_000, "optimiser steps in all", least=1, most=2**31 - 1)
     n_jitted_steps: int = option(1, "steps in one compiled program; changes speed, not results", least=1, most=10_000)
     log_freq: int = option(50, "steps between logged losses", least=1)

@@ -93,7 +93,7 @@ def _of_another_package(module: str, what: str, names: tuple[str, ...]) -> Modul
 
 
 def _line_of(error: Exception) -> str:
-    """ "file, line n: " of the outermost line of another package at which an error arose."""
+    """"file, line n: " of the outermost line of another package at which an error arose."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     return "".join(f"{frame.filename}, line {frame.lineno}: " for frame in frames[1:2])
 

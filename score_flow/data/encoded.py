@@ -18,7 +18,6 @@ from score_flow.config.hints import ValueRange
 from score_flow.data.base import Examples
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, File, ImageReader
-from score_flow.data.walking import Paths
 from score_flow.types import UserError
 
 OnError = Literal["stop", "skip"]
@@ -153,7 +152,7 @@ def look_at(files: Sequence[File], reader: ImageReader, on_error: OnError) -> in
 
     # What is decided of alpha and turns changes nothing that is looked at.
     about = repr((depth, dataclasses.replace(reader, background="white", upright=True)))
-    return files.kept(about, scan) if isinstance(files, Paths) else scan()
+    return files.kept(about, scan) if hasattr(files, "kept") else scan()
 
 
 def usable(headers: index.Arrays) -> Int[np.ndarray, "kept"]:

@@ -166,14 +166,8 @@ class OfNoisyImages(abc.ABC):
 
     @abc.abstractmethod
     def at(
-        self,
-        params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
-        *,
-        key: Key | None = None,
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
     ) -> Float[Array, "b"]:
         """Return the loss of each example; one network call. A key turns dropout on."""
 

@@ -37,14 +37,8 @@ class Classification(OfNoisyImages):
         return self.model.init(key, (1, *x0.shape[1:]))
 
     def at(
-        self,
-        params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
-        *,
-        key: Key | None = None,
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
     ) -> Float[Array, "b"]:
         """Return the loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)

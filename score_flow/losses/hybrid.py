@@ -48,14 +48,8 @@ class Hybrid(OfNoisyImages):
         return self.bound.variational
 
     def at(
-        self,
-        params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
-        *,
-        key: Key | None = None,
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
     ) -> Float[Array, "b"]:
         """Return the sum of both for each example at given times of the chain and noise; one network call."""
         model = self.model

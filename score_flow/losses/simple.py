@@ -33,14 +33,8 @@ class Denoising(OfNoisyImages):
     produces: ClassVar[Product] = "denoiser"
 
     def at(
-        self,
-        params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
-        *,
-        key: Key | None = None,
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
     ) -> Float[Array, "b"]:
         """Return the weighted loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)

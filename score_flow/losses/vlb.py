@@ -32,14 +32,8 @@ class ChainBound(OfNoisyImages):
     produces: ClassVar[Product] = "denoiser"
 
     def at(
-        self,
-        params: Params,
-        x0: Images,
-        noise: Images,
-        t: Times,
-        condition: Condition = None,
-        *,
-        key: Key | None = None,
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
     ) -> Float[Array, "b"]:
         """Return the bound's term of each example at given times of the chain and noise."""
         x = self.model.path.perturb(x0, noise, t)

@@ -52,4 +52,6 @@ def needed_by(program: Callable[..., Any], *shapes: Any) -> int:
     while isinstance(program, functools.partial):
         program, shapes = program.func, (*program.args, *shapes)
     use = program.lower(*shapes).compile().memory_analysis()
-    return use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes - use.alias_size_in_bytes
+    return (
+        use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes - use.alias_size_in_bytes
+    )

@@ -48,7 +48,9 @@ def initialise() -> Peers | None:
 def _join(launch: Launch) -> Peers:
     with answering(lambda: WATCH[0].broken() if WATCH else os._exit(EXIT_PEER_LOST)):
         try:
-            jax.distributed.initialize(**launch.arguments, heartbeat_timeout_seconds=60, initialization_timeout=START)
+            jax.distributed.initialize(
+                **launch.arguments, heartbeat_timeout_seconds=60, initialization_timeout=START
+            )
         except (RuntimeError, ValueError, KeyError, ImportError) as error:
             if (state := distributed.global_state).client is not None:  # which would wait again at the end
                 which = f"process {state.process_id} of {state.num_processes} ({launch.name})"

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from score_flow.data import arrays
-from score_flow.types import UserError
-from tests.data.writers import noise
-
-
-def refusal(build, *args, **fields) -> str:
-    with pytest.raises(UserError) as error:
-        build(*args, **fields)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+from tests.data.writers import noise, refusal
 
 
 @pytest.mark.parametrize("name", arrays.IMAGE_NAMES)

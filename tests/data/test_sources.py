@@ -1,8 +1,6 @@
 """Every data source keeps the promises of `Source`."""
 
-import functools
 import importlib
-import io
 import json
 import pkgutil
 
@@ -21,31 +19,6 @@ from tests.data import writers
 from tests.data.writers import noise
 
 # ---- every source in the directory
-
-
-@functools.cache  # tfds registers a builder once
-def tfds_builder():
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            fields = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i, image in enumerate(noise(10, 4, 6, 3)):
-                png = io.BytesIO()  # an array would need TensorFlow to encode it
-                Image.fromarray(image).save(png, "PNG")
-                png.seek(0)
-                yield i, {"image": png, "label": i % 3}
-
-    tfds.disable_progress_bar()
-    return Tiny
 
 
 def digits_sample(path):
@@ -79,6 +52,15 @@ def latents_sample(path):
     return {"path": str(path)}
 
 
+def archive_sample(path):
+    for split, pack in (("train", writers.zip_of), ("test", lambda files: writers.zip_of(files, True))):
+        files = {
+            f"{'cat' if i % 2 else 'dog'}/{i}.png": writers.png(image) for i, image in enumerate(noise(7, 9, 12, 3))
+        }
+        (path / f"{split}.zip").write_bytes(pack(files))
+    return {"path": str(path), "image_size": 8}
+
+
 def cifar10_sample(path):
     return {"path": str(writers.save(path / "cifar-10-batches-py", writers.cifar10()[0]))}
 
@@ -87,8 +69,37 @@ def cifar100_sample(path):
     return {"path": str(writers.save(path / "cifar-100-binary", writers.cifar100(binary=True)[0])), "labels": "coarse"}
 
 
+def mnist_sample(path):
+    for split, n in (("train", 9), ("t10k", 4)):
+        (path / f"{split}-images-idx3-ubyte").write_bytes(writers.idx(noise(n, 7, 5)))
+        (path / f"{split}-labels-idx1-ubyte").write_bytes(writers.idx(np.arange(n) % 3))
+    return {"path": str(path)}
+
+
+def lmdb_sample(path):
+    pytest.importorskip("lmdb")
+    for split in ("train", "val"):
+        values = {f"{i}".encode(): writers.png(image) for i, image in enumerate(noise(7, 9, 12, 3))}
+        for category in ("bridge", "tower"):
+            writers.write_lmdb(path / f"{category}_{split}_lmdb", values)
+    return {"path": str(path), "image_size": 8}
+
+
+def parquet_sample(path):
+    pytest.importorskip("pyarrow")
+    for split in ("train", "test"):
+        images = [writers.png(image) for image in noise(7, 9, 12, 3)]
+        writers.write_parquet(path / f"{split}.parquet", images, np.arange(7) % 3, ("a", "b", "c"))
+    return {"path": str(path), "image_size": 8}
+
+
+def tfrecord_sample(path):
+    writers.stylegan(path, noise(30, 8, 8, 3), np.eye(3)[np.arange(30) % 3])
+    return {"path": str(path), "image_size": 8}
+
+
 def tfds_sample(path):
-    tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
+    writers.tfds_builder()(data_dir=str(path), file_format="array_record").download_and_prepare()
     return {"dataset": "tiny", "data_dir": str(path)}
 
 
@@ -196,5 +207,5 @@ def test_tfds_tells_how_to_prepare_what_is_missing(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from score_flow.data import tfds
 
-    with pytest.raises(UserError, match="^.*tfds build cifar10 --file_format=array_record.*$"):
+    with pytest.raises(UserError, match="^.*to prepare it, where TensorFlow is: tfds build cifar10.*$"):
         tfds.build(data_dir=str(tmp_path))

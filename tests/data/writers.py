@@ -1,21 +1,58 @@
 """Small files of the layouts that people have, byte for byte as their writers make them."""
 
+import functools
 import io
+import json
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.record_writer import RecordWriter
+
+from score_flow.types import UserError
 
 
 def noise(n, *shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
 
 
+N = 12
+IMAGES = noise(N, 8, 8, 3)
+
+
+def expect(source, images, labels=None):
+    """The source holds these images and labels."""
+    examples = source.read(np.arange(len(source)))
+    np.testing.assert_array_equal(examples["image"], images)
+    assert ("label" in examples) == (labels is not None)
+    if labels is not None:
+        assert examples["label"].tolist() == list(labels)
+
+
+def refusal(build, *args, **fields) -> str:
+    """What the one line says."""
+    with pytest.raises(UserError) as error:
+        build(*args, **fields)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def planes(image):
     """(n, h, w, c) -> (n, c h w), as CIFAR and the ImageNet batches lay them."""
     return np.ascontiguousarray(image.transpose(0, 3, 1, 2)).reshape(len(image), -1)
+
+
+def png(image) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+PNGS = [png(image) for image in IMAGES]
 
 
 def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
@@ -35,6 +72,32 @@ def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
         for name, content in files.items():
             archive.writestr(name, content)
     return out.getvalue()
+
+
+@functools.cache  # tfds registers a builder once
+def tfds_builder():
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None  # no file of checksums beside it
+
+        def _info(self):
+            fields = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, image in enumerate(noise(10, 4, 6, 3)):
+                png = io.BytesIO()  # an array would need TensorFlow to encode it
+                Image.fromarray(image).save(png, "PNG")
+                png.seek(0)
+                yield i, {"image": png, "label": i % 3}
+
+    tfds.disable_progress_bar()
+    return Tiny
 
 
 # ---- CIFAR: pickles of Python 2, protocol 2, opcode by opcode as its cPickle and numpy 1 wrote them
@@ -110,6 +173,91 @@ def cifar100(n: int = 4, binary: bool = False) -> tuple[dict[str, bytes], dict[s
 def cifar_rows(image, *labels) -> bytes:
     """A batch of the binary version."""
     return np.concatenate([*(np.asarray(each, np.uint8)[:, None] for each in labels), planes(image)], axis=1).tobytes()
+
+
+# ---- TFRecord: the frames by tensorboardX, the Examples by hand
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+
+
+def _message(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def example(**features) -> bytes:
+    """An Example of bytes, whole numbers (packed), or floats, each one value or a list."""
+    entries = b""
+    for name, values in features.items():
+        values = values if isinstance(values, list | tuple) else [values]
+        if isinstance(values[0], bytes):
+            feature = _message(1, b"".join(_message(1, value) for value in values))
+        elif isinstance(values[0], float):
+            feature = _message(2, _message(1, np.asarray(values, "<f4").tobytes()))
+        else:
+            feature = _message(3, _message(1, b"".join(_varint(int(value) % (1 << 64)) for value in values)))
+        entries += _message(1, _message(1, name.encode()) + _message(2, feature))
+    return _message(1, entries)
+
+
+def write_tfrecord(file: Path, records) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = RecordWriter(str(file))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return file
+
+
+def stylegan(folder: Path, image, onehot=None, stem: str = "ffhq") -> None:
+    """StyleGAN's folder: a file for each power of two up to the size, and the labels beside."""
+    for log in range(2, int(np.log2(image.shape[1])) + 1):
+        small = image[:, :: image.shape[1] >> log, :: image.shape[1] >> log]
+        rows = small.transpose(0, 3, 1, 2)
+        records = (example(shape=list(row.shape), data=row.tobytes()) for row in rows)
+        write_tfrecord(folder / f"{stem}-r{log:02d}.tfrecords", records)
+    if onehot is not None:
+        with open(folder / f"{stem}-rxx.labels", "wb") as file:
+            np.save(file, onehot.astype(np.float32))
+
+
+def write_parquet(file: Path, images: list[bytes], labels, names=(), *, metadata: bytes = b"") -> Path:
+    """In the layout of Hugging Face's datasets: a column {bytes, path}, and what columns are in the metadata."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    schema = pyarrow.schema(
+        [
+            ("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+            ("label", pyarrow.int64()),
+        ],
+        metadata={b"huggingface": metadata or json.dumps({"info": {"features": features}}).encode()},
+    )
+    rows = {"image": [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)], "label": list(labels)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pyarrow.table(rows, schema), file, row_group_size=4)
+    return file
+
+
+def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> Path:
+    import lmdb
+
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key, value)
+    return folder
+
+
+def idx(values) -> bytes:
+    """An idx file of bytes."""
+    values = np.asarray(values, np.uint8)
+    return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes()
 
 
 def save(folder: Path, files: dict[str, bytes]) -> Path:

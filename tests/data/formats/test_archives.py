@@ -8,8 +8,7 @@ import pytest
 
 from score_flow.data.formats import archives, index
 from score_flow.types import UserError
-from tests.data.test_arrays import refusal
-from tests.data.writers import noise, tar_of, zip_of
+from tests.data.writers import noise, refusal, tar_of, zip_of
 
 FILES = {f"a/{i}.bin": bytes(noise(1, 50 + i, seed=i)) for i in range(4)} | {"b/empty": b"", "ä/zeros": bytes(5000)}
 
