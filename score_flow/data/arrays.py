@@ -82,7 +82,7 @@ class Form:
         if self.range and image.dtype.kind not in "uif":
             raise UserError(f"{file}: images are {image.dtype}; allowed: real numbers")
         (low, high), where = self.range or (0, self.levels - 1), "range" if self.range else f"levels = {self.levels}"
-        least, most = image.min(initial=np.inf if self.range else 255), image.max(initial=-np.inf if self.range else 0)
+        least, most = (image.min(), image.max()) if image.size else (low, low)
         if not (low <= least and most <= high):
             reach = f"pixel values reach from {least:g} to {most:g}" if self.range else f"pixel values reach {most}"
             raise UserError(f"{file}: {reach}; allowed with {SECTION}.{where}: {low:g} to {high:g}")
