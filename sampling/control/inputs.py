@@ -31,7 +31,7 @@ def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> U
     """
     path = existing_file(file, what)
     if path.suffix == ".npz":
-        images = arrays.read(path, levels, MAX_BYTES).image
+        images = arrays.read(path, arrays.Form(levels), MAX_BYTES).image
     else:
         images = np.rint(_decode(path, channels) * ((levels - 1) / 255)).astype(np.uint8)[None]
     if images.shape[-1] != channels:

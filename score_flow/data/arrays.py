@@ -1,5 +1,6 @@
 """Image arrays in `.npz` files, read whole into memory and never unpickled."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from jaxtyping import Int32, Shaped
 
 from score_flow.config.hints import ValueRange, refuse_empty_range
 from score_flow.config.limits import Limits
-from score_flow.data import batches, splits
+from score_flow.data import batches, fitting, splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
 from score_flow.runs import files
 from score_flow.types import UserError, check_choice
@@ -16,7 +17,8 @@ from score_flow.types import UserError, check_choice
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")
 KERAS = ("x_train", "y_train", "x_test", "y_test")
-LIMIT = "config.data.source.max_bytes ="
+SECTION = "config.data.source"
+LIMIT = f"{SECTION}.max_bytes ="
 
 
 def build(
@@ -26,10 +28,12 @@ def build(
     max_bytes: Annotated[int, Limits(least=1)] = 16 << 30,
     test_share: splits.TestShare = 0.1,
     range: ValueRange = (),
+    pad_to: fitting.PadTo = 0,
 ) -> Source:
     """Images uint8 (n, h, w[, c]) named image, images, x or arr_0; labels (n,) named label, labels or y, if any.
 
-    With a `range`, (lowest, highest), images are numbers of any kind within it, not levels: float32, 16 bit.
+    With `range`, the declared lowest and highest value, they are numbers of any kind, and have no levels. `pad_to`
+    adds the lowest value around each, up to (h, w). There may be 1 to 16 channels.
 
     `path` is one file, a folder of train.npz and test.npz (or val, valid, validation; in any case of letters), or a
     name containing "{split}"; a file of keras, with x_train, y_train, x_test and y_test; or the folder of ImageNet's
@@ -41,41 +45,72 @@ def build(
     or is packed more tightly than images are, is refused before it is read. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
-    refuse_empty_range("config.data.source.range", range)
+    refuse_empty_range(f"{SECTION}.range", range)
+    form = Form(levels, tuple(range), pad_to)
     if found := _batches(path, split, max_bytes):
-        if range:
-            raise UserError(
-                f"config.data.source.range: got {range}; allowed for ImageNet's batches: none, they are levels"
-            )
-        whole, has_test = found
+        if range or levels != 256:
+            raise UserError(f"{SECTION}: ImageNet's batches have 256 levels; got levels = {levels}, range = {range}")
+        whole, has_test = form.of(found[0]), found[1]
         return whole if has_test else splits.share_out(whole, split, test_share, whole.name)
     train, test = _files(path)
     if train and not test and KERAS[0] in files.names_in(train, max_bytes, LIMIT):
-        return _keras(train, split, max_bytes, levels, range)
+        return _keras(train, split, form, max_bytes)
     if test and split == "test":
-        return read(test, levels, max_bytes, _num_classes((train, test), max_bytes), range)
+        return read(test, form, max_bytes, _num_classes((train, test), max_bytes))
     if train is None:
         raise UserError(_missing(path))
     if test:
-        return read(train, levels, max_bytes, _num_classes((train, test), max_bytes), range)
+        return read(train, form, max_bytes, _num_classes((train, test), max_bytes))
     about = train.stat()
-    key = "arrays", train.resolve(), about.st_size, about.st_mtime_ns, levels, max_bytes, range
-    whole = splits.shared(key, lambda: read(train, levels, max_bytes, range=range))
+    key = "arrays", train.resolve(), about.st_size, about.st_mtime_ns, form, max_bytes
+    whole = splits.shared(key, lambda: read(train, form, max_bytes))
     return splits.share_out(whole, split, test_share, whole.name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What images of arrays are: levels, or numbers in a range; padded to a size."""
+
+    levels: int = 256
+    range: ValueRange = ()
+    pad_to: int | tuple[int, int] = 0
+
+    def values(self, file: Path, image: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+        """Return images as uint8 levels, or with a range as float32; raises UserError, naming the file, for others."""
+        if not self.range and image.dtype != np.uint8:
+            allowed = f"uint8 (numbers of other kinds: {SECTION}.range=(lowest, highest))"
+            raise UserError(f"{file}: images are {image.dtype}; allowed: {allowed}")
+        if self.range and image.dtype.kind not in "uif":
+            raise UserError(f"{file}: images are {image.dtype}; allowed: real numbers")
+        (low, high), where = self.range or (0, self.levels - 1), "range" if self.range else f"levels = {self.levels}"
+        least, most = (image.min(), image.max()) if image.size else (low, low)
+        if not (low <= least and most <= high):
+            reach = f"pixel values reach from {least:g} to {most:g}" if self.range else f"pixel values reach {most}"
+            raise UserError(f"{file}: {reach}; allowed with {SECTION}.{where}: {low:g} to {high:g}")
+        return image.astype(np.float32) if self.range else image
+
+    def of(self, source: ArraySource) -> ArraySource:
+        """Return a source of images with what is added around them, and its range."""
+        if self.pad_to:
+            (h, w), wanted = source.image_shape[:2], fitting.sides(self.pad_to)
+            if wanted[0] < h or wanted[1] < w:
+                raise UserError(f"{SECTION}.pad_to: got {self.pad_to}; allowed: from {h} x {w} on")
+            image = fitting.padded(source.image, wanted, self.range[0] if self.range else 0)
+            source = dataclasses.replace(source, image=image)
+        return dataclasses.replace(source, levels=0, range=self.range) if self.range else source
+
+
 def read(
-    file: str | Path, levels: int = 256, max_bytes: int = 16 << 30, num_classes: int = 0, range: ValueRange = ()
+    file: str | Path, form: Form = Form(), max_bytes: int = 16 << 30, num_classes: int = 0
 ) -> ArraySource:
     """Read all images of one file; of at least so many classes. Raises UserError."""
     file = files.regular_file(file, PATH)
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
-        image = _images(file, archive, levels, range)
+        image = _images(file, archive, form)
         label, reason = _labels(archive, len(image))
-    rest = dict(levels=0 if range else levels, range=range)
     if label is None:
-        return ArraySource(file.name, image, **rest, unlabelled=reason and f"{file}: {reason}")
-    return ArraySource(file.name, image, label, **rest, num_classes=max(num_classes, int(label.max()) + 1))
+        return form.of(ArraySource(file.name, image, levels=form.levels, unlabelled=reason and f"{file}: {reason}"))
+    return form.of(ArraySource(file.name, image, label, form.levels, max(num_classes, int(label.max()) + 1)))
 
 
 def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | None:
@@ -94,19 +129,20 @@ def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | Non
     return batches.read(name, chosen, others, train, max_bytes, LIMIT), bool(test)
 
 
-def _keras(file: Path, split: str, max_bytes: int, levels: int, range: ValueRange) -> ArraySource:
+def _keras(file: Path, split: str, form: Form, max_bytes: int) -> ArraySource:
     """Read a split of a file as keras keeps them: both in one."""
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
         lacking = [name for name in KERAS if name not in archive.files]
         if lacking:
             raise UserError(f"{file}: no {', '.join(lacking)} in it; got {files.named(archive)}")
-        image = _images(file, archive, levels, range, (f"x_{split}",))
+        image = _images(file, archive, form, (f"x_{split}",))
         label, reason = _labels(archive, len(image), (f"y_{split}",))
         other, _ = _labels(archive, None, ("y_train" if split == "test" else "y_test",))
-    name, rest = f"{file.name}/{split}", dict(levels=0 if range else levels, range=range)
+    name = f"{file.name}/{split}"
     if label is None or other is None:
-        return ArraySource(name, image, **rest, unlabelled=f"{file}: {reason or 'labels of one split alone'}")
-    return ArraySource(name, image, label, **rest, num_classes=int(max(label.max(), other.max(initial=0))) + 1)
+        reason = reason or "labels of one split alone"
+        return form.of(ArraySource(name, image, levels=form.levels, unlabelled=f"{file}: {reason}"))
+    return form.of(ArraySource(name, image, label, form.levels, int(max(label.max(), other.max(initial=0))) + 1))
 
 
 def _files(path: str) -> tuple[Path | None, Path | None]:
@@ -149,32 +185,18 @@ def _pick(file: Path, archive: files.NpzFile, names: tuple[str, ...]) -> np.ndar
 
 
 def _images(
-    file: Path, archive: files.NpzFile, levels: int, range: ValueRange, names: tuple[str, ...] = IMAGE_NAMES
+    file: Path, archive: files.NpzFile, form: Form, names: tuple[str, ...] = IMAGE_NAMES
 ) -> Shaped[np.ndarray, "n h w c"]:
     image = _pick(file, archive, names)
     if image is None:
         raise UserError(f"{file}: no images in it; got {files.named(archive)}; allowed names: {', '.join(names)}")
-    if image.dtype != np.uint8 and not range:
-        numbers = ", or numbers with config.data.source.range=(lowest, highest)" if image.dtype.kind in "fiu" else ""
-        raise UserError(f"{file}: images are {image.dtype}; allowed: uint8{numbers}")
-    if image.dtype.kind not in "fiu":
-        raise UserError(f"{file}: images are {image.dtype}; allowed: numbers")
+    image = form.values(file, image)
     shape = image.shape
     image = image[..., None] if image.ndim == 3 else image
-    if image.ndim != 4 or not 1 <= image.shape[3] <= 4:
-        raise UserError(f"{file}: images have shape {shape}; allowed: (n, h, w) or (n, h, w, c) with c = 1 to 4, last")
+    if image.ndim != 4 or not 1 <= image.shape[3] <= 16:
+        raise UserError(f"{file}: images have shape {shape}; allowed: (n, h, w) or (n, h, w, c) with c = 1 to 16, last")
     if image.size == 0:
         raise UserError(f"{file}: images have shape {shape}; allowed: at least one image of at least one pixel")
-    if range:
-        if not range[0] <= image.min() <= image.max() <= range[1]:  # nor is it with a value that is no number
-            got = f"numbers from {image.min():g} to {image.max():g}"
-            raise UserError(f"{file}: {got}; allowed with config.data.source.range = {range}: those in it")
-        return image.astype(np.float32, copy=False)
-    if image.max() >= levels:
-        raise UserError(
-            f"{file}: pixel values reach {image.max()}; allowed with config.data.source.levels = {levels}: "
-            f"0 to {levels - 1}"
-        )
     return image
 
 

@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from score_flow.config.hints import ValueRange, refuse_empty_range
 from score_flow.types import UserError
@@ -50,8 +50,13 @@ class Scaling:
             return self.low + (self.high - self.low) * ((v.astype(jnp.float32) - lowest) / (highest - lowest))
         return self.low + (self.high - self.low) * (v.astype(jnp.float32) / (self.levels - 1))
 
-    def dequantise(self, v: Integer[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844)."""
+    def dequantise(self, v: Shaped[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844).
+
+        Real numbers have no cell: they are normalised.
+        """
+        if self.range:
+            return self.normalise(v)
         return self.low + (self.high - self.low) * ((v.astype(jnp.float32) + u) / self.levels)
 
     def to_data(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

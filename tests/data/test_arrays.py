@@ -74,21 +74,6 @@ def test_arrays_checks_values_against_the_levels(tmp_path):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint16, np.int32])
-def test_numbers_within_a_declared_range(dtype, tmp_path):
-    image = np.arange(4 * 9).reshape(4, 3, 3, 1).astype(dtype)
-    np.savez(tmp_path / "data.npz", image=image, label=np.arange(4))
-    source = arrays.build("train", str(tmp_path / "data.npz"), test_share=0.0, range=(0.0, 35.0))
-    examples = source.read(np.arange(4))
-    assert examples["image"].dtype == np.float32 and (source.levels, source.range) == (0, (0.0, 35.0))
-    np.testing.assert_array_equal(examples["image"], image.astype(np.float32))
-    assert "from 0 to 35; allowed" in refusal(arrays.build, "train", str(tmp_path / "data.npz"), range=(0.0, 34.0))
-    assert "range=(lowest, highest)" in refusal(arrays.build, "train", str(tmp_path / "data.npz"))
-    assert "range: got (1.0, 1.0)" in refusal(arrays.build, "train", str(tmp_path / "data.npz"), range=(1.0, 1.0))
-    np.savez(tmp_path / "nan.npz", image=np.full((2, 3, 3), np.nan))
-    assert "nan" in refusal(arrays.build, "train", str(tmp_path / "nan.npz"), range=(0.0, 1.0))
-
-
 def test_arrays_names_a_missing_file(tmp_path):
     np.savez(tmp_path / "train.npz", image=IMAGE)
     (tmp_path / "train.npz").rename(tmp_path / "other.npz")
