@@ -100,9 +100,7 @@ class Form:
         return dataclasses.replace(source, levels=0, range=self.range) if self.range else source
 
 
-def read(
-    file: str | Path, form: Form = Form(), max_bytes: int = 16 << 30, num_classes: int = 0
-) -> ArraySource:
+def read(file: str | Path, form: Form = Form(), max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
     """Read all images of one file; of at least so many classes. Raises UserError."""
     file = files.regular_file(file, PATH)
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:
