@@ -78,6 +78,16 @@ def test_webdataset_shards(given, tmp_path):
         assert test.num_classes == 4
 
 
+@pytest.mark.slow
+def test_what_the_library_webdataset_writes(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=5, verbose=0) as sink:
+        for i in range(N):
+            sink.write({"__key__": f"sample{i:04d}", "png": IMAGES[i], "cls": i % 4, "json": {"i": i}})
+    assert len(list(tmp_path.iterdir())) == 3
+    expect(open_all(tmp_path), IMAGES, [i % 4 for i in range(N)])
+
+
 def test_a_missing_cls_leaves_the_images_unlabelled_and_says_why(tmp_path):
     files = {f"{i}.png": PNGS[i] for i in range(4)} | {f"{i}.cls": b"1" for i in range(3)}
     source = open_all(save(tmp_path / "x.tar", files, lambda files: tar_of(files, "w")))
