@@ -23,6 +23,7 @@ from main import main
 from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.types import UserError
+from tests.data import writers
 from tests.launch import ROOT, environment, finish, places
 
 README = ROOT / "README.md"
@@ -98,6 +99,8 @@ def place(tmp_path_factory):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (70, 66 + i, 3), np.uint8)).save(file)
     np.savez(folder / "PATH/images.npz", image=rng.integers(0, 256, (20, 8, 8), np.uint8), label=np.arange(20) % 3)
+    packed = {f"cifar-10-batches-py/{name}": content for name, content in writers.cifar10()[0].items()}
+    (folder / "PATH/cifar-10-python.tar.gz").write_bytes(writers.tar_of(packed))
     for name in ("image", "mask"):
         Image.fromarray(255 * rng.integers(0, 2, (8, 8), np.uint8)).save(folder / f"PATH/{name}.png")
     with pytest.MonkeyPatch.context() as patch:

@@ -48,8 +48,9 @@ def build(
     refuse_empty_range(f"{SECTION}.range", range)
     form = Form(levels, tuple(range), pad_to)
     if found := _batches(path, split, max_bytes):
-        whole, has_test = found
-        whole = form.of(whole)
+        if range or levels != 256:
+            raise UserError(f"{SECTION}: ImageNet's batches have 256 levels; got levels = {levels}, range = {range}")
+        whole, has_test = form.of(found[0]), found[1]
         return whole if has_test else splits.share_out(whole, split, test_share, whole.name)
     train, test = _files(path)
     if train and not test and KERAS[0] in files.names_in(train, max_bytes, LIMIT):
@@ -99,9 +100,7 @@ class Form:
         return dataclasses.replace(source, levels=0, range=self.range) if self.range else source
 
 
-def read(
-    file: str | Path, form: Form = Form(), max_bytes: int = 16 << 30, num_classes: int = 0
-) -> ArraySource:
+def read(file: str | Path, form: Form = Form(), max_bytes: int = 16 << 30, num_classes: int = 0) -> ArraySource:
     """Read all images of one file; of at least so many classes. Raises UserError."""
     file = files.regular_file(file, PATH)
     with files.opened_arrays(file, max_bytes, LIMIT) as archive:

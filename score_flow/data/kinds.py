@@ -15,6 +15,7 @@ KINDS = {
     "parquet": (r"\.parquet$", "parquet files"),
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", "TFRecord files"),
     "latents": (r"^latents\.json$", "latents of --mode=encode"),
+    "packed": (r"^packed\.json$", "what --mode=pack made"),
     "archive": (r"\.(zip|tar)$", "zip or tar archives"),
     "arrays": (r"\.npz$", ".npz files"),
 }

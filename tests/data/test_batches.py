@@ -43,6 +43,9 @@ def test_a_batch_alone_has_a_share_held_out(tmp_path):
     file = save_batch(tmp_path / "train_data_batch_1.npz", image, LABELS)
     expect(arrays.build("train", str(file), test_share=0.0), image, LABELS - 1)
     assert len(arrays.build("test", str(file), test_share=0.3)) == 2
+    assert arrays.build("train", str(file), pad_to=6).image_shape == (6, 6, 3)
+    assert "batches have 256 levels; got levels = 17" in refusal(arrays.build, "train", str(file), levels=17)
+    assert "range = (0.0, 255.0)" in refusal(arrays.build, "train", str(file), range=(0.0, 255.0))
 
 
 def test_odd_batches_are_one_line(tmp_path):

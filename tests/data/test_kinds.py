@@ -12,7 +12,7 @@ from score_flow.types import UserError
 from tests.data.test_sources import sample_of
 from tests.data.writers import refusal
 
-NAMES = ("archive", "arrays", "cifar10", "cifar100", "folder", "latents", "mnist", "parquet", "tfrecord")
+NAMES = ("archive", "arrays", "cifar10", "cifar100", "folder", "latents", "mnist", "packed", "parquet", "tfrecord")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import score_flow.data
 from score_flow.config import registries
 from score_flow.config.components import Component, resolve
-from score_flow.data import digits, latents
+from score_flow.data import digits, latents, packed
 from score_flow.data.base import ArraySource, Source, checksum
 from score_flow.types import UserError
 from tests.data import writers
@@ -83,6 +83,16 @@ def lmdb_sample(path):
         for category in ("bridge", "tower"):
             writers.write_lmdb(path / f"{category}_{split}_lmdb", values)
     return {"path": str(path), "image_size": 8}
+
+
+def packed_sample(path):
+    for split, n in (("train", 11), ("test", 5)):
+        source = ArraySource(split, noise(n, 4, 6, 3), np.arange(n, dtype=np.int32) % 3, num_classes=3)
+        (path / split).mkdir()
+        np.save(path / split / "image.npy", source.image)
+        np.save(path / split / "label.npy", source.label)
+        (path / split / packed.FACTS).write_text(json.dumps(packed.described(source)))
+    return {"path": str(path)}
 
 
 def parquet_sample(path):
