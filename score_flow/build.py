@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
 from score_flow.config.hints import ValueRange, parameters_of
 from score_flow.config.options import Config
+from score_flow.data.augmentation import N_LABELS
 from score_flow.data.base import Source
 from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
 from score_flow.data.conditioning import Conditioning
@@ -63,7 +65,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     mesh = make_mesh(config.training.fsdp)
     return Experiment(
         model=model,
-        loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
+        loss=build_loss(config, model, build_preprocessing(config, image_shape, scaling, conditioning, dequantised)),
         optimiser=make_optimiser(optim.pop("optimizer"), **optim),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
@@ -98,7 +100,8 @@ def is_latent(config: Config) -> bool:
     """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
         for key, without in (
-            ("data.random_flip", False), ("model.low_res", 0), ("training.objective", "simple"),
+            ("data.random_flip", False), ("data.random_crop", 0), ("data.augment", 0.0), ("model.low_res", 0),
+            ("training.objective", "simple"),
         ):  # fmt: skip
             section, name = key.split(".")
             if (value := getattr(getattr(config, section), name)) != without:
@@ -158,6 +161,19 @@ def _open(section: Component, before: dict[str, Any], split: str) -> Source:
         raise with_hint(error, section.name, section.arguments.get("path")) from error
 
 
+def build_preprocessing(
+    config: Config, image_shape: tuple[int, ...], scaling: Scaling, conditioning: Conditioning, dequantised: bool
+) -> Preprocessing:
+    """Build what leads from a batch to what the model sees; raises UserError for augmentations that cannot be."""
+    data, side = config.data, min(image_shape[:2])
+    if data.random_crop >= side:
+        raise UserError(f"config.data.random_crop is {data.random_crop}; it must be below the images' side, {side}.")
+    for key, without in (("model.low_res", 0), ("training.objective", "simple")):
+        if data.augment and (value := operator.attrgetter(key)(config)) != without:
+            raise UserError(f"config.data.augment is {data.augment}, but config.{key} {value!r}: allowed {without!r}.")
+    return Preprocessing(scaling, conditioning, dequantised, data.random_flip, data.random_crop, data.augment)
+
+
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:
     """Build what the network is told besides x and t; num_classes: the data set's; why: why it has none."""
     options, classifies = config.model, produced(config.training.objective) == "classifier"
@@ -181,8 +197,11 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
     )
 
 
-# What a network may be asked for: the argument of its `build`, and the option of config.model that asks.
-ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out_channels": "learn_sigma"}
+# What a network may be asked for: the argument of its `build`, and the option that asks.
+ASKED = {
+    "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
+    "augment_dim": "data.augment",
+}  # fmt: skip
 
 
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
@@ -193,6 +212,8 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
     if config.model.learn_sigma:
         offered["out_channels"] = 2 * channels
+    if config.data.augment:
+        offered["augment_dim"] = N_LABELS
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
         build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
@@ -203,7 +224,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
         option = ASKED[argument]
         raise UserError(
-            f"config.model.{option} is {getattr(config.model, option)}, which the network {section.name} cannot do: "
+            f"config.{option} is {operator.attrgetter(option)(config)}, which the network {section.name} cannot do: "
             f"it has no argument {argument}; networks that have: {able}."
         )
     network = call(build, section, "config.network", **offered)

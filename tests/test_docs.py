@@ -83,7 +83,7 @@ def small(line: str) -> list[str]:
 def missing(line: str) -> list[str]:
     """What a command reads that has no stand-in: files of PATH, and the run of a mode that does not begin one."""
     given = dict(flag.split("=", 1) for flag in shlex.split(line.removeprefix(PROGRAM)))
-    begins, read = given["--mode"] in ("train", "import", "encode"), dict(given)
+    begins, read = given["--mode"] in ("train", "import", "encode", "pack"), dict(given)
     workdir = read.pop("--workdir")
     files = [file for value in read.values() for file in re.findall(r"PATH/[\w./-]+", value)]
     return [name for name in [*files, *([] if begins else [workdir])] if not Path(name).exists()]
