@@ -63,7 +63,7 @@ def build(
 ) -> Source:
     """The image files in zip and tar archives, sorted by name; nothing is unpacked.
 
-    `path` is an archive, a folder of them, or a pattern ("shards/train-{0000..0127}.tar"). The splits are archives
+    `path` is an archive, a folder of them, or a pattern, in quotes ("train-{0000..0127}.tar"). The splits are archives
     called so (train.zip and test.zip, val-0001.tar), else folders in the archive called so, else CelebA's
     list_eval_partition.txt in or beside it; without a test split, `test_share` of the images is held out. Classes are
     what EDM's dataset.json or webdataset's .cls files say, else the folders in the archive, as of a folder of images.
