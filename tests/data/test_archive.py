@@ -114,6 +114,8 @@ def test_celeba(kind, tmp_path):
     if kind == "txt beside":
         (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines[1:]))
         assert "000001.png has no line in list_eval_partition" in refusal(open_all, file)
+        (tmp_path / "list_eval_partition.txt").write_text("\n".join(line[:-1] + "1" for line in lines))
+        assert "no image is of partition 0" in refusal(open_all, file)
 
 
 def test_labels_by_choice(tmp_path):
@@ -134,6 +136,9 @@ def test_folders_of_splits_in_an_archive(tmp_path):
     assert any("more, which are not read" in note for note in source.notes)
     order = sorted((i for i in range(N) if i % 4 == 0), key=lambda i: NAMES[i])
     expect(open_all(file, "test"), IMAGES[order], [i % 3 for i in order])
+    for name in ("train", "Val"):
+        file = save(tmp_path / "y.zip", {f"{name}/1.png": PNGS[0], "cat/1.png": PNGS[1]})
+        assert f"beside {name}/ lie cat: is {name}/ a class or a split?" in refusal(open_all, file)
 
 
 def test_the_first_release_of_imagenet_32_is_named(tmp_path, monkeypatch):
