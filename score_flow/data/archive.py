@@ -137,8 +137,7 @@ def _by_folder(there: Named, root: Path) -> tuple[tuple[Named, tuple[str, ...]],
 
 
 def _is_image(name: str) -> bool:
-    hidden = name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith(".")
-    return name.lower().endswith(EXTENSIONS) and not hidden
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(("__MACOSX/", ".")) and "/." not in name
 
 
 def _base(images: list[str], names: Sequence[str]) -> str:
@@ -188,6 +187,8 @@ def _list(part: Part, labels: Labels) -> Listing:
 
 def _by_numbers(part: Part) -> Listing | None:
     """Return the images with the classes of webdataset's .cls files; None where there are none."""
+    if not any(name.endswith(CLASS) for name in part.members.names):
+        return None
     found = index.kept(part.members.spans.files, "cls", lambda: _numbers(part.members))["number"][part.rows]
     if (found == NO_CLASS).all():
         return None
