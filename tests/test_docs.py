@@ -181,10 +181,12 @@ def test_commands_in_the_text(capsys):
     for code in re.findall(r"`python -c \"(.*?)\"`", text):
         exec(code, {})
     assert "Device" in capsys.readouterr().out
-    [(module, flags)] = set(re.findall(r"`python -m ([\w.]+)(.*?)`", text, re.DOTALL))
+    named = set(re.findall(r"`python -m ([\w.]+)(.*?)`", text, re.DOTALL))
     known = (ROOT / "benchmarks/measure.py").read_text()
-    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    assert all(f'"{flag}"' in known for flag in re.findall(r"--\w+", flags))
+    for module, flags in named:
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+        assert all(f'"{flag}"' in known for flag in re.findall(r"--\w+", flags))
+    assert named
 
 
 LOOP, *TOGETHER = sorted(lines(ROOT / "docs/guide/machines.md", "sh"), key=lambda line: not line.startswith("until"))

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from score_flow.types import UserError, check_choice, printable
 ARCHIVES = shards.Kind(re.compile(r"\.(zip|tar)$"), "zip or tar archive")
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # CelebA's: file, then 0, 1 or 2
 NO_CLASS, NO_NUMBER = -1, -2
+Named = list[tuple[str, int]]  # images: name, number of the member
 CLASS = ".cls"  # webdataset's: the number of the class of the image that is called the same
 
 
@@ -63,7 +63,7 @@ def build(
 ) -> Source:
     """The image files in zip and tar archives, sorted by name; nothing is unpacked.
 
-    `path` is an archive, a folder of them, or a pattern ("shards/train-{0000..0127}.tar"). The splits are archives
+    `path` is an archive, a folder of them, or a pattern, in quotes ("train-{0000..0127}.tar"). The splits are archives
     called so (train.zip and test.zip, val-0001.tar), else folders in the archive called so, else CelebA's
     list_eval_partition.txt in or beside it; without a test split, `test_share` of the images is held out. Classes are
     what EDM's dataset.json or webdataset's .cls files say, else the folders in the archive, as of a folder of images.
@@ -101,31 +101,43 @@ def _divide(members: Members, root: Path) -> tuple[Part, Part | None]:
     base = _base([name for name, _ in there], members.names)
     there = [(name.removeprefix(base), row) for name, row in there]
 
-    def part(chosen: list[tuple[str, int]], notes: tuple[str, ...] = ()) -> Part:
+    def part(chosen: Named, notes: tuple[str, ...] = ()) -> Part:
         return Part(root, members, tuple(name for name, _ in chosen), np.array([row for _, row in chosen]), notes)
 
-    tops = Counter(name.partition("/")[0] for name, _ in there if "/" in name)
-    folders = {top.lower(): top for top in sorted(tops, reverse=True)}
-    train, test = (next((folders[n] for n in splits.NAMES[split] if n in folders), None) for split in splits.NAMES)
-    if train and test:
-        beside = sorted(set(tops) - {train, test})
-        notes = (f"{root}: beside {train}/ lie {', '.join(beside[:5])}, which are not read",) if beside else ()
-        inside = {
-            top: [(n[len(top) + 1 :], row) for n, row in there if n.startswith(f"{top}/")] for top in (train, test)
-        }
-        return part(inside[train], notes), part(inside[test])
+    found = _by_folder(there, root)
+    if found:
+        return part(*found[0]), part(*found[1])
     table = _partition(members, root)
     if table is None:
         return part(there), None
     numbers = [_partition_of(name, table, root) for name, _ in there]
     last = 2 if 2 in numbers else 1
     chosen = {k: [each for each, number in zip(there, numbers, strict=True) if number == k] for k in (0, last)}
+    if not chosen[0]:
+        raise UserError(f"{root}: no image is of partition 0, that of training, in {PARTITIONS[0]}")
     return part(chosen[0]), part(chosen[last]) if chosen[last] else None
 
 
+def _by_folder(there: Named, root: Path) -> tuple[tuple[Named, tuple[str, ...]], tuple[Named, tuple[str, ...]]] | None:
+    """Return the images in the folders of both splits, and what lies beside those; None where there are no two.
+
+    Raises UserError where the name of one may be that of a class.
+    """
+    tops = sorted({name.partition("/")[0] for name, _ in there if "/" in name}, reverse=True)
+    folders = {top.lower(): top for top in tops}
+    pair = [next((folders[name] for name in splits.NAMES[split] if name in folders), None) for split in splits.NAMES]
+    beside = ", ".join([top for top in reversed(tops) if top not in pair][:5])
+    if None in pair:
+        if pair != [None, None] and beside:
+            alone = next(filter(None, pair))
+            raise UserError(f"{PATH}: {root}: beside {alone}/ lie {beside}: is {alone}/ a class or a split? Rename one")
+        return None
+    train, test = ([(n.removeprefix(f"{top}/"), row) for n, row in there if n.startswith(f"{top}/")] for top in pair)
+    return (train, (f"{root}: beside {pair[0]}/ lie {beside}, which are not read",) if beside else ()), (test, ())
+
+
 def _is_image(name: str) -> bool:
-    hidden = name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith(".")
-    return name.lower().endswith(EXTENSIONS) and not hidden
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(("__MACOSX/", ".")) and "/." not in name
 
 
 def _base(images: list[str], names: Sequence[str]) -> str:
@@ -175,6 +187,8 @@ def _list(part: Part, labels: Labels) -> Listing:
 
 def _by_numbers(part: Part) -> Listing | None:
     """Return the images with the classes of webdataset's .cls files; None where there are none."""
+    if not any(name.endswith(CLASS) for name in part.members.names):
+        return None
     found = index.kept(part.members.spans.files, "cls", lambda: _numbers(part.members))["number"][part.rows]
     if (found == NO_CLASS).all():
         return None

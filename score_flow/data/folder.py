@@ -8,6 +8,7 @@ from score_flow.data.base import PATH, Source
 from score_flow.data.encoded import EncodedSource, OnError, open_files, takes_reader
 from score_flow.data.images import ImageReader
 from score_flow.data.listing import Labels, Listing, list_images, split_folders
+from score_flow.data.releases import named
 from score_flow.data.walking import Paths
 from score_flow.runs.files import existing_path
 from score_flow.types import UserError, check_choice
@@ -68,7 +69,7 @@ def _open(
     """Return the files that can be used, labelled by the classes if they have them."""
     label = listed.labels(classes)
     return open_files(
-        name, Paths(listed.root, listed.files), reader, on_error,
+        named(name, len(listed.files)), Paths(listed.root, listed.files), reader, on_error,
         label=label, classes=classes, notes=(*beside, *listed.notes),
         unlabelled=listed.strange(classes) if label is None else "",
     )  # fmt: skip

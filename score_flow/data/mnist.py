@@ -48,7 +48,8 @@ def _find(place: Path) -> dict[str, Path]:
     """Return the file of the images of each split."""
     if not place.is_dir():
         return {"train": place}
-    there = [file for file in sorted(place.iterdir()) if IMAGES.match(file.name)]
+    folders = [folder for folder in (place, place / "raw") if folder.is_dir()]  # raw: torchvision's
+    there = next(filter(None, ([f for f in sorted(each.iterdir()) if IMAGES.match(f.name)] for each in folders)), [])
     found: dict[str, list[Path]] = {}
     for file in there:
         word = next((split for word, split in WORDS.items() if word in re.split(r"[^a-z0-9]", file.name.lower())), None)

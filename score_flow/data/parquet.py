@@ -98,8 +98,8 @@ class _Table(Sequence[File]):
     def __getitem__(self, i: int) -> File:
         k = int(np.searchsorted(self._ends, i, side="right"))
         row = i - int(self._ends[k - 1] if k else 0)
-        value = self._group(*self._groups[k])[row].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
+        column = self._group(*self._groups[k])
+        content = _guarded(self._files[self._groups[k][0]], lambda _: _bytes(column[row]))
         place = f"{self._files[self._groups[k][0]]}: row {i}"
         if not isinstance(content, bytes):  # which the reader refuses, as any other that is no image
             return Blob(f"{place}, without bytes in {printable(self._image)}", b"")
@@ -181,6 +181,13 @@ def _column(file: Path, group: int | None, name: str) -> Any:
     with _pyarrow().ParquetFile(file, page_checksum_verification=True) as opened:
         table = opened.read(columns=[name]) if group is None else opened.read_row_group(group, columns=[name])
     return table.column(name)
+
+
+def _bytes(value: Any) -> Any:
+    """Return the value of a scalar, or of its member `bytes`."""
+    if hasattr(value, "keys"):  # a struct
+        return value["bytes"].as_py() if value.is_valid and "bytes" in list(value.keys()) else None
+    return value.as_py()
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

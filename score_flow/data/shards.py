@@ -60,7 +60,7 @@ def _files(path: str, kind: Kind) -> Files:
     place = existing_path(path, PATH)
     if not place.is_dir():
         return [place]
-    for inside in (place.iterdir(), place.glob("*/*"), place.glob("*/*/*")):
+    for inside in (place.iterdir(), *(place.glob("/".join("*" * depth)) for depth in (2, 3, 4))):  # 4: the hub's cache
         if found := sorted(file for file in inside if kind.has(file)):
             return found
     return []

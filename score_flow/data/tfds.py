@@ -13,6 +13,9 @@ from score_flow.data.base import Examples, Source
 from score_flow.data.formats import tfds_folder
 from score_flow.types import UserError, one_line
 
+# What the files of their authors are read by.
+AUTHORS = {"cifar10": "cifar10", "cifar100": "cifar100", "mnist": "mnist", "fashion_mnist": "mnist", "lsun": "lmdb"}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
@@ -72,7 +75,11 @@ def _of_array_record(split: str, dataset: str, data_dir: str | None) -> TfdsSour
         folder = f" --data_dir={data_dir}" if data_dir else ""
         command = f"tfds build {dataset}{folder}"
         reason = f"cannot open {dataset} {split} ({one_line(error)})"
-        raise UserError(f"config.data.source: {reason}; to prepare it, where TensorFlow is: {command}") from error
+        own = AUTHORS.get(dataset.partition(":")[0].partition("/")[0])
+        other = f"; or, of its authors' own files: --config.data.source.name={own} and .path" if own else ""
+        raise UserError(
+            f"config.data.source: {reason}; to prepare it, where TensorFlow is: {command}{other}"
+        ) from error
     features = dict(records.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
     if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:

@@ -52,8 +52,7 @@ def build(
     stem = Path(os.path.abspath(path)).name
     train, test = (_of_resolution(files, reader) for files in (train, test))
     if split == "test" and test:
-        opened = _open(f"{stem}/test", test, reader, image_feature, label_feature, like=train)
-        return opened
+        return _open(f"{stem}/test", test, reader, image_feature, label_feature, like=train)
     whole = _open(f"{stem}/train", train, reader, image_feature, label_feature, notes=notes, like=test)
     return whole if test else splits.share_out(whole, split, test_share, stem)
 

@@ -78,6 +78,16 @@ def test_webdataset_shards(given, tmp_path):
         assert test.num_classes == 4
 
 
+@pytest.mark.slow
+def test_what_the_library_webdataset_writes(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=5, verbose=0) as sink:
+        for i in range(N):
+            sink.write({"__key__": f"sample{i:04d}", "png": IMAGES[i], "cls": i % 4, "json": {"i": i}})
+    assert len(list(tmp_path.iterdir())) == 3
+    expect(open_all(tmp_path), IMAGES, [i % 4 for i in range(N)])
+
+
 def test_a_missing_cls_leaves_the_images_unlabelled_and_says_why(tmp_path):
     files = {f"{i}.png": PNGS[i] for i in range(4)} | {f"{i}.cls": b"1" for i in range(3)}
     source = open_all(save(tmp_path / "x.tar", files, lambda files: tar_of(files, "w")))
@@ -104,6 +114,8 @@ def test_celeba(kind, tmp_path):
     if kind == "txt beside":
         (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines[1:]))
         assert "000001.png has no line in list_eval_partition" in refusal(open_all, file)
+        (tmp_path / "list_eval_partition.txt").write_text("\n".join(line[:-1] + "1" for line in lines))
+        assert "no image is of partition 0" in refusal(open_all, file)
 
 
 def test_labels_by_choice(tmp_path):
@@ -124,6 +136,9 @@ def test_folders_of_splits_in_an_archive(tmp_path):
     assert any("more, which are not read" in note for note in source.notes)
     order = sorted((i for i in range(N) if i % 4 == 0), key=lambda i: NAMES[i])
     expect(open_all(file, "test"), IMAGES[order], [i % 3 for i in order])
+    for name in ("train", "Val"):
+        file = save(tmp_path / "y.zip", {f"{name}/1.png": PNGS[0], "cat/1.png": PNGS[1]})
+        assert f"beside {name}/ lie cat: is {name}/ a class or a split?" in refusal(open_all, file)
 
 
 def test_the_first_release_of_imagenet_32_is_named(tmp_path, monkeypatch):

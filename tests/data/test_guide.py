@@ -55,9 +55,16 @@ def stand_ins(path):
         "Imagenet32_npz/val_data.npz": writers.npz(**batch),
         "keras.npz": writers.npz(**keras), "images.npz": writers.npz(**npz),
     })  # fmt: skip
-    writers.tfds_builder()(
-        data_dir=str(path / "tensorflow_datasets"), file_format="array_record"
-    ).download_and_prepare()
+    splits = [{"name": split, "shardLengths": [str(N)]} for split in ("train", "test")]
+    shape, classes = {"shape": {"dimensions": ["32", "32", "3"]}}, {"numClasses": "3"}
+    features = {"features": {"image": {"image": shape}, "label": {"classLabel": classes}}}
+    prepared = path / "tensorflow_datasets/cifar10/3.0.2"
+    writers.save_all(prepared, {
+        "dataset_info.json": json.dumps({"name": "cifar10", "version": "3.0.2", "splits": splits}).encode(),
+        "features.json": json.dumps({"featuresDict": features}).encode(),
+    })  # fmt: skip
+    for split in ("train", "test"):
+        writers.write_tfrecord(prepared / f"cifar10-{split}.tfrecord-00000-of-00001", rows)
     writers.stylegan(path / "ffhq", noise(N, 32, 32, 3))
     writers.write_tfrecord(path / "tfrecords/train-00000-of-00001", rows)
     writers.write_parquet(path / "parquet/train-00000-of-00001.parquet", PNGS, np.arange(N) % 3, ("a", "b", "c"))

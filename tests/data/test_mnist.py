@@ -25,12 +25,15 @@ def save(folder, split, rows, packed=False, dot="-", labels=True):
     ("packed", "dot", "stem"), [(True, "-", ""), (False, "-", ""), (False, ".", "emnist-letters-")]
 )
 def test_both_splits(packed, dot, stem, tmp_path):
+    tmp_path = tmp_path / "MNIST"
     save(tmp_path, f"{stem}train", slice(0, 6), packed, dot)
     save(tmp_path, f"{stem}t10k" if not stem else f"{stem}test", slice(6, 9), packed, dot)
     for split, rows in (("train", slice(0, 6)), ("test", slice(6, 9))):
         source = mnist.build(split, str(tmp_path))
         expect(source, IMAGE[rows][..., None], LABEL[rows])
         assert source.num_classes == 4
+    tmp_path.rename(tmp_path.with_name("raw"))  # as torchvision keeps them
+    assert len(mnist.build("train", str(tmp_path.parent))) == 6
 
 
 def test_one_split_or_one_file_has_a_share_held_out(tmp_path):

@@ -217,5 +217,5 @@ def test_tfds_tells_how_to_prepare_what_is_missing(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from score_flow.data import tfds
 
-    with pytest.raises(UserError, match="^.*to prepare it, where TensorFlow is: tfds build cifar10.*$"):
+    with pytest.raises(UserError, match="^.*TensorFlow is: tfds build cifar10 .*source.name=cifar10 and .path$"):
         tfds.build(data_dir=str(tmp_path))
