@@ -8,7 +8,9 @@ import numpy as np
 from evaluation import fold as folds
 from evaluation.modes.converting import convert, is_made
 from score_flow.config.options import Config
-from score_flow.data.base import Source
+from score_flow.data import latents
+from score_flow.data.base import FIRST, Source, checksum
+from score_flow.data.latents import LatentSource
 from score_flow.data.packed import FACTS, described
 from score_flow.experiment import Experiment
 from score_flow.runs import files
@@ -22,18 +24,45 @@ KEYS = ("first", "n", "decoding")
 def pack(run: Experiment, config: Config, workdir: Path) -> None:
     """Write the images and labels of both splits to workdir/{train,test}/; resumable, what is done stays.
 
-    Raises UserError for latents, which are packed already, and where the disk has no place; Preempted after SIGTERM.
+    Latents are written in half precision, for data.source.name = latents. Raises UserError for what is packed already,
+    and where the disk has no place; Preempted after SIGTERM.
     """
-    if config.data.source.name in ("latents", "packed"):
-        raise UserError(f"--mode=pack: config.data.source.name is {config.data.source.name}, which is packed already.")
+    if config.data.source.name == "packed":
+        raise UserError("--mode=pack: config.data.source.name is packed, which is packed already.")
     with folds.held(workdir, "packing"):
         for split in ("train", "test"):
             source, target = run.open_source(split), workdir / split
+            if isinstance(source, LatentSource):
+                halve(source, Path(config.data.source.arguments["path"]).expanduser() / split, target)
+                continue
             facts = described(source)
             if not is_made(facts, target, FACTS, KEYS, "a copy of other data"):
                 pack_split(source, target, facts)
             if is_main():
                 print(f"packed: {target}: {len(source)} images {source.name}", flush=True)
+
+
+def halve(source: LatentSource, folder: Path, target: Path) -> None:
+    """Write the latents of a folder in half precision; raises UserError where they are already."""
+    facts = (files.json_at(folder / latents.FACTS) or {}) | {"dtype": "float16", "first": checksum(source, FIRST)}
+    if source.mean.dtype == np.float16:
+        raise UserError(f"--mode=pack: {folder} holds latents in half precision, which are packed already.")
+    keys = ("first", "n", "dtype")
+    if not is_made(facts, target, latents.FACTS, keys, "a copy of other latents"):
+        _refuse_full(target, source.mean.nbytes)
+        label = {} if source.label is None else {"label": source.label}
+        arrays = {"mean": source.mean, "std": source.std} | label
+
+        def make(indices):
+            return {
+                name: np.array(array[indices], np.int32 if name == "label" else np.float16)
+                for name, array in (arrays if is_main() else {}).items()
+            }
+
+        size = max(min(ROUND // (source.mean[0].nbytes + 1), -(-len(source) // ROUNDS)), 1)
+        convert(facts, target, latents.FACTS, keys, size=size, make=make, what="packing")
+    if is_main():
+        print(f"packed: {target}: {len(source)} {source.name}", flush=True)
 
 
 def pack_split(source: Source, target: Path, facts: dict) -> None:

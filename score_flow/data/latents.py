@@ -7,7 +7,7 @@ what encoding the images anew in every epoch would give (Rombach et al. 2021, ar
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float, Int, Int32
 
 from score_flow.data import mapped
 from score_flow.data.base import Examples
@@ -21,8 +21,8 @@ class LatentSource:
     """Moments of latents on disk, mapped into memory; `read` gives them side by side, (b, h, w, 2 c)."""
 
     name: str
-    mean: Float32[np.ndarray, "n h w c"]
-    std: Float32[np.ndarray, "n h w c"]
+    mean: Float[np.ndarray, "n h w c"]  # float32, or float16 as `--mode=pack` leaves them
+    std: Float[np.ndarray, "n h w c"]
     label: Int32[np.ndarray, "n"] | None
     num_classes: int
     levels: int = 256  # of the images that they decode to
@@ -36,7 +36,8 @@ class LatentSource:
         return len(self.mean)
 
     def read(self, indices: Int[np.ndarray, "b"]) -> Examples:
-        examples = {"image": np.concatenate([self.mean[indices], self.std[indices]], axis=-1)}
+        moments = np.concatenate([self.mean[indices], self.std[indices]], axis=-1)
+        examples = {"image": moments.astype(np.float32, copy=False)}
         return examples if self.label is None else examples | {"label": np.asarray(self.label[indices])}
 
 
@@ -44,7 +45,8 @@ def build(split: Split = "train", path: str = "") -> LatentSource:
     """The split of a folder that `--mode=encode` made, <path>/<split>/{mean,std,label}.npy; raises UserError."""
     with mapped.opened(path, split, FACTS, "latents", "encode") as (folder, facts):
         shape, num_classes = (facts["n"], *facts["latent_shape"]), facts["num_classes"]
-        wanted = dict.fromkeys(("mean", "std"), (shape, "float32"))
+        kind = "float16" if facts.get("dtype") == "float16" else "float32"
+        wanted = dict.fromkeys(("mean", "std"), (shape, kind))
         found = mapped.arrays_in(folder, wanted, num_classes)
         rest = num_classes, 256, tuple(map(str, facts.get("classes") or ()))
         return LatentSource(str(facts["name"]), found["mean"], found["std"], found.get("label"), *rest)

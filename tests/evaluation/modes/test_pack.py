@@ -8,8 +8,8 @@ from PIL import Image
 
 from evaluation.modes import pack as mode
 from main import EXIT_USER_ERROR, main
-from score_flow.data import compare, folder, packed
-from score_flow.data.base import facts
+from score_flow.data import compare, folder, latents, packed
+from score_flow.data.base import ArraySource, facts
 from score_flow.types import UserError
 from tests.launch import run
 
@@ -66,11 +66,40 @@ def test_what_is_done_is_done_and_of_other_data_is_refused(images, packed_folder
     assert "holds a copy of other data" in capsys.readouterr().err
 
 
-def test_latents_and_packed_data_are_packed_already(packed_folder, tmp_path, capsys):
+def test_packed_data_are_packed_already(packed_folder, tmp_path, capsys):
     again = ["--config.data.source.name=packed", f"--config.data.source.path={packed_folder}"]
     command = ["--config=configs/digits.py", f"--workdir={tmp_path}", "--mode=pack", *again]
     assert main([*command, "--config.network.name=mlp"]) == EXIT_USER_ERROR
     assert "is packed, which is packed already" in capsys.readouterr().err
+
+
+def test_latents_are_packed_in_half_precision(tmp_path):
+    """A copy in the layout of latents; read as float32 again, rounded to 11 bits."""
+    rng, given = np.random.default_rng(0), tmp_path / "given" / "train"
+    given.mkdir(parents=True)
+    arrays = {name: rng.standard_normal((N, 4, 4, 2)).astype(np.float32) for name in ("mean", "std")}
+    for name, array in (arrays | {"label": np.arange(N, dtype=np.int32) % 3}).items():
+        np.save(given / f"{name}.npy", array)
+    about = {"name": "latents of d", "n": N, "latent_shape": [4, 4, 2], "num_classes": 3, "scale": 0.5}
+    (given / latents.FACTS).write_text(json.dumps(about))
+    mode.halve(latents.build("train", str(tmp_path / "given")), given, tmp_path / "half" / "train")
+    half = latents.build("train", str(tmp_path / "half"))
+    got = half.read(np.arange(N))
+    assert half.mean.dtype == np.float16 and got["image"].dtype == np.float32
+    np.testing.assert_allclose(got["image"], np.concatenate([arrays["mean"], arrays["std"]], axis=-1), rtol=2**-11)
+    np.testing.assert_array_equal(got["label"], np.arange(N) % 3)
+    assert json.loads((tmp_path / "half" / "train" / latents.FACTS).read_text())["scale"] == 0.5
+    with pytest.raises(UserError, match="in half precision, which are packed already"):
+        mode.halve(half, tmp_path / "half" / "train", tmp_path / "again" / "train")
+
+
+def test_real_numbers_are_packed_as_they_are(tmp_path):
+    image = np.random.default_rng(0).uniform(-2, 3, (N, 4, 4, 5)).astype(np.float32)
+    source = ArraySource("real", image, levels=0, range=(-2.0, 3.0))
+    mode.pack_split(source, tmp_path / "train", packed.described(source))
+    copy = packed.build("train", str(tmp_path))
+    np.testing.assert_array_equal(copy.read(np.arange(N))["image"], image)
+    assert facts(copy) == facts(source) and copy.range == (-2.0, 3.0)
 
 
 def test_a_disk_without_place_is_known_before(images, tmp_path, monkeypatch):
