@@ -49,9 +49,13 @@ def kept_about(
         except (UserError, LookupError, ValueError):  # damaged: made anew
             pass
     found = scan()
-    if max(map(len, found.values()), default=0) > FEW:
+    if max(map(_entries, found.values()), default=0) > FEW:
         _keep(place, found)
     return found
+
+
+def _entries(array: np.ndarray) -> int:
+    return int((array == 0).sum()) + 1 if array.dtype == np.uint8 else len(array)  # bytes are names, as of `packed`
 
 
 def _keep(place: Path, found: Arrays) -> None:
