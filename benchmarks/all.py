@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import likelihood, networks, sampler, train_step
+from benchmarks import likelihood, loader, networks, sampler, train_step
 from benchmarks.measure import main
 
-MEASUREMENTS = (train_step.measure, networks.measure, likelihood.measure, sampler.measure)
+MEASUREMENTS = (train_step.measure, networks.measure, likelihood.measure, sampler.measure, loader.measure)
 
 if __name__ == "__main__":
     sys.exit(main(*MEASUREMENTS))

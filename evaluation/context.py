@@ -167,7 +167,7 @@ def load_base(run: Experiment, file: str) -> Batch | None:
         return None
     if not side:
         raise UserError("config.eval.low_res is given, but config.model.low_res is 0: the model refines no images.")
-    source = arrays.read(files.regular_file(file, "config.eval.low_res"), run.scaling.levels)
+    source = arrays.read(files.regular_file(file, "config.eval.low_res"), arrays.Form(run.scaling.levels))
     shape = (side, side, run.image_shape[-1])
     if source.image_shape != shape:
         raise UserError(f"config.eval.low_res: {file} holds images of shape {source.image_shape}; allowed: {shape}")

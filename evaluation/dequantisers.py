@@ -59,6 +59,8 @@ def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDeq
 def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Place) -> None:
     """Raise UserError, with the remedy, where a run has not what the dequantiser of a name needs."""
     folder, t = workdir / train_deq.FOLDER, start_time(options, name)
+    if run.real and name != "uniform":
+        raise UserError(f"config.eval.dequantizer is {name!r}: real numbers have no levels; leave it at 'uniform'.")
     trained = lambda: any(folder.glob("checkpoints*/*.manifest.json"))  # noqa: E731
     if name == "variational" and not decided(f"dequantiser in {folder}", trained):
         raise UserError(
@@ -78,6 +80,8 @@ def start_time(options: EvalOptions, name: str) -> float:
 
 def train_for(run: Experiment, config: Config, workdir: Place) -> None:
     """Train the variational dequantiser of a run in a folder of its own; goes on from what is there."""
+    if run.real:
+        raise UserError("--mode=train_deq trains a dequantiser of pixel levels, and the data are real numbers.")
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     score = weights.load_params(run, weights.which_of(config), checkpoints, step)
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:

@@ -36,6 +36,8 @@ def drawer(run: Experiment, sampler: Sampler, *, stream: Stream = Stream.SAMPLES
             denoiser = control(denoiser, seeds)
         samples = sampler(example_keys(run.seed, seeds, stream), denoiser, run.image_shape)
         arrays = {"image": pixels(samples.x)} | (condition or {})
+        if run.real:
+            arrays["value"] = run.scaling.to_data(samples.x)
         if extractor is not None:
             features = extractor.features(arrays["image"])._asdict()
             arrays |= {name: array for name, array in features.items() if array is not None}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evaluation import drawing, weights
@@ -170,7 +171,8 @@ def real_images(run: Experiment, most: int = 1000) -> np.ndarray:
     """Read the first test images, as pixel levels; none of a model of latents, whose data are no images."""
     if run.latent:
         return np.zeros((0, *run.pixel_shape), np.uint8)
-    return run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
+    image = run.test_source.read(np.arange(min(most, len(run.test_source))))["image"]
+    return np.asarray(run.scaling.quantise(run.scaling.normalise(jnp.asarray(image)))) if run.real else image
 
 
 def hash_data(run: Experiment, results: Results, hashes: dict[str, str]) -> None:

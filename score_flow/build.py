@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,13 @@ from jax.sharding import Mesh
 
 from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
-from score_flow.config.hints import parameters_of
+from score_flow.config.hints import ValueRange, parameters_of
 from score_flow.config.options import Config
+from score_flow.data.augmentation import N_LABELS
 from score_flow.data.base import Source
-from score_flow.data.compare import refuse_unfit
+from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
 from score_flow.data.conditioning import Conditioning
+from score_flow.data.kinds import with_hint
 from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
@@ -42,25 +45,27 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     """
     data, optim = config.data, config.optim.to_dict()
     latent, labelled = is_latent(config), uses_labels(config)
-    split = functools.cache(functools.partial(_open, data.source, held_out_before(remembered)))
+    split = functools.cache(functools.partial(_open, data.source, as_before(remembered)))
     declared, whose = _declared(config, remembered, split)
-    image_shape = tuple(declared.image_shape)
+    image_shape, values = tuple(declared.image_shape), tuple(getattr(declared, "range", None) or ())
+    refuse_levels(config, declared.levels, values)
 
     @functools.cache
     def open_source(name: str) -> Source:
         source = split(name)
-        refuse_unfit(source, image_shape, declared.levels, declared.num_classes if labelled else 0, whose)
+        num_classes = declared.num_classes if labelled else 0
+        refuse_unfit(source, image_shape, declared.levels, num_classes, whose, values)
         return source
 
     conditioning = build_conditioning(config, declared.num_classes, getattr(declared, "unlabelled", ""))
     model = build_model(config, image_shape[-1], conditioning)
     check_shapes(model, image_shape, conditioning, name=config.network.name)
-    dequantised = data.uniform_dequantization and not latent
-    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels)
+    dequantised = data.uniform_dequantization and not latent and not values
+    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels or LEVELS, values)
     mesh = _mesh(config.training.fsdp)
     return Experiment(
         model=model,
-        loss=build_loss(config, model, Preprocessing(scaling, conditioning, dequantised, data.random_flip)),
+        loss=build_loss(config, model, build_preprocessing(config, image_shape, scaling, conditioning, dequantised)),
         optimiser=make_optimiser(optim.pop("optimizer"), **optim),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
@@ -103,7 +108,8 @@ def is_latent(config: Config) -> bool:
     """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
         for key, without in (
-            ("data.random_flip", False), ("model.low_res", 0), ("training.objective", "simple"),
+            ("data.random_flip", False), ("data.random_crop", 0), ("data.augment", 0.0), ("model.low_res", 0),
+            ("training.objective", "simple"),
         ):  # fmt: skip
             section, name = key.split(".")
             if (value := getattr(getattr(config, section), name)) != without:
@@ -113,6 +119,14 @@ def is_latent(config: Config) -> bool:
                 )
         return True
     return bool(config.eval.autoencoder)
+
+
+def refuse_levels(config: Config, levels: int, values: ValueRange) -> None:
+    """Raise UserError for images that have neither levels nor a range, or for what real numbers cannot have."""
+    if (levels == 0) != bool(values):
+        raise UserError(f"config.data.levels is {levels}, config.data.range {values}: levels = 0 goes with a range.")
+    if values and config.model.low_res:
+        raise UserError(f"config.model.low_res is {config.model.low_res}: super-resolution needs pixel levels.")
 
 
 def uses_labels(config: Config) -> bool:
@@ -135,16 +149,37 @@ def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Calla
     return source, f"{source.name} has"
 
 
-def held_out_before(remembered: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the share of images that a run holds out where its config is silent: 0 of an older run, which did not."""
-    share = 0.0 if remembered is not None and not remembered else (remembered or {}).get("test_share")
-    return {} if share is None else {"test_share": share}
+def as_before(remembered: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a run does with its data where its config is silent: what it did, by the facts in its states.
+
+    An older run, whose facts know nothing of it, held out no images, and dropped alpha and turns.
+    """
+    if remembered is None:
+        return {}
+    share = remembered.get("test_share") if remembered else 0.0
+    return ({} if share is None else {"test_share": share}) | remembered.get("decoding", DECODED_BEFORE)
 
 
-def _open(section: Component, held_out: dict[str, float], split: str) -> Source:
+def _open(section: Component, before: dict[str, Any], split: str) -> Source:
     """Return a split of the data set."""
-    silent = {name: share for name, share in held_out.items() if name not in section.arguments}
-    return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
+    silent = {name: value for name, value in before.items() if name not in section.arguments}
+    try:
+        return resolve(registries.SOURCES, section, "config.data.source", split=split, **silent)
+    except UserError as error:
+        raise with_hint(error, section.name, section.arguments.get("path")) from error
+
+
+def build_preprocessing(
+    config: Config, image_shape: tuple[int, ...], scaling: Scaling, conditioning: Conditioning, dequantised: bool
+) -> Preprocessing:
+    """Build what leads from a batch to what the model sees; raises UserError for augmentations that cannot be."""
+    data, side = config.data, min(image_shape[:2])
+    if data.random_crop >= side:
+        raise UserError(f"config.data.random_crop is {data.random_crop}; it must be below the images' side, {side}.")
+    for key, without in (("model.low_res", 0), ("training.objective", "simple")):
+        if data.augment and (value := operator.attrgetter(key)(config)) != without:
+            raise UserError(f"config.data.augment is {data.augment}, but config.{key} {value!r}: allowed {without!r}.")
+    return Preprocessing(scaling, conditioning, dequantised, data.random_flip, data.random_crop, data.augment)
 
 
 def build_conditioning(config: Config, num_classes: int, why: str = "") -> Conditioning:
@@ -170,8 +205,11 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
     )
 
 
-# What a network may be asked for: the argument of its `build`, and the option of config.model that asks.
-ASKED = {"num_classes": "class_conditional", "super_resolution": "low_res", "out_channels": "learn_sigma"}
+# What a network may be asked for: the argument of its `build`, and the option that asks.
+ASKED = {
+    "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
+    "augment_dim": "data.augment",
+}  # fmt: skip
 
 
 def build_network(config: Config, channels: int, conditioning: Conditioning) -> nn.Module:
@@ -182,6 +220,8 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
     if config.model.learn_sigma:
         offered["out_channels"] = 2 * channels
+    if config.data.augment:
+        offered["augment_dim"] = N_LABELS
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
         build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
@@ -192,7 +232,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         able = ", ".join(name for name, other in builds.items() if argument in parameters_of(other))
         option = ASKED[argument]
         raise UserError(
-            f"config.model.{option} is {getattr(config.model, option)}, which the network {section.name} cannot do: "
+            f"config.{option} is {operator.attrgetter(option)(config)}, which the network {section.name} cannot do: "
             f"it has no argument {argument}; networks that have: {able}."
         )
     network = call(build, section, "config.network", **offered)

@@ -36,6 +36,11 @@ class Experiment:
     latent: bool = False  # whether the model makes latents instead of pixels
     autoencoder: str = ""  # ... the folder of what decodes them
 
+    @property
+    def real(self) -> bool:
+        """Whether the data are real numbers of a range, without levels."""
+        return bool(self.scaling.range)
+
     @functools.cached_property
     def train_source(self) -> Source:
         return self.open_source("train")

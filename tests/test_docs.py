@@ -23,6 +23,7 @@ from main import main
 from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.types import UserError
+from tests.data import writers
 from tests.launch import ROOT, environment, finish, places
 
 README = ROOT / "README.md"
@@ -84,7 +85,7 @@ def small(line: str) -> list[str]:
 def missing(line: str) -> list[str]:
     """What a command reads that has no stand-in: files of PATH, and the run of a mode that does not begin one."""
     given = dict(flag.split("=", 1) for flag in shlex.split(line.removeprefix(PROGRAM)))
-    begins, read = given["--mode"] in ("train", "import", "encode", "plan"), dict(given)
+    begins, read = given["--mode"] in ("train", "import", "encode", "pack", "plan"), dict(given)
     workdir = read.pop("--workdir", "")
     files = [file for value in read.values() for file in re.findall(r"PATH/[\w./-]+", value)]
     return [name for name in [*files, *([] if begins else [workdir])] if not Path(name).exists()]
@@ -100,6 +101,8 @@ def place(tmp_path_factory):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (70, 66 + i, 3), np.uint8)).save(file)
     np.savez(folder / "PATH/images.npz", image=rng.integers(0, 256, (20, 8, 8), np.uint8), label=np.arange(20) % 3)
+    packed = {f"cifar-10-batches-py/{name}": content for name, content in writers.cifar10()[0].items()}
+    (folder / "PATH/cifar-10-python.tar.gz").write_bytes(writers.tar_of(packed))
     for name in ("image", "mask"):
         Image.fromarray(255 * rng.integers(0, 2, (8, 8), np.uint8)).save(folder / f"PATH/{name}.png")
     with pytest.MonkeyPatch.context() as patch:
@@ -186,10 +189,12 @@ def test_commands_in_the_text(capsys):
     for code in re.findall(r"`python -c \"(.*?)\"`", text):
         exec(code, {})
     assert "Device" in capsys.readouterr().out
-    [(module, flags)] = set(re.findall(r"`python -m ([\w.]+)(.*?)`", text, re.DOTALL))
+    named = set(re.findall(r"`python -m ([\w.]+)(.*?)`", text, re.DOTALL))
     known = (ROOT / "benchmarks/measure.py").read_text()
-    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    assert all(f'"{flag}"' in known for flag in re.findall(r"--\w+", flags))
+    for module, flags in named:
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+        assert all(f'"{flag}"' in known for flag in re.findall(r"--\w+", flags))
+    assert named
 
 
 LOOP, *TOGETHER = sorted(lines(ROOT / "docs/guide/machines.md", "sh"), key=lambda line: not line.startswith("until"))

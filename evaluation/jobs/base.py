@@ -16,11 +16,13 @@ from score_flow.runs.places import Place
 from score_flow.types import UserError, check_choice
 
 # What a job works with; a run without it is refused, and what it is of is among what the result depends on.
-#   denoiser: a model of images;  classifier: one of labels;  pixels: data that are no latents
+#   denoiser: a model of images;  classifier: one of labels
+#   pixels: data that are no latents;  levels: data that are no real numbers
 #   objective: what the network was trained by;  sampler: the config's;  guidance: the denoiser that samplers see
 #   split: the data set's, by eval.bpd_dataset;  training images, test images: those
 Need = Literal[
-    "denoiser", "classifier", "pixels", "objective", "sampler", "guidance", "split", "training images", "test images"
+    "denoiser", "classifier", "pixels", "levels", "objective", "sampler", "guidance", "split", "training images",
+    "test images",
 ]
 
 
@@ -105,6 +107,9 @@ def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:
         )
     if more := [name for name, job in jobs.items() if not classifies and job.needing("classifier")]:
         raise UserError(f"the job {more[0]} is a classifier's: config.training.objective must be classifier.")
+    if run.real and (more := [name for name, job in jobs.items() if job.needing("levels")]):
+        allowed = ", ".join(n for n in registries.JOBS.names() if not find(n).needs & {"levels", "classifier"})
+        raise UserError(f"the job {more[0]} needs pixel levels, the data are real numbers; allowed: {allowed}.")
     if run.latent and run.pixel_shape:  # which refuses a missing autoencoder
         for name in [name for name, job in jobs.items() if job.needing("pixels")]:
             allowed = (

@@ -27,7 +27,8 @@ READS = (
 
 def job_of(name: str = "", **report: Any) -> Job:
     """Make the job of the dequantiser of a name, without one of eval.dequantizer's, and its part of the report."""
-    return Job(build, frozenset({"denoiser", "pixels", "split"}), READS, functools.partial(open_for, name), **report)
+    needs = frozenset({"denoiser", "pixels", "split", *(["levels"] if name else [])})
+    return Job(build, needs, READS, functools.partial(open_for, name), **report)
 
 
 def open_for(name: str, run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
@@ -57,15 +58,19 @@ def bits_of(run: Experiment, options: EvalOptions, name: str, solver: Solver) ->
 
 
 def build(context: Context, opened: tuple[str, Solver]) -> Fold:
-    """Compute bits/dim over the split, num_repeats times: mean, standard error over images, calls; bits.npz has all."""
+    """Compute bits/dim over the split, num_repeats times: mean, standard error over images, calls; bits.npz has all.
+
+    Of real numbers the density, in nats a dimension.
+    """
     (name, solver), options, run = opened, context.options, context.run
     chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
 
     def finish(state):
         write_arrays(context.directory / "bits.npz", bits=state["bits"])
-        mean, error = mean_and_error(state["bits"].mean(axis=0))  # repeats of an image are not independent
+        unit, name_of = (math.log(2), "nats_per_dim") if run.real else (1.0, "bits_per_dim")
+        mean, error = mean_and_error(unit * state["bits"].mean(axis=0))  # repeats of an image are not independent
         return {
-            "bits_per_dim": mean,
+            name_of: mean,
             "standard_error": error,
             **context.about(options.num_repeats),
             "probe": options.probe,

@@ -200,4 +200,4 @@ READS = (
     "num_repeats", "smallest_time", "largest_time", "dequantizer", "decoder_time", "bound_times",
     "bound_form", "bound_importance", "probe", "n_probes",
 )  # fmt: skip
-job = Job(build, frozenset({"denoiser", "pixels", "split"}), READS, open_bound)
+job = Job(build, frozenset({"denoiser", "pixels", "levels", "split"}), READS, open_bound)

@@ -98,5 +98,5 @@ def section(record: page.Record) -> str:
     return page.section("Quality against network calls", page.pair(plot, page.matrix(heads, cells)))
 
 
-NEEDS = frozenset({"denoiser", "guidance", "pixels", "training images", "test images"})
+NEEDS = frozenset({"denoiser", "guidance", "pixels", "levels", "training images", "test images"})
 job = Job(build, NEEDS, ("num_samples",), lambda run, options, workdir: Opened(budgets()), section, place=50)

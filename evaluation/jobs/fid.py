@@ -135,7 +135,7 @@ def cards(record: page.Record) -> list[str]:
 
 
 NEEDS, READS = (
-    frozenset({"denoiser", "sampler", "guidance"}),
+    frozenset({"denoiser", "sampler", "guidance", "levels"}),
     ("num_samples", "fid_dataset", "kept_features", "save_npz"),
 )
 job = Job(build, NEEDS, (*READS, "extractor", "stats"), open_reference, cards=cards, place=15)

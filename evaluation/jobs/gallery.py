@@ -175,4 +175,4 @@ def section(record: page.Record) -> str:
     return page.section("Gallery", page.two_columns(*sheets))
 
 
-job = Job(build, frozenset({"denoiser", "sampler", "pixels", "test images"}), section=section, place=40)
+job = Job(build, frozenset({"denoiser", "sampler", "pixels", "levels", "test images"}), section=section, place=40)

@@ -126,4 +126,4 @@ def section(record: page.Record) -> str:
     return page.section("Interpolation", sheet, note=note)
 
 
-job = Job(build, frozenset({"denoiser", "pixels", "split"}), FLOW_READS, open_flow, section, place=30)
+job = Job(build, frozenset({"denoiser", "pixels", "levels", "split"}), FLOW_READS, open_flow, section, place=30)

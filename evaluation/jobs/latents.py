@@ -65,4 +65,4 @@ def build(context: Context, solver: Solver) -> Fold:
     return per_image(context, there_and_back(context, solver), finish, summarise=summarise, advice=advice)
 
 
-job = Job(build, frozenset({"denoiser", "pixels", "split"}), FLOW_READS, open_flow)
+job = Job(build, frozenset({"denoiser", "pixels", "levels", "split"}), FLOW_READS, open_flow)

@@ -12,7 +12,7 @@ from evaluation.report.pictures import beside, save_grid
 
 
 def build(context: Context, opened: None) -> Fold:
-    """Draw, keep as uint8 in samples.npz, and compare with the test images."""
+    """Draw, keep as uint8 in samples.npz, and compare with the test images; real numbers are kept too, as `value`."""
     run, folder = context.run, context.directory
 
     def finish(state, arrays):
@@ -24,7 +24,7 @@ def build(context: Context, opened: None) -> Fold:
             sheet, columns = beside(shown, arrays["image"][:100])
             save_grid(folder / "control.png", sheet, run.scaling.levels, columns=columns)
         result = context.about_samples(state["calls"]) | {"levels": run.scaling.levels}
-        if context.judged and not run.latent:
+        if context.judged and not run.latent and not run.real:
             result |= {"split": run.test_source.name}
             result |= Judge(run.train_source, run.test_source)(arrays["image"], arrays.get("label"))
         return result

@@ -108,6 +108,6 @@ def build(context: Context, bound: VariationalBound) -> Fold:
     return per_image(context, terms, finish, summarise=summarise)
 
 
-NEEDS = frozenset({"denoiser", "pixels", "objective", "split"})
+NEEDS = frozenset({"denoiser", "pixels", "levels", "objective", "split"})
 READS = ("largest_time", "vlb_steps", "vlb_variance", "vlb_clip")
 job = Job(build, NEEDS, READS, lambda run, options, workdir: Opened(chain(run, options)))

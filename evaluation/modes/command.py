@@ -96,6 +96,13 @@ def encode(run: "Experiment", config: "Config", workdir: Path, options: argparse
     encode(run, config, workdir)
 
 
+def pack(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
+    """Write a data set's images into one memory map."""
+    from evaluation.modes.pack import pack
+
+    pack(run, config, workdir)
+
+
 def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None:
     """Published weights into a workdir."""
     from evaluation.modes.checking import check_components
@@ -145,6 +152,7 @@ MODES = {
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
     "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, elsewhere=True),
+    "pack": Mode("a data set's images in one memory map, for data.source.name = packed", pack),
 }
 
 

@@ -31,6 +31,8 @@ def write_statistics(run: Experiment, config: Config, workdir: Place) -> Place:
     """
     if run.latent:
         raise UserError("--mode=stats is of images: leave config.eval.autoencoder out, in a recipe of their data set.")
+    if run.real:
+        raise UserError("--mode=stats is of pixel levels, and the data are real numbers.")
     options, source = config.eval, statistics.reference_source(run, config.eval)
     file, extractor = statistics.statistics_file(run, options, workdir), statistics.extractor_of(run, options)
     if decided(f"statistics {file}", file.exists):

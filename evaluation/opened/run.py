@@ -229,6 +229,8 @@ class Run:
     def _levels(self, what: str, images: Any) -> Levels:
         if self.experiment.latent:
             raise UserError(f"{what} takes pixels, and this is a model of latents.")
+        if self.experiment.real:
+            raise UserError(f"{what} takes pixel levels, and this is a model of real numbers.")
         return given.levels_of(images, self.image_shape, self.experiment.scaling.levels)
 
     def _labels(self, labels: Labels | None, n: int | None, guide: Guidance) -> np.ndarray | None:

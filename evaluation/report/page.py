@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from evaluation.report.pictures import grid
+from evaluation.report.pictures import grid, picture_of
 from score_flow.runs.places import Place, local
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -117,7 +116,7 @@ def sheet(
     columns = columns or len(heads) or math.ceil(math.sqrt(len(images)))
     pixels = grid(reduced(images, SHEET // columns), levels, columns=columns)
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    picture_of(pixels).save(buffer, "PNG", optimize=True)
     zoom = max(1, COLUMN // pixels.shape[1])
     height, width = zoom * pixels.shape[0], zoom * pixels.shape[1]
     above = "".join(f"<span>{escape(head)}</span>" for head in heads)

@@ -37,10 +37,15 @@ def beside(
     return np.stack(columns, axis=1).reshape(-1, *samples.shape[1:]), len(columns)
 
 
+def picture_of(sheet: UInt8[np.ndarray, "H W c"]) -> Image.Image:
+    """Make a picture of one channel, or of three, which are the first of many."""
+    return Image.fromarray(sheet[..., 0] if sheet.shape[-1] < 3 else sheet[..., :3])
+
+
 def save_grid(file: Place, images: UInt8[np.ndarray, "n h w c"], levels: int = 256, *, columns: int = 0) -> None:
     """Write a sheet; small images are enlarged by whole factors, so that pixels stay square."""
     sheet = grid(images, levels, columns=columns)
     zoom = max(1, 32 // images.shape[1])
-    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] < 3 else sheet[..., :3])  # three channels of latents
+    picture = picture_of(sheet)
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     write_whole(file, lambda stream: picture.save(stream, "PNG"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow.data import arrays
 from score_flow.data import levels as pixels
-from score_flow.data.folder import FORMATS, ImageReader
+from score_flow.data.images import FORMATS, ImageReader
 from score_flow.data.scaling import Scaling
 from score_flow.runs.files import array_of, regular_file
 from score_flow.types import UserError, one_line
@@ -31,7 +31,7 @@ def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> U
     """
     path = existing_file(file, what)
     if path.suffix == ".npz":
-        images = arrays.read(path, levels, MAX_BYTES).image
+        images = arrays.read(path, arrays.Form(levels), MAX_BYTES).image
     else:
         images = np.rint(_decode(path, channels) * ((levels - 1) / 255)).astype(np.uint8)[None]
     if images.shape[-1] != channels:
@@ -42,7 +42,7 @@ def read_images(file: str | Path, what: str, *, channels: int, levels: int) -> U
 def _decode(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
     if channels not in (1, 3):
         raise UserError(f"{path}: an image file has 1 or 3 channels, the model {channels}; allowed: an .npz of images")
-    if refused := ImageReader(1, channels, MAX_PIXELS).check(path):
+    if refused := ImageReader(1, channels, MAX_PIXELS).check(path).refused:
         raise UserError(refused)
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -62,6 +62,8 @@ def require_size(images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int], wh
 
 def to_model(levels: UInt8[np.ndarray, "n h w c"], scaling: Scaling, dequantised: bool) -> Float[Array, "n h w c"]:
     """Scale levels to the model's range; where its data fill the cells of their levels, to the middles of the cells."""
+    if scaling.range:
+        raise UserError("config.control takes images of pixel levels, and the model is one of real numbers")
     return pixels.to_model(scaling, dequantised, jnp.asarray(levels), pixels.middles)
 
 

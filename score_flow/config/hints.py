@@ -21,6 +21,7 @@ Whole = Annotated[int, Limits(least=0, most=10**7)]
 Positive = Annotated[float, Limits(above=0)]
 NotNegative = Annotated[float, Limits(least=0)]
 Share = Annotated[float, Limits(least=0, most=1)]
+ValueRange = Annotated[tuple[int | float, ...], Limits(lengths=(0, 2))]  # (lowest, highest) of real-valued data
 UnitTime = Annotated[float, Limits(least=0, most=1)]
 # float16 is missing: its gradients underflow unless the loss is scaled, which nothing here does.
 Dtype = Annotated[
@@ -42,6 +43,12 @@ class Given:
     def refuse(self, where: str) -> None:
         """Raise UserError: a config names it."""
         raise UserError(f"{where} cannot be given: it is {self.by}.")
+
+
+def refuse_empty_range(where: str, values: ValueRange) -> None:
+    """Raise UserError unless a range is none, or has a lowest value below the highest."""
+    if values and not values[0] < values[1]:
+        raise UserError(f"{where}: got {values}; allowed: (lowest, highest), the first below the second")
 
 
 def note_of(hint: Any, kind: type) -> Any:

@@ -81,9 +81,18 @@ class DataOptions(Section):
         each=int, least=1, lengths=(0, 3),
     )  # fmt: skip
     num_classes: int = option(0, "... and how many classes and", least=0)
-    levels: int = option(256, "... pixel levels it has; without image_shape the data set says so", least=2, most=256)
+    levels: int = option(
+        256, "... pixel levels it has (0: none, real numbers); without image_shape the data set says so",
+        least=0, most=256,
+    )  # fmt: skip
+    range: tuple = option((), "... the lowest and the highest of its real numbers", each=float, lengths=(0, 2))
     centered: bool = option(True, "pixels in [-1, 1] instead of [0, 1]")
     random_flip: bool = option(False, "mirror images left to right at random")
+    random_crop: int = option(0, "shift images at random by up to so many pixels, in training", least=0, most=1024)
+    augment: float = option(
+        0.0, "probability of each of EDM's augmentations, in training; the network is told of them (.12 on CIFAR-10)",
+        least=0, most=1,
+    )  # fmt: skip
     uniform_dequantization: bool = option(True, "train on pixels with uniform noise added inside their level")
 
 

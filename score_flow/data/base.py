@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, Shaped
+
+from score_flow.config.hints import ValueRange
 
 FIRST = 256  # images by which a data set is told from another without reading it whole
 MAX_CLASSES = 1_000_000
@@ -21,12 +24,13 @@ class Source(Protocol):
     """Numbered examples with random access: what `read` returns depends on its argument alone.
 
     A source may also have `label` (n,) int32, `classes` (their names), `unlabelled` (why it has no labels, where it
-    seems to have some), `notes` (what a person should know of it at the start) and `test_share` (see splits.Part).
+    seems to have some), `notes` (what a person should know of it at the start), `test_share` (see splits.Part),
+    `range` (lowest and highest value of real-valued images, whose levels are 0) and `decoding` (see encoded.decided).
     """
 
     name: str
     image_shape: tuple[int, int, int]  # (h, w, c)
-    levels: int  # pixel values are 0 .. levels - 1
+    levels: int  # pixel values are 0 .. levels - 1; 0 = they are float32 numbers
     num_classes: int  # labels are 0 .. num_classes - 1; 0 = unlabelled
 
     def __len__(self) -> int: ...
@@ -36,14 +40,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A data set held in memory."""
+    """A data set held in memory, or mapped into it."""
 
     name: str
-    image: UInt8[np.ndarray, "n h w c"]
+    image: Shaped[np.ndarray, "n h w c"]  # uint8, or float32 with a range
     label: Int32[np.ndarray, "n"] | None = None
     levels: int = 256
     num_classes: int = 0
     unlabelled: str = ""
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    range: ValueRange = ()
+    test_share: float | None = None
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -91,6 +100,7 @@ def facts(source: Source) -> dict[str, Any]:
         "n": len(source),
         "image_shape": [int(size) for size in source.image_shape],
         "levels": int(source.levels),
+        "range": [float(value) for value in getattr(source, "range", ())] or None,
         "num_classes": int(source.num_classes),
         "classes": names if names and few else None,
         "counts": counts(source) if few else None,
@@ -98,6 +108,7 @@ def facts(source: Source) -> dict[str, Any]:
         "first": first,
         "pixels": pixels,
         "test_share": getattr(source, "test_share", None),
+        "decoding": dict(getattr(source, "decoding", ())),
     }
 
 

@@ -4,14 +4,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from score_flow.config.hints import ValueRange
 from score_flow.data.base import Source, counts, facts
 from score_flow.types import UserError
 
 # What must agree for a run to go on, as a person understands it best, and what of it is about labels.
-CONTENT = ("image_shape", "levels", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
+CONTENT = ("image_shape", "levels", "range", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
 LABELS = ("num_classes", "classes", "counts", "labels", "first")  # `first` covers labels too, `pixels` does not
 CLASSES = ("num_classes", "classes")
 DIGESTS = ("labels", "first", "pixels")  # which a person reads of only where nothing else says what changed
+# How images were decoded before a run's facts said so: as ADM does.
+DECODED_BEFORE = {"background": "drop", "upright": False}
 WORDS = {"n": "number of images", "first": "first images", "pixels": "first images"}
 
 
@@ -23,6 +26,13 @@ def refuse_other_data(saved: Mapping[str, Any] | None, now: Source | Mapping[str
     trained on all images.
     """
     now = now if isinstance(now, Mapping) else facts(now)
+    decoded = (saved or {}).get("decoding", DECODED_BEFORE)
+    for name, value in (now.get("decoding") or {}).items():
+        if decoded.get(name, value) != value:
+            raise UserError(
+                f"{where} was trained on images that were decoded with {name} = {decoded[name]}, and {now['name']} is "
+                f"with {name} = {value}: give --config.data.source.{name}={decoded[name]}"
+            )
     if not saved:
         if now.get("test_share"):
             raise UserError(
@@ -58,7 +68,12 @@ def refuse_other_classes(saved: Mapping[str, Any] | None, now: Mapping[str, Any]
 
 
 def refuse_unfit(
-    source: Source, image_shape: tuple[int, int, int], levels: int, num_classes: int, whose: str
+    source: Source,
+    image_shape: tuple[int, int, int],
+    levels: int,
+    num_classes: int,
+    whose: str,
+    values: ValueRange = (),
 ) -> None:
     """Raise UserError unless a run of such images can use a split; num_classes 0: its labels are not looked at."""
     got, wanted = (tuple(source.image_shape), source.levels), (tuple(image_shape), levels)
@@ -67,6 +82,8 @@ def refuse_unfit(
             (f"{source.name} has images of shape", got), (f"{whose} images of shape", wanted)
         ))  # fmt: skip
         raise UserError(f"config.data.source: {said}")
+    if (found := tuple(getattr(source, "range", ()))) != tuple(values):
+        raise UserError(f"config.data.source: {source.name} has numbers in {found} but {whose} numbers in {values}")
     if num_classes and not source.num_classes:
         why = getattr(source, "unlabelled", "")
         raise UserError(f"config.data.source: {source.name} has no labels, which this run needs{why and f': {why}'}")

@@ -51,11 +51,13 @@ class Pixels:
 
 
 def to_model(scaling: Scaling, dequantised: bool, data: Array, draw: Draw) -> Images:
-    """x0 of levels (b, h, w, c), or of the moments (b, h, w, 2 c) of latents: a draw of N(mean, std^2).
+    """x0 of levels or real numbers (b, h, w, c), or of the moments (b, h, w, 2 c) of latents: a draw of N(mean, std^2).
 
-    Levels are scaled; dequantised, they have noise in their cells. draw(law, shape): the random numbers, law as
-    jax.random.uniform.
+    Levels and numbers are scaled; dequantised, levels have noise in their cells. draw(law, shape): the random numbers,
+    law as jax.random.uniform.
     """
+    if scaling.range:
+        return scaling.normalise(data)
     if jnp.issubdtype(data.dtype, jnp.floating):
         mean, std = jnp.split(data, 2, axis=-1)
         return mean + std * draw(jax.random.normal, mean.shape)

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
 from score_flow.data import splits
 from score_flow.data.base import MAX_CLASSES, PATH
+from score_flow.data.walking import EXTENSIONS, any_image, folders_in, is_image, walk
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, one_line
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+Labels = Literal["auto", "none", "folder", "prefix", "json"]
 LABEL_FILE, LABEL_BYTES = "dataset.json", 1 << 28  # EDM's and StyleGAN's
 
 
@@ -55,49 +57,50 @@ class Listing:
         return f"{self.root}: got {got}; allowed, from the train folder: {', '.join(classes[:10])}"
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path, labels: Labels = "auto") -> Listing:
     """Find the image files under a folder. Links to folders are followed, each once; hidden files are left out."""
     files, notes = walk(root)
     if not files:
         raise UserError(f"{PATH}: no images under {root}; allowed extensions: {', '.join(EXTENSIONS)}")
-    if (root / LABEL_FILE).exists():
-        names, reason = _from_file(root, files)
-        return Listing(root, files, names, reason, notes, numbered=True)
-    top = Counter(file.split("/", 1)[0] for file in files if "/" in file)
-    stray = [file for file in files if "/" not in file]
-    if not stray:
-        empty = [folder.name for folder in _folders(root) if folder.name not in top]
+    if labels == "none":
+        return Listing(root, files, notes=notes)
+    if labels == "json" or (labels == "auto" and (root / LABEL_FILE).exists()):
+        listed = by_table(root, files, _table(root / LABEL_FILE), notes)
+    else:
+        listed = by_names(root, files, notes, [folder.name for folder in folders_in(root)], labels)
+    if not listed.names and labels != "auto":
+        raise UserError(f"config.data.source.labels is {labels!r}, but {listed.unlabelled}")
+    return listed
+
+
+def by_names(
+    root: Path,
+    files: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+    folders: Sequence[str] = (),
+    labels: Labels = "auto",
+) -> Listing:
+    """Read the classes off the names of files: their folders, else what precedes the first "_".
+
+    root: where they lie, a folder or an archive; folders: those that are in it, with or without files.
+    """
+    inside = tuple([file[: file.find("/") + 1][:-1] for file in files])  # "" of a file that is in no folder
+    top = Counter(inside)
+    stray = [file for file in files if "/" not in file] if top.pop("", 0) else []
+    if not stray and labels != "prefix":
+        empty = [folder for folder in folders if folder not in top]
         said = f"folders without an image are no classes: {', '.join(f'{name} 0' for name in empty[:20])}"
-        names = tuple(file.split("/", 1)[0] for file in files)
-        return Listing(root, files, names, notes=(*notes, said) if empty else notes)
-    if top:
+        return Listing(root, files, inside, notes=(*notes, said) if empty else notes)
+    if labels == "folder" or (top and labels == "auto"):
         beside = f"{stray[0]}{f' and {len(stray) - 1} more' if stray[1:] else ''}"
-        reason = f"{root}: {beside} beside the folders {', '.join(sorted(top)[:5])}"
+        reason = f"{root}: {beside} beside the folders {', '.join(sorted(top)[:5]) or '(none)'}"
         return Listing(root, files, (), f"{reason}; move each into the folder of its class, or away", notes)
     stems = [Path(file).stem for file in files]
-    names = tuple(stem.split("_", 1)[0] for stem in stems) if any("_" in stem for stem in stems) else ()
-    return Listing(root, files, names, notes=notes)
-
-
-def walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find the image files under root, and what was not followed: a link to a folder that was read already."""
-    found, notes, seen = [], [], {}
-    folders, links = [root], []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        about = folder.stat()
-        first = seen.setdefault((about.st_dev, about.st_ino), folder)
-        if first is not folder:
-            notes.append(f"{folder} is {first} by another name and is not read again")
-            continue
-        with os.scandir(folder) as entries:
-            shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        inside = [entry for entry in shown if _is_folder(entry)]
-        folders += [folder / entry.name for entry in reversed(inside) if not entry.is_symlink()]
-        links += [folder / entry.name for entry in inside if entry.is_symlink()]
-        images = [e.name for e in shown if e.name.lower().endswith(EXTENSIONS) and not _is_folder(e)]
-        found += [(folder / name).relative_to(root).as_posix() for name in images]
-    return tuple(sorted(found)), tuple(notes)
+    without = next((stem for stem in stems if "_" not in stem), None)
+    if all("_" not in stem for stem in stems) or (labels == "prefix" and without):
+        reason = f'{root}: {without} has no "_" behind its class' if labels == "prefix" else ""
+        return Listing(root, files, (), reason, notes)
+    return Listing(root, files, tuple(stem.split("_", 1)[0] for stem in stems), notes=notes)
 
 
 def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -113,9 +116,9 @@ def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     known = {name for names in splits.NAMES.values() for name in names}
     said = f"{base / LABEL_FILE} is not read: it belongs into {train.name}/"
     unread = (said,) if (base / LABEL_FILE).exists() else ()
-    others = [folder for folder in _folders(base) if folder.name.lower() not in known and any_image(folder)]
+    others = [folder for folder in folders_in(base) if folder.name.lower() not in known and any_image(folder)]
     others = [f"{folder.name}/" for folder in others]
-    others += [e.name for e in sorted(base.iterdir()) if e.is_file() and _is_image(e.name)][:1]
+    others += [e.name for e in sorted(base.iterdir()) if e.is_file() and is_image(e.name)][:1]
     if not others:
         return train, test, unread
     beside = f"{base}: beside {train.name}/ lie {', '.join(others[:5])}"
@@ -124,39 +127,33 @@ def split_folders(base: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     return train, test, (*unread, f"{beside}, which are not read")
 
 
-def any_image(folder: Path) -> bool:
-    """Say whether there is an image in a folder, or below it."""
-    return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
-
-
-def _folders(root: Path) -> list[Path]:
-    with os.scandir(root) as entries:
-        return sorted(root / e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
-
-
-def _from_file(root: Path, files: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Read each file's class off EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}, or why not."""
-    file = root / LABEL_FILE
+def _table(file: Path) -> bytes | str:
+    """Return what is in a label file, or why it cannot be read."""
     try:
         if regular_file(file, PATH).stat().st_size > LABEL_BYTES:
-            return (), f"{file}: larger than {LABEL_BYTES} bytes"
-        labels = json.loads(file.read_text())["labels"]
+            return f"{file}: larger than {LABEL_BYTES} bytes"
+        return file.read_bytes()
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{file}: {one_line(error)}"
+
+
+def by_table(root: Path, files: tuple[str, ...], table: bytes | str, notes: tuple[str, ...] = ()) -> Listing:
+    """Read each file's class off EDM's dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}.
+
+    table: the content of that file, which lies in root; or text, why it has none.
+    """
+    names, reason = ((), table) if isinstance(table, str) else _from_table(root / LABEL_FILE, files, table)
+    return Listing(root, files, names, reason, notes, numbered=True)
+
+
+def _from_table(file: Path, files: tuple[str, ...], content: bytes) -> tuple[tuple[str, ...], str]:
+    try:
+        labels = json.loads(content)["labels"]
         if labels is None:
             return (), f'{file} says "labels": null; remove it for classes by folder or file name'
         table = dict(labels)
-    except UserError as error:
-        return (), str(error)
     except Exception as error:  # foreign text raises almost anything
         return (), f'{file} holds no {{"labels": [[file, number], ...]}} ({one_line(error)}); mend or remove it'
     missing = [name for name in files if name not in table]

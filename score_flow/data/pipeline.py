@@ -17,6 +17,8 @@ from jaxtyping import Bool, Int
 from score_flow.data.base import Source
 from score_flow.types import Batch, UserError
 
+AHEAD, AHEAD_BYTES = 4, 1 << 29  # calls that are read ahead, and what they hold on all devices together
+
 
 @functools.lru_cache(maxsize=16)
 def _order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
@@ -73,8 +75,9 @@ class Batches:
     """Training batches: `batches(step, n_steps)` = {"image": (n_steps, batch, h, w, c), "label": (n_steps, batch)}.
 
     Images are uint8 and labels int32, laid out by `sharding` over (n_steps, batch). While the devices work, one thread
-    reads ahead for the call that follows, (step + n_steps, n_steps), which raises the errors of that read; any other
-    call is answered just as well, only later. Raises UserError as `check` does.
+    reads ahead for the calls that follow, (step + n_steps, n_steps) and so on: AHEAD of them, or as many as AHEAD_BYTES
+    hold. A call raises the errors of its own read; one that was not expected is answered just as well, only later.
+    Raises UserError as `check` does.
     """
 
     def __init__(self, source: Source, batch_size: int, *, seed: int, sharding: NamedSharding):
@@ -84,14 +87,15 @@ class Batches:
             raise UserError(f"seed: got {seed}; allowed: 0 or more")
         self._source, self._batch_size, self._seed, self._sharding = source, batch_size, seed, sharding
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: dict[tuple[int, int], Future[Batch]] = {}  # at most one call
+        self._ahead: dict[tuple[int, int], Future[Batch]] = {}  # by (step, n_steps)
 
     def __call__(self, step: int, n_steps: int) -> Batch:
-        future = self._ahead.pop((step, n_steps), None)
-        for stale in self._ahead.values():
-            stale.cancel()
-        batch = (future or self._start(step, n_steps)).result()
-        self._ahead = {(step + n_steps, n_steps): self._start(step + n_steps, n_steps)}
+        batch = (self._ahead.pop((step, n_steps), None) or self._start(step, n_steps)).result()
+        deep = min(AHEAD, AHEAD_BYTES // sum(array.nbytes for array in batch.values()))
+        expected = [(step + i * n_steps, n_steps) for i in range(1, max(deep, 1) + 1)]
+        for call in self._ahead.keys() - set(expected):
+            self._ahead.pop(call).cancel()
+        self._ahead = {call: self._ahead.get(call) or self._start(*call) for call in expected}
         return batch
 
     def close(self) -> None:

@@ -5,8 +5,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
+from score_flow.config.hints import ValueRange, refuse_empty_range
 from score_flow.types import UserError
 
 
@@ -16,30 +17,51 @@ class Scaling:
 
     Bits per dimension of the levels, from the density p of dequantised data x in the model range, d dimensions:
     bpd = -log p(x) / (d ln 2) + log2(levels / (high - low)).
+
+    With a `range` (lowest, highest) the data are real numbers v of it, without levels: low .. high is its image, the
+    offset that of the change of variables alone, and `levels` those of pictures.
     """
 
     low: float = -1.0
     high: float = 1.0
     levels: int = 256
+    range: ValueRange = ()
 
     def __post_init__(self):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise UserError(f"scaling: got low = {self.low}, high = {self.high}; allowed: low < high, both finite")
         if not 2 <= self.levels <= 256:
             raise UserError(f"scaling.levels: got {self.levels}; allowed: 2 to 256")
+        refuse_empty_range("scaling.range", self.range)
 
     @property
     def bits_offset(self) -> float:
-        """log2(levels / (high - low)): bits a dimension from the change of variables; 7 for 256 levels on [-1, 1]."""
-        return math.log2(self.levels / (self.high - self.low))
+        """log2(levels / (high - low)): bits a dimension from the change of variables; 7 for 256 levels on [-1, 1].
 
-    def normalise(self, v: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """low + (high - low) v / (levels - 1): the end levels meet the ends of the range."""
+        Of real numbers log2 of the width of their range in the place of the levels: -log2 of the density of v.
+        """
+        width = self.range[1] - self.range[0] if self.range else self.levels
+        return math.log2(width / (self.high - self.low))
+
+    def normalise(self, v: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """low + (high - low) v / (levels - 1): the end levels, or those of the range, meet the ends low and high."""
+        if self.range:
+            lowest, highest = self.range
+            return self.low + (self.high - self.low) * ((v.astype(jnp.float32) - lowest) / (highest - lowest))
         return self.low + (self.high - self.low) * (v.astype(jnp.float32) / (self.levels - 1))
 
-    def dequantise(self, v: Integer[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844)."""
+    def dequantise(self, v: Shaped[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844).
+
+        Real numbers have no cell: they are normalised.
+        """
+        if self.range:
+            return self.normalise(v)
         return self.low + (self.high - self.low) * ((v.astype(jnp.float32) + u) / self.levels)
+
+    def to_data(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Undo `normalise` for real numbers: model range -> [lowest, highest]; not clipped."""
+        return self.range[0] + (self.range[1] - self.range[0]) * self.to_unit(x)
 
     def to_unit(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """(x - low) / (high - low): model range -> [0, 1]; not clipped."""

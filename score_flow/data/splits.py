@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from score_flow.config.hints import Given
+from score_flow.config.hints import Given, ValueRange
 from score_flow.config.limits import Limits
 from score_flow.data.base import PATH, Examples, Source, shuffled
 from score_flow.types import UserError
@@ -44,6 +44,14 @@ class Part:
     @property
     def num_classes(self) -> int:
         return self.whole.num_classes
+
+    @property
+    def range(self) -> ValueRange:
+        return getattr(self.whole, "range", ())
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        return getattr(self.whole, "decoding", {})
 
     @property
     def classes(self) -> tuple[str, ...]:

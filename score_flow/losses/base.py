@@ -110,7 +110,8 @@ class Noising:
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> Noised:
         """Draw times, noise, dropped labels and what preprocessing draws; the key decides all of them, and dropout."""
         data_key, loss_key = keys_of(key, train)
-        x0, condition = self.prepare(data_key, batch)
+        prepare = self.prepare if train else getattr(self.prepare, "plain", self.prepare)
+        x0, condition = prepare(data_key, batch)
         time_key, noise_key, dropout_key, label_key = jax.random.split(loss_key, 4)
         t, importance = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)

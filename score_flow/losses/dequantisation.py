@@ -16,7 +16,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from score_flow.data.levels import by_key, to_model
 from score_flow.data.preprocessing import Preprocess
@@ -30,7 +30,7 @@ from score_flow.process.times import TimeSampler
 from score_flow.tree import static
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params
 
-Levels = UInt8[Array, "b h w c"]
+Levels = Shaped[Array, "b h w c"]  # uint8; the uniform dequantiser hands real numbers through
 
 
 class Dequantised(NamedTuple):

@@ -74,6 +74,8 @@ def variational(
         raise UserError(
             f"{objective} needs a chain: set config.training.time_sampler.name to grid or loss_second_moment."
         )
+    if scaling.range:
+        raise UserError(f"{objective} bounds the likelihood of levels, and the data are real numbers.")
     if dequantised:
         raise UserError(f"{objective} bounds the likelihood of levels: set config.data.uniform_dequantization=False.")
     if (options.variance in ("range", "log")) != learn_sigma:

@@ -73,6 +73,7 @@ class ADM(nn.Module):
     remat: bool = False
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
+    augment_dim: layers.AugmentGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
 
@@ -96,7 +97,8 @@ class ADM(nn.Module):
         self._check_size(x)
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         embed = layers.Embedding(
-            4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, name="embedding"
+            4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, augment_dim=self.augment_dim,
+            name="embedding",
         )
         # Every block starts with a swish of it: once for all.
         embedding = nn.swish(embed(layers.transformer_features(time, self.width), condition))

@@ -32,6 +32,7 @@ class MLP(nn.Module):
     fourier_scale: Positive = 16.0
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
+    augment_dim: layers.AugmentGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
 
@@ -50,7 +51,9 @@ class MLP(nn.Module):
     ) -> Float[Array, "b *d_out"]:
         dense = partial(nn.Dense, dtype=self.dtype)
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
-        embed = layers.Embedding(self.width, self.num_classes, dtype=self.dtype, name="embedding")
+        embed = layers.Embedding(
+            self.width, self.num_classes, dtype=self.dtype, augment_dim=self.augment_dim, name="embedding"
+        )
         embedding = nn.swish(embed(features, condition))
 
         h = dense(self.width, kernel_init=scaled_uniform(), name="in")(x.reshape(x.shape[0], -1))

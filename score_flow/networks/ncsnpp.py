@@ -68,6 +68,7 @@ class NCSNpp(nn.Module):
     groups: Count | None = None
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
+    augment_dim: layers.AugmentGiven = 0
     out_channels: layers.ChannelsGiven = None
     remat: bool = False
     dtype: Dtype = "float32"
@@ -78,6 +79,8 @@ class NCSNpp(nn.Module):
         check_fields(self)
         if self.num_classes and not self.conditional:
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
+        if self.augment_dim and not self.conditional:
+            raise UserError("config.data.augment needs config.network.conditional = True, got False.")
         if not sum(self.fir_kernel):
             raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
@@ -104,7 +107,8 @@ class NCSNpp(nn.Module):
             return None
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
-            4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity, name="embedding"
+            4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity,
+            augment_dim=self.augment_dim, name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all
 

@@ -40,6 +40,7 @@ class SiT(nn.Module):
     remat: bool = False
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
+    augment_dim: layers.AugmentGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: Dtype = "float32"
 
@@ -68,7 +69,9 @@ class SiT(nn.Module):
         h += jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)
         features = layers.transformer_features(time, TIME_FEATURES)
         normal = nn.initializers.normal(0.02)
-        embed = layers.Embedding(self.width, self.num_classes, normal, self.dtype, name="embedding")
+        embed = layers.Embedding(
+            self.width, self.num_classes, normal, self.dtype, augment_dim=self.augment_dim, name="embedding"
+        )
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 
         h, _ = self._blocks(deterministic)(h, embedding)

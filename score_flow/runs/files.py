@@ -144,6 +144,12 @@ def opened_arrays(file: Place, most: int = LARGEST, allowed: str = "at most") ->
         raise UserError(f"{file}: not a readable .npz of plain arrays ({one_line(error)})") from error
 
 
+def names_in(file: Path, most: int = LARGEST, allowed: str = "at most") -> list[str]:
+    """Return the names of the arrays of an .npz. Raises UserError as `opened_arrays` does."""
+    with opened_arrays(file, most, allowed) as archive:
+        return archive.files
+
+
 def named(archive: NpzFile) -> str:
     """Return the names of the arrays of an .npz, as they may be shown."""
     return ", ".join(printable(name) for name in archive.files[:10]) or "nothing"

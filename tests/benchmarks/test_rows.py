@@ -11,6 +11,7 @@ from benchmarks.measure import MIN_TRIALS, interleave, main
 
 KEYS = {"name", "value", "unit", "ratio", "against", "device", "n", "p10", "p90"}
 NAMES = ["train_step", "likelihood", "likelihood_same_solver", "sampler_ode_heun", "sampler_ddim", "sampler_sde_euler"]
+NAMES += ["loader_packed_32", "loader_packed_256", "loader_jpeg_256", "loader_latents_32"]
 TINY = [
     "--seconds=0", "--batch=2", "--config.network.name=mlp", "--config.network.width=16", "--config.network.depth=0",
     "--config.training.batch_size=8",

@@ -190,7 +190,7 @@ def test_fields_without_limits_are_texts_switches_or_unbounded_numbers():
     """Every number but these few has a limit: a new field without one is a decision to be written here."""
     bounded = {key for key, field in PLAIN.items() if any(map(math.isfinite, filter(number, outside(field))))}
     numbers = {key for key, field in PLAIN.items() if limits_kind(field) in (int, float)} - bounded
-    assert numbers == {"model.time_scale", "model.time_shift", "optim.grad_clip"}
+    assert numbers == {"model.time_scale", "model.time_shift", "optim.grad_clip", "data.range"}
 
 
 def test_values_out_of_their_range_are_refused():

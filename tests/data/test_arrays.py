@@ -9,18 +9,7 @@ import numpy as np
 import pytest
 
 from score_flow.data import arrays
-from score_flow.types import UserError
-
-
-def noise(n, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
-
-
-def refusal(build, *args, **fields) -> str:
-    with pytest.raises(UserError) as error:
-        build(*args, **fields)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+from tests.data.writers import noise, refusal
 
 
 @pytest.mark.parametrize("name", arrays.IMAGE_NAMES)

@@ -1,5 +1,6 @@
 """Folders of image files: odd or hostile files refused by name in one line (decoding: test_golden_images)."""
 
+import dataclasses
 import resource
 import struct
 import zlib
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from score_flow.data import folder
+from score_flow.config.hints import arguments_of
+from score_flow.data import encoded, folder, images
 from score_flow.types import UserError
 
 
@@ -58,11 +60,11 @@ def test_folder_checks_the_size_without_decoding(tmp_path, monkeypatch):
 
 
 def test_folder_knows_no_formats_but_its_own(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "TIFF")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "TGA")
     (tmp_path / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "c.png").write_bytes(b"")
     for file in "abc":
-        assert f"{file}.png" in folder.ImageReader(8, 3, 10_000).check(tmp_path / f"{file}.png")
+        assert f"{file}.png" in images.ImageReader(8, 3, 10_000).check(tmp_path / f"{file}.png").refused
 
 
 def test_folder_refuses_a_size_beyond_its_pixels(tmp_path):
@@ -73,7 +75,7 @@ def test_folder_refuses_a_size_beyond_its_pixels(tmp_path):
 
 
 def test_folder_formats_and_channels(tmp_path):
-    extensions = ["png", "jpg", "jpeg", "bmp", "gif", "PNG"] + ["webp"] * features.check("webp")
+    extensions = ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "PNG"] + ["webp"] * features.check("webp")
     for extension in extensions:
         write_image(tmp_path / f"{extension}-{extension.isupper()}.{extension}", size=(9, 7), red=200)
     (tmp_path / "notes.txt").write_text("not an image")
@@ -135,3 +137,27 @@ def test_folder_refuses_where_there_is_nothing_to_read(tmp_path):
     assert "a.png is not a folder" in refusal(folder.build, "train", str(tmp_path / "a.png"))
     assert "none of 1 files" in refusal(folder.build, "train", str(tmp_path), on_error="skip")
     assert "a.png" in refusal(folder.build, "train", str(tmp_path))
+
+
+# ---- files that lie in others
+
+
+def test_bytes_are_read_as_their_file_is(tmp_path):
+    write_image(tmp_path / "a.png", size=(40, 30))
+    reader, content = images.ImageReader(8), (tmp_path / "a.png").read_bytes()
+    inside = images.Blob("a.zip: a.png", content)
+    np.testing.assert_array_equal(reader.decode(inside), reader.decode(tmp_path / "a.png"))
+    half = images.Blob("a.zip: a.png", content[: len(content) // 2])
+    for depth in ("end", "pixels"):
+        assert reader.check(inside, depth) == images.Header()
+        assert reader.check(half, depth).refused.startswith("a.zip: a.png: ")
+    assert "text.zip: not an image" in reader.check(images.Blob("text.zip", b"text")).refused
+
+
+def test_sources_of_image_files_share_the_arguments_of_their_reader():
+    @encoded.takes_reader
+    def build(split: str = "train", *, reader: images.ImageReader, more: int = 1):
+        return split, reader, more
+
+    assert build("test", image_size=4, more=2) == ("test", images.ImageReader(4), 2)
+    assert set(arguments_of(build)) == {"split", "more", *(f.name for f in dataclasses.fields(images.ImageReader))}

@@ -126,14 +126,28 @@ def test_batches_raise_an_error_at_the_call_that_needs_the_batch():
     source = Spy()
     batches = Batches(source, 4, seed=1, sharding=sharding(1))
     batches(0, 1)
-    batches._ahead[1, 1].result()  # read before the break
+    batches._ahead[pipeline.AHEAD, 1].result()  # read before the break
     source.broken = True
-    batches(1, 1)
+    for step in range(pipeline.AHEAD):
+        batches(1 + step, 1)
     with pytest.raises(UserError, match="file 3 is broken"):
-        batches(2, 1)
+        batches(1 + pipeline.AHEAD, 1)
     source.broken = False
-    assert batches(2, 1)["image"].shape == (1, 4, 2, 3, 1)
+    assert batches(1 + pipeline.AHEAD, 1)["image"].shape == (1, 4, 2, 3, 1)
     batches.close()
+
+
+def test_several_calls_are_read_ahead_as_far_as_memory_goes(monkeypatch):
+    for most, deep in ((1 << 20, pipeline.AHEAD), (2 * 4 * 6 * 1 + 2 * 4 * 4, 1), (1, 1)):
+        monkeypatch.setattr(pipeline, "AHEAD_BYTES", most)  # a call is 2 x 4 images of 2 x 3 x 1 bytes, and labels
+        source = Spy()
+        batches = Batches(source, 4, seed=1, sharding=sharding(1))
+        batches(0, 2)
+        assert list(batches._ahead) == [(2 * i, 2) for i in range(1, deep + 1)]
+        [future.result() for future in batches._ahead.values()]
+        batches(2, 2)
+        batches.close()
+        assert len({tuple(read) for read in source.reads}) == len(source.reads) <= deep + 2
 
 
 def test_check_names_the_nearest_batch_sizes():

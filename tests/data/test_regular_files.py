@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_flow.data import arrays, folder
+from score_flow.data import arrays, folder, images
 from score_flow.runs import files
 from score_flow.types import UserError
 
@@ -90,7 +90,7 @@ def test_skip_leaves_out_what_cannot_be_decoded(kind, tmp_path, capsys):
 
 def test_pixels_in_flight_are_bounded(tmp_path, monkeypatch):
     """Threads wait for each other where they would hold more pixels than allowed; one larger image goes alone."""
-    budget, most, now = folder.Budget(100), [], []
+    budget, most, now = images.Budget(100), [], []
     take = budget.take
 
     @contextlib.contextmanager
@@ -102,7 +102,7 @@ def test_pixels_in_flight_are_bounded(tmp_path, monkeypatch):
             now.remove(n)
 
     monkeypatch.setattr(budget, "take", watched)
-    monkeypatch.setattr(folder, "_BUDGET", budget)
+    monkeypatch.setattr(images, "_BUDGET", budget)
     save_images(tmp_path)
     Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
     source = open_folder(tmp_path, image_size=4, test_share=0.0)

@@ -16,6 +16,7 @@ from score_flow.types import Condition, UserError
 
 # Of the fields that all networks have.
 ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]
+AugmentGiven = Annotated[int, Given("the number of labels of config.data.augment, 0 without it")]
 ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
 Dropout = Annotated[float, Limits(least=0, below=1)]
 
@@ -98,7 +99,8 @@ class TimeFeatures(nn.Module):
 class Embedding(nn.Module):
     """One vector of time and label: W2 act(W1 features) + table[label], with a last row for the null class.
 
-    `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0.
+    `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0. With augment_dim labels
+    of augmentation it has W condition["augment"] too, W without a bias: nothing where they are missing, as in samples.
     Raises UserError when the network has classes and the label is missing.
     """
 
@@ -108,11 +110,15 @@ class Embedding(nn.Module):
     dtype: str = "float32"
     nonlinearity: str = "swish"
     label_std: float = 0.02
+    augment_dim: int = 0
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
         dense = partial(nn.Dense, self.width, kernel_init=self.kernel_init, dtype=self.dtype)
         embedding = dense(name="time_1")(NONLINEARITIES[self.nonlinearity](dense(name="time_0")(features)))
+        if self.augment_dim:
+            labels = (condition or {}).get("augment", jnp.zeros((len(features), self.augment_dim)))
+            embedding += dense(name="augment", use_bias=False)(labels)
         if not self.num_classes:
             return embedding
         return embedding + label_embedding(condition, self.num_classes, self.width, self.dtype, self.label_std)

@@ -1,15 +1,13 @@
 """torch's checkpoint files (.pt and .pth, a zip since torch 1.6), read without torch and without running them.
 
 The zip holds one folder: data.pkl, a pickle that says how tensors view storages, and the storages, data/<key>. A pickle
-is a program for a stack machine. Here its instructions are listed (pickletools) and interpreted over plain data: what
-is not in the tables below is refused by name, and nothing in a file can import or call anything.
+is a program for a stack machine, which pickles.Machine interprets over plain data: what is not in the tables below is
+refused by name, and nothing in a file can import or call anything.
 
 Errors are UserErrors that do not name the file: files.read does.
 """
 
 import collections
-import dataclasses
-import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from score_flow.runs.pickles import SHOWN, Function, Machine
 from score_flow.types import UserError
 
 EXPANSION = 4  # how many times the bytes of the file its contents may take, compressed or as overlapping views
-SHOWN = 80  # characters of a hostile name that an error repeats
 
 STORAGES = {
     "torch.FloatStorage": np.float32,
@@ -37,17 +35,6 @@ STORAGES = {
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
-VALUES: dict[str, Callable[[Any], Any]] = {  # the instructions that put a value on the stack, from their argument
-    "NONE": lambda _: None,
-    "NEWTRUE": lambda _: True,
-    "NEWFALSE": lambda _: False,
-    "EMPTY_DICT": lambda _: {},
-    "EMPTY_LIST": lambda _: [],
-    "EMPTY_TUPLE": lambda _: (),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"), lambda number: number),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), lambda text: text),
-}
-
 
 def read(path: Path) -> Any:
     """Read the contents in dicts, lists, tuples, numbers, strings, None and arrays: read-only views of shared storages.
@@ -59,7 +46,7 @@ def read(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         folder = _folder(archive, limit)
         program = _contents(archive, f"{folder}/data.pkl")
-        return _Machine(_Storages(archive, folder), limit).run(program)
+        return TorchMachine(_Storages(archive, folder), limit).run(program)
 
 
 # ---- the zip
@@ -126,13 +113,6 @@ class _Storages:
 # ---- what a pickle may name
 
 
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """What stands for a function or a class of torch, to be applied to plain data."""
-
-    apply: Callable[..., Any]
-
-
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
     """Return a view of a storage: element i of the tensor is storage[offset + i . stride]."""
     numbers = (offset, *size, *stride)
@@ -151,107 +131,29 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
 GLOBALS: dict[str, Any] = {
     **{name: np.dtype(dtype) for name, dtype in STORAGES.items()},
     **{f"torch.{name}": name for name in DTYPES},
-    "torch._utils._rebuild_tensor": _Function(_tensor),
-    "torch._utils._rebuild_tensor_v2": _Function(_tensor),
-    "torch._utils._rebuild_parameter": _Function(lambda tensor, requires_grad, hooks: tensor),
-    "torch._utils._rebuild_parameter_with_state": _Function(lambda tensor, requires_grad, hooks, state: tensor),
-    "torch.Size": _Function(lambda sizes: tuple(sizes)),
-    "torch.device": _Function(lambda kind, *index: kind),
-    "collections.OrderedDict": _Function(lambda: collections.OrderedDict()),
-    "argparse.Namespace": _Function(lambda: {}),  # BUILD fills it
+    "torch._utils._rebuild_tensor": Function(_tensor),
+    "torch._utils._rebuild_tensor_v2": Function(_tensor),
+    "torch._utils._rebuild_parameter": Function(lambda tensor, requires_grad, hooks: tensor),
+    "torch._utils._rebuild_parameter_with_state": Function(lambda tensor, requires_grad, hooks, state: tensor),
+    "torch.Size": Function(lambda sizes: tuple(sizes)),
+    "torch.device": Function(lambda kind, *index: kind),
+    "collections.OrderedDict": Function(lambda: collections.OrderedDict()),
+    "argparse.Namespace": Function(lambda: {}),  # BUILD fills it
 }
 
 
-def _global(name: Any) -> Any:
-    if name not in GLOBALS:
-        raise UserError(f"holds {name[:SHOWN]!r}, which is code, not weights")
-    return GLOBALS[name]
+class TorchMachine(Machine):
+    """The machine, with what torch names; `storages` gives the storage of an identity."""
 
-
-# ---- the machine
-
-
-class _Machine:
-    """Pickle's stack machine with the instructions that weights need, and no others."""
+    named = GLOBALS
+    subject = "weights"
 
     def __init__(self, storages: Callable[[Any], np.ndarray], limit: int):
-        self._storages, self._limit = storages, limit
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # the rest of the stack, cut at each mark
-        self._memo: dict[int, Any] = {}
+        super().__init__(limit)
+        self.refer = storages
 
-    def run(self, program: bytes) -> Any:
-        for instruction, argument, _ in pickletools.genops(program):
-            if instruction.name in VALUES:
-                self._stack.append(VALUES[instruction.name](argument))
-            else:
-                self._obey(instruction.name, argument)
-        (result,) = self._stack
-        return result
-
-    def _obey(self, instruction: str, argument: Any) -> None:
-        stack = self._stack
-        match instruction:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case "MARK":
-                self._below.append(stack)
-                self._stack = []
-            case "TUPLE":
-                items = self._pop_to_mark()
-                self._stack.append(tuple(items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(reversed([stack.pop() for _ in range(int(instruction[-1]))])))
-            case "APPEND" | "APPENDS":
-                self._extend([stack.pop()] if instruction == "APPEND" else self._pop_to_mark())
-            case "SETITEM" | "SETITEMS":
-                self._update([stack.pop(), stack.pop()][::-1] if instruction == "SETITEM" else self._pop_to_mark())
-            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                self._memo[len(self._memo) if argument is None else argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[argument])
-            case "GLOBAL":
-                stack.append(_global(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                stack.append(_global(".".join([stack.pop(), stack.pop()][::-1])))
-            case "BINPERSID":
-                stack.append(self._storages(stack.pop()))
-            case "REDUCE" | "NEWOBJ":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self._apply(function, arguments))
-            case "BUILD":
-                self._set_state(stack.pop())
-            case _:  # an older instruction that makes an object (INST) names its class
-                what = argument.replace(" ", ".", 1) if type(argument) is str else f"the instruction {instruction}"
-                raise UserError(f"holds {what[:SHOWN]!r}, which is code, not weights")
-
-    def _pop_to_mark(self) -> list[Any]:
-        items, self._stack = self._stack, self._below.pop()
-        return items
-
-    def _extend(self, items: list[Any]) -> None:
-        if type(self._stack[-1]) is not list:
-            raise UserError("appends to something that is no list")
-        self._stack[-1].extend(items)
-
-    def _update(self, items: list[Any]) -> None:
-        target, keys = self._stack[-1], items[::2]
-        # Only keys that hash at once: Python's hash of a deep tuple overflows the C stack.
-        if not isinstance(target, dict) or not all(type(key) in (str, int) for key in keys):
-            raise UserError("sets items of something else than a dict by names and numbers")
-        target.update(zip(keys, items[1::2], strict=True))
-
-    def _apply(self, function: Any, arguments: Any) -> Any:
-        if type(function) is not _Function or type(arguments) is not tuple:
-            raise UserError("calls something that is no function")
-        result = function.apply(*arguments)
-        if isinstance(result, np.ndarray) and result.nbytes > self._limit:  # expanded views take nothing until copied
-            raise UserError(f"has a tensor of size {result.shape}, {result.nbytes} bytes; allowed: {self._limit}")
-        return result
-
-    def _set_state(self, state: Any) -> None:
-        target = self._stack[-1]
+    def set_state(self, target: Any, state: Any) -> None:
         if type(target) is dict and type(state) is dict:  # a Namespace
             target.update(state)
         elif type(target) is not collections.OrderedDict:  # whose attributes are versions of modules: no weights
-            raise UserError("sets attributes of something that has none")
+            super().set_state(target, state)

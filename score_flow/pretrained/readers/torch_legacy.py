@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from score_flow.pretrained.readers.torch_file import EXPANSION, SHOWN, _Machine
+from score_flow.pretrained.readers.torch_file import EXPANSION, TorchMachine
+from score_flow.runs.pickles import SHOWN
 from score_flow.types import UserError
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -27,7 +28,7 @@ def read(path: Path) -> Any:
         if stream.read(len(MAGIC)) != MAGIC:
             raise UserError("is no file of torch")
         programs = [_program(stream) for _ in range(4)]
-        version, machine, contents, keys = (_Machine(storages, EXPANSION * size).run(p) for p in programs)
+        version, machine, contents, keys = (TorchMachine(storages, EXPANSION * size).run(p) for p in programs)
         if version != VERSION or type(machine) is not dict or machine.get("little_endian") is not True:
             raise UserError(f"is of version {version!r:.{SHOWN}}; allowed: {VERSION}, little-endian")
         storages.fill(stream, keys)
