@@ -41,8 +41,9 @@ def _open(found: Prepared, split: str, reader: ImageReader | None) -> records.Re
         picture = records.of_one_size(found.image, shape)
     name = f"{found.name}/{split}"
     return records.RecordSource(
-        name, spans, picture, shape, label_name=found.label, num_classes=found.num_classes, classes=found.classes
-    )
+        name, spans, picture, shape, label_name=found.label, num_classes=found.num_classes, classes=found.classes,
+        **(records.of_reader(reader) if reader else {}),
+    )  # fmt: skip
 
 
 def _shape_of_first(found: Prepared, spans: Spans) -> tuple[int, ...]:

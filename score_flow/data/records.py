@@ -2,13 +2,15 @@
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 
+from score_flow.config.hints import ValueRange
 from score_flow.data.base import Examples
 from score_flow.data.formats import tfrecord
 from score_flow.data.formats.spans import Spans
@@ -37,9 +39,14 @@ class RecordSource:
     label_name: str = ""
     num_classes: int = 0
     classes: tuple[str, ...] = ()
-    levels: int = 256
+    range: ValueRange = ()
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unlabelled: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def levels(self) -> int:
+        return 0 if self.range else 256
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -106,6 +113,11 @@ def of_planes(name: str, shape: Shape) -> Callable[[Record, str], UInt8[np.ndarr
         return np.frombuffer(content, np.uint8).reshape(planes).transpose(1, 2, 0)
 
     return picture
+
+
+def of_reader(reader: ImageReader) -> dict[str, Any]:
+    """Return the fields of a source whose images a reader decodes: it looks at no header before, so it decided all."""
+    return {"range": reader.range, "decoding": {"background": reader.background, "upright": reader.upright}}
 
 
 def fitted(name: str, reader: ImageReader) -> Callable[[Record, str], np.ndarray]:

@@ -92,10 +92,13 @@ def _open(
         raise UserError(
             f"{place} is {at}, as (h, w, c); allowed: {reader.shape}, as {SECTION}.image_size and channels say"
         )
+    if planes and reader.range:
+        raise UserError(f"{SECTION}.range: got {reader.range}; allowed for StyleGAN's records: none, they are levels")
     picture(first, place)
     labels, classes, why = _labels(spans, label or records.first_of(LABELS, first) or "", like)
     return records.RecordSource(
-        name, spans, picture, reader.shape, labels, num_classes=classes, unlabelled=why, notes=notes
+        name, spans, picture, reader.shape, labels, num_classes=classes, unlabelled=why, notes=notes,
+        **({} if planes else records.of_reader(reader)),
     )  # fmt: skip
 
 

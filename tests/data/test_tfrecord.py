@@ -112,6 +112,15 @@ def test_features_by_name_and_images_of_any_size(tmp_path):
     assert source.num_classes == 0 and "no picture that is one whole number" in source.whole.unlabelled
 
 
+def test_real_numbers_of_16_bit_images(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (4, 8, 8), np.uint16)
+    file = write_tfrecord(tmp_path / "x.tfrecord", [example(image=writers.png(image)) for image in deep])
+    source = open_all(file, channels=1, range=(0.0, 65535.0))
+    assert (source.levels, source.whole.range) == (0, (0.0, 65535.0))
+    np.testing.assert_array_equal(source.read(np.arange(4))["image"][..., 0], deep.astype(np.float32))
+    assert "range" in refusal(open_all, file, channels=1)
+
+
 # ---- StyleGAN's
 
 
@@ -120,6 +129,7 @@ def test_stylegan_folder(tmp_path):
     expect(open_all(tmp_path), IMAGES, LABELS)
     expect(open_all(tmp_path, image_size=4), IMAGES[:, ::2, ::2], LABELS)
     expect(open_all(tmp_path / "ffhq-r03.tfrecords"), IMAGES, LABELS)
+    assert "range: got (0.0, 255.0)" in refusal(open_all, tmp_path, range=(0.0, 255.0))
     assert "image_size is 64; allowed: 4, 8" in refusal(open_all, tmp_path, image_size=64)
     assert "(8, 8, 3), as (h, w, c); allowed: (4, 4, 3)" in refusal(
         open_all, tmp_path / "ffhq-r03.tfrecords", image_size=4
