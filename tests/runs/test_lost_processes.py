@@ -12,17 +12,23 @@ from tests.launch import finish, launch, losses, places, run_together, weights
 
 pytestmark = pytest.mark.slow
 EVALUATION = ("--config.eval.jobs=('loss',)", "--config.eval.batch_size=16", "--config.eval.num_repeats=2")
-# In a step, with some files of a state written, while its files are hashed; and the newest state then.
-MOMENTS = {"step:17": 10, "saving:20": 10, "hashing:30": 20}
+# In a step (the state before may be on its way), with some files of a state written, while its files are hashed.
+MOMENTS = {"step:17": ("step 10", "nothing was saved"), "saving:20": ("step 10",), "hashing:30": ("step 20",)}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache):
-    """40 steps, and an evaluation of them, by two processes without a break."""
+    """40 steps by two processes without a break."""
     workdir = tmp_path_factory.mktemp("whole")
     run_together(2, workdir, cache=cache)
-    run_together(2, workdir, *EVALUATION, mode="eval", cache=cache)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(whole, cache):
+    """An evaluation of them, in the folder `eval`."""
+    run_together(2, whole, *EVALUATION, mode="eval", cache=cache)
+    return whole
 
 
 def stopped(process) -> bool:
@@ -56,7 +62,7 @@ def lose(workdir, *flags, moment, victim, number, **options):
 def test_training_loses_a_process_again_and_again(whole, tmp_path, cache, victim, number):
     for moment, newest in MOMENTS.items():
         line = lose(tmp_path, moment=moment, victim=victim, number=number, cache=cache)
-        assert f"the newest state is of step {newest}" in line
+        assert any(word in line for word in newest)
     run_together(2, tmp_path, cache=cache)
     assert losses(tmp_path) == losses(whole)
     for one, other in zip(weights(tmp_path, 40), weights(whole, 40), strict=True):
@@ -64,13 +70,13 @@ def test_training_loses_a_process_again_and_again(whole, tmp_path, cache, victim
 
 
 @pytest.mark.parametrize("victim, number", [(0, "SIGKILL"), (1, "SIGSTOP")])
-def test_an_evaluation_loses_a_process(whole, cache, victim, number):
+def test_an_evaluation_loses_a_process(evaluated, cache, victim, number):
     options, folder = {"mode": "eval", "cache": cache}, f"lost{victim}{number}"
     flags = (*EVALUATION, f"--eval_folder={folder}")
-    lose(whole, *flags, moment="after:loss.5", victim=victim, number=number, **options)
-    assert not (whole / folder / "40" / "loss" / "result.json").exists()
-    run_together(2, whole, *flags, **options)
-    found = [json.loads((whole / name / "40" / "loss" / "result.json").read_text()) for name in ("eval", folder)]
+    lose(evaluated, *flags, moment="after:loss.5", victim=victim, number=number, **options)
+    assert not (evaluated / folder / "40" / "loss" / "result.json").exists()
+    run_together(2, evaluated, *flags, **options)
+    found = [json.loads((evaluated / name / "40" / "loss" / "result.json").read_text()) for name in ("eval", folder)]
     assert found[0] == found[1]
 
 
