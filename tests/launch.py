@@ -95,11 +95,12 @@ def losses(workdir: Path) -> dict[int, tuple[float, float]]:
 
 
 def weights(workdir: Path, step: int) -> list[np.ndarray]:
-    """Every array of a milestone, by whatever processes it was saved: parameters, EMA, optimiser, step."""
-    leaves, here = [], jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as reader:
-        for item in ("params", "ema", "train"):
-            saved = reader.metadata(place := workdir / "checkpoints" / str(step) / item).item_metadata.tree
-            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
-            leaves += [np.asarray(leaf) for leaf in jax.tree.leaves(reader.restore(place, target))]
+    """Every array of a milestone: parameters, EMA, optimiser, step."""
+    leaves = []
+    for item in ("params", "ema", "train"):
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # also what other processes have saved
+        read = ocp.args.StandardRestore(fallback_sharding=here)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            tree = reader.restore(workdir / "checkpoints" / str(step) / item, args=read)
+        leaves += [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return leaves
