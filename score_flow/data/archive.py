@@ -24,7 +24,7 @@ from score_flow.data.walking import EXTENSIONS
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, check_choice, printable
 
-ARCHIVES = shards.Kind(re.compile(r"\.(zip|tar)$"), "zip or tar archive")
+ARCHIVES = shards.Kind(re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$"), "zip or tar archive")
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # CelebA's: file, then 0, 1 or 2
 NO_CLASS, NO_NUMBER = -1, -2
 Named = list[tuple[str, int]]  # images: name, number of the member

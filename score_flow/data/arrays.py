@@ -91,12 +91,8 @@ class Form:
 
     def of(self, source: ArraySource) -> ArraySource:
         """Return a source of images with what is added around them, and its range."""
-        if self.pad_to:
-            (h, w), wanted = source.image_shape[:2], fitting.sides(self.pad_to)
-            if wanted[0] < h or wanted[1] < w:
-                raise UserError(f"{SECTION}.pad_to: got {self.pad_to}; allowed: from {h} x {w} on")
-            image = fitting.padded(source.image, wanted, self.range[0] if self.range else 0)
-            source = dataclasses.replace(source, image=image)
+        fill = self.range[0] if self.range else 0
+        source = dataclasses.replace(source, image=fitting.padded(source.image, self.pad_to, fill))
         return dataclasses.replace(source, levels=0, range=self.range) if self.range else source
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from score_flow.config.limits import Limits
+from score_flow.types import UserError
 
 Fit = Literal["crop", "pad", "stretch"]
 Size = Annotated[int | tuple[int, int], Limits(least=1)]  # a side, or (h, w)
@@ -51,7 +52,12 @@ def centred(image: Image.Image, target: tuple[int, int], fill: Any = 0) -> Image
 def padded(
     images: Shaped[np.ndarray, "n h w c"], size: int | tuple[int, ...], fill: Any
 ) -> Shaped[np.ndarray, "n h2 w2 c"]:
-    """Return a stack of images with `fill` around each, up to the size (h, w)."""
+    """Return a stack of images with `fill` around each, up to the size (h, w); 0: as it is. Raises UserError."""
+    if not size:
+        return images
+    (h, w), wanted = images.shape[1:3], sides(size)
+    if wanted[0] < h or wanted[1] < w:
+        raise UserError(f"config.data.source.pad_to: got {size}; allowed: from {h} x {w} on")
     before = [(wanted - side + 1) // 2 for wanted, side in zip(sides(size), images.shape[1:3], strict=True)]
     after = [wanted - side - b for wanted, side, b in zip(sides(size), images.shape[1:3], before, strict=True)]
     return np.pad(images, ((0, 0), *zip(before, after, strict=True), (0, 0)), constant_values=fill)

@@ -16,7 +16,7 @@ KINDS = {
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", "TFRecord files"),
     "latents": (r"^latents\.json$", "latents of --mode=encode"),
     "packed": (r"^packed\.json$", "what --mode=pack made"),
-    "archive": (r"\.(zip|tar)$", "zip or tar archives"),
+    "archive": (r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", "zip or tar archives"),
     "arrays": (r"\.npz$", ".npz files"),
 }
 LOOKED_AT = 1000  # names of a folder

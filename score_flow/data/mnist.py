@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from score_flow.data import splits
+from score_flow.data import fitting, splits
 from score_flow.data.base import PATH, ArraySource, Source
 from score_flow.runs.files import existing_path, regular_file
 from score_flow.types import UserError, check_choice, one_line
@@ -19,10 +19,16 @@ LARGEST = 1 << 32  # bytes
 WORDS = {"train": "train", "test": "test", "t10k": "test"}
 
 
-def build(split: splits.Split = "train", path: str = "", test_share: splits.TestShare = 0.1) -> Source:
+def build(
+    split: splits.Split = "train",
+    path: str = "",
+    pad_to: fitting.PadTo = 0,
+    test_share: splits.TestShare = 0.1,
+) -> Source:
     """Grey images of a folder of idx files, or of one file: train-images-idx3-ubyte[.gz] and its labels beside it.
 
-    The test split is t10k-... or ...test...; without it, `test_share` of the images is held out. Raises UserError.
+    The test split is t10k-... or ...test...; without it, `test_share` of the images is held out. `pad_to`, 32 say, adds
+    black around each. Raises UserError.
     """
     check_choice("split", split, splits.NAMES)
     place = existing_path(path, PATH)
@@ -40,7 +46,11 @@ def build(split: splits.Split = "train", path: str = "", test_share: splits.Test
         )
     stem = place.resolve().name if place.is_dir() else file.name
     known = label is not None and all(each is not None for each in parts.values())
-    source = ArraySource(f"{stem}/{name}", image, label if known else None, num_classes=classes if known else 0)
+    lacking = ", ".join(str(file) for split, file in found.items() if parts[split] is None)
+    source = ArraySource(
+        f"{stem}/{name}", fitting.padded(image, pad_to, 0), label if known else None,
+        num_classes=classes if known else 0, unlabelled=lacking and f"no labels-idx1-ubyte beside {lacking}",
+    )  # fmt: skip
     return source if "test" in found else splits.share_out(source, split, test_share, stem)
 
 

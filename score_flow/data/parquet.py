@@ -16,6 +16,7 @@ from score_flow.data import shards, splits
 from score_flow.data.base import MAX_CLASSES, PATH, Source
 from score_flow.data.blobs import open_blobs
 from score_flow.data.encoded import OnError, takes_reader
+from score_flow.data.formats import index
 from score_flow.data.images import SECTION, Blob, File, ImageReader
 from score_flow.runs.files import regular_file, said
 from score_flow.types import UserError, check_choice, one_line, printable
@@ -104,6 +105,10 @@ class _Table(Sequence[File]):
         if not isinstance(content, bytes):  # which the reader refuses, as any other that is no image
             return Blob(f"{place}, without bytes in {printable(self._image)}", b"")
         return Blob(place, content)
+
+    def kept(self, kind: str, scan: Callable[[], index.Arrays]) -> index.Arrays:
+        """Return scan(), or what it returned before of this column."""
+        return index.kept(self._files, f"{kind} {self._image}", scan)
 
     def _group(self, file: int, group: int) -> Any:
         """Return the column of images of a row group."""

@@ -38,7 +38,12 @@ def test_both_splits(packed, dot, stem, tmp_path):
 
 def test_one_split_or_one_file_has_a_share_held_out(tmp_path):
     folder = save(tmp_path / "d", "train", slice(0, 9), labels=False)
-    expect(mnist.build("train", str(folder), test_share=0.0), IMAGE[..., None])
+    source = mnist.build("train", str(folder), test_share=0.0)
+    expect(source, IMAGE[..., None])
+    assert "no labels-idx1-ubyte beside" in source.unlabelled
+    padded = mnist.build("train", str(folder), 8, 0.0).read(np.arange(9))["image"][..., 0]
+    np.testing.assert_array_equal(padded, np.pad(IMAGE, ((0, 0), (1, 0), (2, 1))))
+    assert "pad_to: got 6; allowed: from 7 x 5 on" in refusal(mnist.build, "train", str(folder), 6)
     assert len(mnist.build("test", str(folder / "train-images-idx3-ubyte"), test_share=0.3)) == 3
 
 

@@ -69,6 +69,11 @@ def test_a_damaged_file_is_one_line(case, tmp_path):
     assert words in message and "x.tfrecord" in message
 
 
+def test_a_first_record_as_long_as_the_magic_of_gzip(tmp_path):
+    file = write_tfrecord(tmp_path / "x.tfrecord", [bytes(0x8B1F), b""])
+    assert file.read_bytes().startswith(b"\x1f\x8b") and len(records.open_files([file])) == 2
+
+
 def test_records_that_are_no_example_are_one_line(tmp_path):
     for content in (b"\xff" * 12, b"\x0a\x7f", b"\x0b", bytes(9), example(picture=b"x"), example(image=b"hello")):
         message = refusal(open_all, write_tfrecord(tmp_path / "x.tfrecord", [content]))

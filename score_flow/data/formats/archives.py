@@ -1,10 +1,12 @@
 """The members of zip and tar archives, read in place and in any order: nothing is unpacked to the disk.
 
 A zip has a directory of its members; of a tar the headers are read once. Both are kept as an index. What a member
-unpacks to is bounded by what the directory says, and that by LARGEST.
+unpacks to is bounded by what the directory says, and that by LARGEST. A compressed tar, which leaves no way to single
+members, is unpacked in memory.
 """
 
 import dataclasses
+import io
 import struct
 import tarfile
 import zipfile
@@ -17,13 +19,12 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from score_flow.data.formats import index
-from score_flow.data.formats.spans import Spans
+from score_flow.data.formats.spans import Spans, unpacked
 from score_flow.runs.files import regular_file
 from score_flow.types import UserError, one_line, printable
 
 LARGEST = 1 << 28  # bytes of a member
 LOCAL = struct.Struct("<4s22xHH")  # a zip's header before a member: signature, lengths of its name and extra field
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ def open_files(files: Sequence[Path]) -> Members:
     found = index.kept(files, scan.__name__, lambda: _scan_all(files, scan))
     names = index.unpacked(found.pop("names"))
     columns = {name: found.pop(name) for name in ("number", "start", "size")}
-    return Members(names, Spans(files, **columns), **found)
+    return Members(names, Spans(files, **columns, packed=zipped == {False}), **found)
 
 
 def _scan_all(files: Sequence[Path], scan: Callable[[Path], Iterator[tuple[str, dict[str, int]]]]) -> index.Arrays:
@@ -121,21 +122,21 @@ def _scan_zip(file: Path) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def _scan_tar(file: Path) -> Iterator[tuple[str, dict[str, int]]]:
-    with open(file, "rb") as stream:
-        how = COMPRESSED.get(stream.read(2))
-    if how:
-        raise UserError(f"{file}: compressed by {how}, which leaves no way to single files; unpack it to a plain .tar")
-    with tarfile.open(file, "r:") as archive:
-        for member in archive:
-            archive.members = []  # which tarfile would keep
-            if member.isreg() and not member.issparse():
-                yield member.name.removeprefix("./"), {"start": member.offset_data, "size": member.size}
-    if _ends_early(file):
-        raise UserError(f"{file}: does not end as a tar does; cut off?")
+    whole = unpacked(file)
+    with open(file, "rb") if whole is None else io.BytesIO(whole) as stream:
+        if _ends_early(stream):
+            raise UserError(f"{file}: no zip, and does not end as a tar does; cut off?")
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # which tarfile would keep
+                if member.isreg() and not member.issparse():
+                    yield member.name.removeprefix("./"), {"start": member.offset_data, "size": member.size}
 
 
-def _ends_early(file: Path) -> bool:
+def _ends_early(stream: io.BufferedIOBase) -> bool:
     """Say whether a tar does not end in zeros: tarfile takes one that is cut between two members for whole."""
-    with open(file, "rb") as stream:
-        stream.seek(-min(file.stat().st_size, tarfile.BLOCKSIZE), 2)
-        return any(stream.read())
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(-min(size, tarfile.BLOCKSIZE), io.SEEK_END)
+    early = any(stream.read())
+    stream.seek(0)
+    return early

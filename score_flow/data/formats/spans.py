@@ -1,11 +1,15 @@
 """Records that lie in larger files: which file, where each begins, how long it is; read by any number of threads."""
 
+import bz2
 import dataclasses
 import functools
+import gzip
+import lzma
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +18,8 @@ from score_flow.runs.files import reason, regular_file
 from score_flow.types import UserError, one_line
 
 OPEN = 256  # files at most that stay open between two reads
+COMPRESSED = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}
+LARGEST, RATIO, SMALL = 4 << 30, 20, 64 << 20  # bytes that a compressed file may unpack to; of its size, above SMALL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +30,7 @@ class Spans:
     number: Int[np.ndarray, "n"]
     start: Int[np.ndarray, "n"]
     size: Int[np.ndarray, "n"]
+    packed: bool = False  # start is where a record begins in what a compressed file, if it is one, unpacks to
 
     def __len__(self) -> int:
         return len(self.start)
@@ -39,6 +46,8 @@ class Spans:
     def read_at(self, file: int, start: int, size: int) -> bytes:
         """Read some bytes of a file; raises UserError where it ends before."""
         path = self.files[file]
+        if self.packed and file not in self._streams and (whole := unpacked(path)) is not None:
+            return _slice(path, whole, start, size)
         try:
             stream = self._streams.get(file) or open(regular_file(path, "data"), "rb", buffering=0)  # noqa: SIM115
             if len(self._streams) < OPEN:
@@ -46,10 +55,41 @@ class Spans:
             content = os.pread(stream.fileno(), size, start)  # no position that threads would share
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({reason(error) or one_line(error)})") from error
-        if len(content) != size:
-            raise UserError(f"{path}: ends within the {size} bytes from byte {start} on; cut off?")
-        return content
+        return _slice(path, content, 0, size, start)
 
     @functools.cached_property
     def _streams(self) -> dict[int, FileIO]:
         return {}
+
+
+def _slice(path: Path, content: bytes, start: int, size: int, before: int = 0) -> bytes:
+    part = content[start : start + size]
+    if len(part) != size:
+        raise UserError(f"{path}: ends within the {size} bytes from byte {start + before} on; cut off?")
+    return part
+
+
+def unpacked(path: Path) -> bytes | None:
+    """Return what a compressed tar unpacks to, which is held in memory; None for other files. Raises UserError."""
+    try:
+        with open(regular_file(path, "data"), "rb") as stream:
+            head = stream.read(262)
+        opened = None if head[257:] == b"ustar" else COMPRESSED.get(head[:3])
+        about = path.stat()
+        return opened and _unpacked(path.resolve(), opened, about.st_size, about.st_mtime_ns)
+    except UserError:
+        raise
+    except Exception as error:  # hostile bytes raise almost anything
+        raise UserError(f"{path}: cannot be unpacked; cut off or damaged? ({one_line(error)})") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _unpacked(path: Path, opened: Callable[[Path], Any], size: int, changed: int) -> bytes:
+    most = min(LARGEST, max(SMALL, RATIO * size))
+    with opened(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise UserError(
+            f"{path}: unpacks to more than {most} bytes; allowed in memory: {most}. Unpack it to a plain .tar"
+        )
+    return content

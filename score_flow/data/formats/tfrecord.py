@@ -46,8 +46,6 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray]:
         while at < total:
             stream.seek(at)
             header = stream.read(HEADER)
-            if at == 0 and header.startswith(GZIP):
-                raise UserError(f"{path}: compressed, which leaves no way to single records; gunzip it first")
             headers.append(header.ljust(HEADER, b"\0"))
             starts.append(at + HEADER)
             at += HEADER + int.from_bytes(header[:8], "little") + FOOTER
@@ -55,6 +53,8 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray]:
     stored = np.ascontiguousarray(rows[:, 8:]).view("<u4")[:, 0]
     wrong = np.flatnonzero(crc32c.masked_rows(rows[:, :8]) != stored)
     if len(wrong):
+        if headers[0].startswith(GZIP):  # which the length of a first record may do as well
+            raise UserError(f"{path}: compressed, which leaves no way to single records; gunzip it first")
         where = f"record {wrong[0]}, byte {starts[wrong[0]] - HEADER}"
         raise UserError(f"{path}: {where}: its length does not fit its crc32c; damaged, or no TFRecord file")
     if at > total:

@@ -6,21 +6,26 @@ import zipfile
 import numpy as np
 import pytest
 
-from score_flow.data.formats import archives, index
+from score_flow.data.formats import archives, index, spans
 from score_flow.types import UserError
 from tests.data.writers import noise, refusal, tar_of, zip_of
 
-FILES = {f"a/{i}.bin": bytes(noise(1, 50 + i, seed=i)) for i in range(4)} | {"b/empty": b"", "ä/zeros": bytes(5000)}
+FILES = (
+    {"BZh/first": b"x"}
+    | {f"a/{i}.bin": bytes(noise(1, 50 + i, seed=i)) for i in range(4)}
+    | {"b/empty": b"", "ä/zeros": bytes(5000)}
+)
 
 
-@pytest.mark.parametrize("kind", ["stored", "deflated", "tar", "pax", "two zips", "two tars"])
+@pytest.mark.parametrize("kind", ["stored", "deflated", "tar", "tar.gz", "tar.bz2", "tar.xz", "two zips", "two tars"])
 def test_members_are_what_was_written(kind, tmp_path):
     names = list(FILES)
     parts = [names[:2], names[2:]] if kind.startswith("two") else [names]
     files = []
     for i, part in enumerate(parts):
         some = {name: FILES[name] for name in part}
-        packed = zip_of(some, kind == "deflated") if kind in ("stored", "deflated", "two zips") else tar_of(some, "w")
+        mode = f"w:{kind[4:]}" if kind.startswith("tar.") else "w"
+        packed = zip_of(some, kind == "deflated") if kind in ("stored", "deflated", "two zips") else tar_of(some, mode)
         files.append(tmp_path / f"{i}.x")
         files[-1].write_bytes(packed)
     members = archives.open_files(files)
@@ -41,7 +46,7 @@ def damaged():
     directory = lying.index(b"PK\1\2")
     lying[directory + 24 : directory + 28] = (100).to_bytes(4, "little")
     return {
-        "zip cut": (zipped[:-30], "cut off or damaged"),
+        "zip cut": (zipped[:-30], "no zip, and does not end as a tar does; cut off?"),
         "zip flipped": (flipped, "a/2.bin: does not fit its size and crc"),
         "zip bomb": (huge.getvalue(), "bomb.png unpacks to 131072 bytes"),
         "zip that lies": (bytes(lying), "bomb.png: does not fit its size"),
@@ -49,11 +54,13 @@ def damaged():
         "zip bzip2": (zip_of({"a": b"1"}, zipfile.ZIP_BZIP2), "packed by method 12"),
         "zip empty": (zip_of({}), "an archive of no files"),
         "tar cut in a member": (tarred[:700], "cut off"),
-        "tar cut in a header": (tarred[: 1024 * 2 + 100], "cut off"),
-        "tar cut between": (tarred[: 1024 * 3], "cut off"),
+        "tar cut in a header": (tarred[: 1024 * 3 + 100], "cut off"),
+        "tar cut between": (tarred[: 1024 * 4], "cut off"),
         "tar up": (tar_of({"../x": b"1"}, "w"), "leads out of the archive"),
-        "tar gz": (tar_of({"x": b"1"}), "compressed by gzip"),
-        "text": (b"hello", "no readable zip or tar"),
+        "gz cut": (tar_of(FILES)[:-40], "cannot be unpacked; cut off"),
+        "gz flipped": (tar_of(FILES)[:-6] + bytes(6), "cannot be unpacked"),
+        "gz bomb": (tar_of({"zeros": bytes(1 << 20)}), "unpacks to more than"),
+        "text": (b"hello", "does not end as a tar does"),
         "empty": (b"", "no readable zip or tar"),
     }
 
@@ -61,6 +68,7 @@ def damaged():
 @pytest.mark.parametrize("case", damaged())
 def test_damage_is_one_line(case, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "LARGEST", 1 << 16)
+    monkeypatch.setattr(spans, "SMALL", 1 << 16)
     content, words = damaged()[case]
     file = tmp_path / "x.zip"
     file.write_bytes(content)
