@@ -7,7 +7,7 @@ nothing: a field that does not exist is an error in its line.
 
 import functools
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from score_flow.config.components import Component
 from score_flow.config.options import SCHEMA, Config
@@ -23,6 +23,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict(Config().to_dict())
     config.lock()
     for key, field in SCHEMA.items():
+        *sections, last = key.split(".")
+        section = functools.reduce(ConfigDict.__getitem__, sections, config)
         if isinstance(field.default, Component):
-            functools.reduce(ConfigDict.__getitem__, key.split("."), config).unlock()
+            section[last].unlock()
+        elif field.metadata["limits"].also:  # may have another type too, of which its own is one: int, beside bool
+            with section.unlocked():
+                del section[last]
+                section[last] = FieldReference(field.default, field_type=field.metadata["limits"].also)
     return config
