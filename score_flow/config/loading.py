@@ -296,6 +296,20 @@ def explain() -> str:
     return "\n".join(lines)
 
 
+def resolved(config: Config) -> str:
+    """For --help of a config: one line a field with its value, and of each plug-in the arguments of the one named."""
+    lines, values = ["fields of this config, each set by --config.KEY=VALUE:"], values_of(config)
+    for key, field in SCHEMA.items():
+        value, about = values[key], field.metadata["doc"]
+        if not isinstance(value, Component):
+            lines.append(f"  {key:42} {about}  [{value!r}]")
+            continue
+        lines.append(f"  {key + '.name':42} {about}  [{value.name!r}]")
+        entire = components.with_defaults(field.metadata["limits"].among, value, f"config.{key}").arguments
+        lines += [f"  {f'{key}.{name}':42} of {value.name}  [{given!r}]" for name, given in entire.items()]
+    return "\n".join(lines)
+
+
 def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
     """'key: saved value -> current value' for every difference within the named sections (dotted names allowed).
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.modes.checking import check_components
+from evaluation.modes.importing import sources
 from main import EXIT_USER_ERROR, main
 from score_flow.config.components import Component, find
 from score_flow.config.former import FORMER, WITHOUT, answer
@@ -143,3 +144,21 @@ def test_a_number_is_an_integer_where_nothing_is_lost(flag, value):
 @pytest.mark.parametrize("flag", ["training.n_iters=1.5", "training.n_iters=1e500", "training.batch_size=1e300"])
 def test_a_number_that_is_no_integer_is_refused(flag):
     assert f"config.{flag.split('=')[0]} must be of type int" in said(flag)
+
+
+def test_help_of_a_config_prints_its_values(capsys):
+    """With the overrides; of a plug-in the arguments of the one that is named."""
+    with pytest.raises(SystemExit) as done:
+        main(["--help", f"--config={DIGITS}", "--config.optim.lr=0.125", "--config.path.name=ve"])
+    lines = capsys.readouterr().out.splitlines()
+    config = load(DIGITS, ["--config.optim.lr=0.125", "--config.path.name=ve"])
+    for key, value in flatten(config.to_dict()).items():
+        assert any(line.startswith(f"  {key} ") and line.endswith(f"[{value!r}]") for line in lines), key
+    assert done.value.code in (0, None) and any(line.startswith("  path.sigma_max ") for line in lines)
+    with pytest.raises(SystemExit) as done:
+        main(["--help", f"--config={DIGITS}", "--config.model.nf=3"])
+    assert done.value.code == EXIT_USER_ERROR and "--config.network.width=3" in capsys.readouterr().err
+
+
+def test_every_project_says_how_its_settings_are_written():
+    assert all(source.written for source in sources().values())
