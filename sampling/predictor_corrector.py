@@ -7,6 +7,7 @@ from sampling.base import WHERE, Kernel, Sampler, chain_sampler
 from sampling.published import CHAINS, Norms, PublishedChain
 from score_flow.config import components, registries
 from score_flow.config.components import Component
+from score_flow.config.former import CORRECTORS, PREDICTORS
 from score_flow.config.hints import Count, Positive, UnitTime, limited, parameters_of
 from score_flow.config.limits import Limits, check_times
 from score_flow.paths.base import Path
@@ -15,6 +16,9 @@ from score_flow.types import UserError
 
 KERNELS = {"predictor": registries.PREDICTORS, "corrector": registries.CORRECTORS}
 NONE = (("none", ""),)
+# score_sde's names are understood.
+PREDICTOR = Annotated[str, Limits(among=("", registries.PREDICTORS), aliases=tuple(PREDICTORS.items()))]
+CORRECTOR = Annotated[str, Limits(among=("", registries.CORRECTORS), aliases=tuple(CORRECTORS.items()))]
 
 
 def kernel(role: str, name: str, own: Mapping[str, Any] | None = None, **known: Any) -> Kernel:
@@ -51,8 +55,8 @@ def build(
     n_steps: Count = 1000,
     *,
     grid: GridChoice = "uniform",
-    predictor: Annotated[str, Limits(among=("", registries.PREDICTORS), aliases=NONE)] = "reverse_diffusion",
-    corrector: Annotated[str, Limits(among=("", registries.CORRECTORS), aliases=NONE)] = "",
+    predictor: PREDICTOR = "reverse_diffusion",
+    corrector: CORRECTOR = "",
     snr: Positive = 0.16,
     n_corrector_steps: Count = 1,
     norms: Norms = "example",

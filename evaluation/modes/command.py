@@ -160,13 +160,28 @@ MODES = {
 
 
 class Help(argparse.Action):
-    """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded."""
+    """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded.
+
+    Beside a --config, the values that it gives them, with those of the --config.key=value overrides.
+    """
+
+    def __init__(self, *arguments, argv: list[str], **named) -> None:
+        super().__init__(*arguments, **named)
+        self.argv = argv
 
     def __call__(self, parser, *arguments) -> None:
-        from score_flow.config.loading import explain
+        from score_flow.config.loading import explain, load, resolved
+        from score_flow.types import UserError
 
         gc.disable()  # the program ends here; to collect while its modules load is a tenth of the wait
-        parser.epilog = EPILOG + explain()
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config")
+        found, others = finder.parse_known_args(self.argv)
+        overrides = [flag for flag in others if flag.startswith("--config.")]
+        try:
+            parser.epilog = EPILOG + (resolved(load(found.config, overrides)) if found.config else explain())
+        except UserError as error:
+            parser.exit(EXIT_USER_ERROR, f"\nerror: {error}\n")
         parser.print_help()
         parser.exit()
 
@@ -177,7 +192,7 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False
     )
     add = parser.add_argument
-    add("-h", "--help", action=Help, nargs=0, help="all flags, all fields, all plug-ins")
+    add("-h", "--help", action=Help, nargs=0, argv=argv, help="all flags, fields, plug-ins; of a --config, its values")
     add(
         "--config",
         help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",

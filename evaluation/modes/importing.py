@@ -42,14 +42,22 @@ class Published(NamedTuple):
         if recipe:
             return ONE_MILESTONE
         if self.checkpoint.reference is None:
-            raise UserError(f"{self.file} does not say how its network was built: give --config or --reference_config.")
+            said = f"{self.file} does not say how its network was built"
+            raise UserError(f"{said}: give --config, or {self._reference()}.")
         return self.source.translate(self.checkpoint.reference) | ONE_MILESTONE
 
     def params(self, model: Model, image_shape: tuple[int, int, int], shapes: PyTree, kind: str) -> PyTree:
         """Return one set of weights, "ema" or "raw", as float32 parameters of our network."""
         check_choice(f"weights of {self.file.name}", kind, self.checkpoint.weights)
-        layout = self.source.layout(model, image_shape)
-        return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
+        try:
+            layout = self.source.layout(model, image_shape)
+            return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")
+        except UserError as error:
+            raise UserError(f"{error} If no recipe is of this network, give {self._reference()}.") from error
+
+    def _reference(self) -> str:
+        """How to give the settings of its own project."""
+        return f"--reference_config=FILE, the settings that it was trained with: {self.source.written}"
 
 
 def sources() -> dict[str, Project]:

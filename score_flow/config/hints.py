@@ -92,6 +92,8 @@ def accept(where: str, value: Any, hint: Any) -> Any:
     if not kinds or (value is None and type(None) in found) or (callable(value) and collections.abc.Callable in found):
         return value
     fitting = [kind for kind in kinds if _fits(value, kind)] or (kinds if len(found) == 1 else [])
+    if not fitting and int in kinds and type(value) is float:  # 1e5, or a refusal
+        fitting = [int]
     if not fitting:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in found)
         raise UserError(f"{where} must be of type {names}, got {shown(value)}.")

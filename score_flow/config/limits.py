@@ -103,8 +103,9 @@ ANY = Limits()
 def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:
     """The value as a `kind`, where nothing is lost by it, within its limits; raises UserError otherwise."""
     kinds = [kind, limits.also] if limits.also else [kind]
-    if type(value) is limits.also:
-        kind = limits.also
+    if int in kinds and float not in kinds:
+        value = _whole(value)
+    kind = type(value) if type(value) in kinds else kind
     if kind is tuple:
         value = tuple(_item(where, item, limits.each, value) for item in _items(where, value))
     elif kind is str and isinstance(value, int | float | tuple | list) and not isinstance(value, bool):
@@ -126,7 +127,7 @@ def _items(where: str, value: Any) -> tuple:
 
 
 def _item(where: str, item: Any, kind: type | None, whole: Any) -> Any:
-    item = _float(where, item) if kind is float else item
+    item = _float(where, item) if kind is float else _whole(item) if kind is int else item
     if kind is not None and type(item) is not kind:
         raise UserError(f"{where} must hold items of type {kind.__name__}, got {shown(whole)}.")
     return item
@@ -140,6 +141,11 @@ def _float(where: str, value: Any) -> Any:
         return float(value)
     except OverflowError as error:
         raise UserError(f"{where} is {str(value)[:20]}...; it must be finite.") from error
+
+
+def _whole(value: Any) -> Any:
+    """A float that is an integer, as 1e5 is, as an integer; anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def shown(value: Any) -> str:

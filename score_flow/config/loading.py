@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from score_flow.config import components
+from score_flow.config import components, former
 from score_flow.config.components import Component, kinds
 from score_flow.config.limits import check_times, convert
 from score_flow.config.options import SCHEMA, Config, make
@@ -178,12 +178,22 @@ class Text(str):
     """The value of an override as it was typed: what it means depends on the type of the field."""
 
 
+class Bare(Text):
+    """The value of `--config.a.b` without one: True, where the field is a switch."""
+
+
 def read_override(override: str) -> tuple[str, Text]:
     """("a.b", value) of one `--config.a.b=value`."""
-    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
+    match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", override, re.DOTALL)
     if not match:
         raise UserError(f"cannot read {override!r}; write --config.section.key=value.")
-    return match[1], Text(match[2])
+    return match[1], Bare("True") if match[2] is None else Text(match[2])
+
+
+def _refuse_bare(key: str, value: Any, kinds: set[type]) -> None:
+    """Raise UserError for a key without a value that is no switch."""
+    if isinstance(value, Bare) and bool not in kinds:
+        raise UserError(f"cannot read '--config.{key}'; write --config.section.key=value.")
 
 
 def assign_all(values: Values, settings: dict[str, Any], where: Callable[[str], str] = lambda key: "") -> None:
@@ -201,7 +211,11 @@ def assign_all(values: Values, settings: dict[str, Any], where: Callable[[str], 
 def assign(values: Values, key: str, value: Any) -> None:
     """Set one key, "a.b", as the type of its field."""
     section, _, last = key.rpartition(".")
-    if isinstance(old := values.get(section), Component):
+    old = values.get(section)
+    foreign = isinstance(old, Component) and "." in old.name  # of another package, whose arguments are its own
+    if not foreign and (said := former.answer(key, value)):
+        raise UserError(said)
+    if isinstance(old, Component):
         values[section] = _with(old, last, value, section)
         return
     if key not in SCHEMA:
@@ -210,6 +224,7 @@ def assign(values: Values, key: str, value: Any) -> None:
         raise UserError(f"config.{key} is a section, got {str(value)!r}: give config.{key}.name.")
     field = SCHEMA[key]
     kind = type(field.default)
+    _refuse_bare(key, value, {kind})
     if isinstance(value, Text):  # a path named 1e3 is not the number
         value = str(value) if kind is str else parse(value)
     values[key] = convert(f"config.{key}", value, kind, field.metadata["limits"])
@@ -220,6 +235,8 @@ def _with(old: Component, last: str, value: Any, section: str) -> Component:
     if isinstance(value, Text):
         among = SCHEMA[section].metadata["limits"].among
         kinds_of = {str} if last == "name" else kinds(among, old, last, f"config.{section}")
+        if kinds_of:  # of an unknown argument, the name is what is wrong
+            _refuse_bare(f"{section}.{last}", value, kinds_of)
         parsed = parse(value)  # of what may be a text, a folder named 1e3 is none of the other types
         value = str(value) if str in kinds_of and type(parsed) not in kinds_of else parsed
     if last == "name":
@@ -276,6 +293,20 @@ def explain() -> str:
         if isinstance(field.default, Component):
             lines += ["", f"plug-ins of {key}.name, each argument set by --config.{key}.ARGUMENT=VALUE:"]
             lines += [f"  {line}" for line in components.explain(field.metadata["limits"].among).splitlines()]
+    return "\n".join(lines)
+
+
+def resolved(config: Config) -> str:
+    """For --help of a config: one line a field with its value, and of each plug-in the arguments of the one named."""
+    lines, values = ["fields of this config, each set by --config.KEY=VALUE:"], values_of(config)
+    for key, field in SCHEMA.items():
+        value, about = values[key], field.metadata["doc"]
+        if not isinstance(value, Component):
+            lines.append(f"  {key:42} {about}  [{value!r}]")
+            continue
+        lines.append(f"  {key + '.name':42} {about}  [{value.name!r}]")
+        entire = components.with_defaults(field.metadata["limits"].among, value, f"config.{key}").arguments
+        lines += [f"  {f'{key}.{name}':42} of {value.name}  [{given!r}]" for name, given in entire.items()]
     return "\n".join(lines)
 
 

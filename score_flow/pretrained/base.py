@@ -45,12 +45,14 @@ class Project(NamedTuple):
 
     read(tree) takes the plain contents of a file (files.read) and returns None unless they are of this project;
     layout(model, image_shape) names every tensor of the model's network; translate(settings) turns the project's own
-    settings into overrides of our config, {"network.width": 128, ...}, and raises UserError for what it cannot say.
+    settings into overrides of our config, {"network.width": 128, ...}, and raises UserError for what it cannot say;
+    written: how its users write those settings into a file, as Python, or where they lie.
     """
 
     read: Callable[[Any], Checkpoint | None]
     layout: Callable[[Model, tuple[int, int, int]], Layout]
     translate: Callable[[Mapping[str, Any]], dict[str, Any]]
+    written: str = ""
 
 
 def same(w: np.ndarray) -> np.ndarray:

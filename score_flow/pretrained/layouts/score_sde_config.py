@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from score_flow.config.former import CORRECTORS, FOLDERS, NCSNPP, PREDICTORS, TFDS, WITHOUT
 from score_flow.config.loading import flatten
 from score_flow.types import UserError, check_choice
 
@@ -28,14 +29,6 @@ SAME = {
         )
     },
 }  # fmt: skip
-NCSNPP = {
-    "nf": "width", "ch_mult": "channel_mult", "num_res_blocks": "num_res_blocks", "dropout": "dropout",
-    "attn_resolutions": "attention_resolutions", "nonlinearity": "nonlinearity", "conditional": "conditional",
-    "embedding_type": "embedding", "fourier_scale": "fourier_scale", "resblock_type": "resblock",
-    "resamp_with_conv": "resamp_with_conv", "skip_rescale": "skip_rescale", "init_scale": "init_scale", "fir": "fir",
-    "fir_kernel": "fir_kernel", "progressive": "progressive", "progressive_input": "progressive_input",
-    "progressive_combine": "progressive_combine",
-}  # fmt: skip
 DDPM = {k: NCSNPP[k] for k in (
     "nf", "ch_mult", "num_res_blocks", "dropout", "attn_resolutions", "nonlinearity", "conditional", "resamp_with_conv"
 )}  # fmt: skip
@@ -50,28 +43,15 @@ NETWORKS = {
     "ncsnv2_256": ("ncsnv2", NCSN, {"resolution": 256}),
 }
 TORCH_REFINENET = {"interpolation": "bilinear_align_corners", "unbiased": True, "narrow_refinement": True}
-PREDICTORS = {
-    "euler_maruyama": "euler", "reverse_diffusion": "reverse_diffusion", "ancestral_sampling": "ancestral", "none": "",
-}  # fmt: skip
-CORRECTORS = {"langevin": "langevin", "ald": "annealed_langevin", "none": ""}
-# Prepared by tfds at one size; the others are folders of images, cropped and resized when they are read.
-TFDS = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "ImageNet": "downsampled_imagenet/32x32"}
-FOLDERS = ("CELEBA", "CelebAHQ", "FFHQ", "LSUN")
-
 # What two of their files leave out of the ends of a process that is not theirs.
 DEFAULTS = {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0}
 
 # Settings without a counterpart, and why nothing is lost; the value that they may have, where another would be.
-DROPPED = {
-    "data.category": "which LSUN folder: data.source.path says it",
+DROPPED = WITHOUT | {
     "data.tfrecords_path": "a path of theirs",
     "eval.ckpt_id": "eval.begin_ckpt and eval.end_ckpt say it",
-    "model.attention_type": "there was one kind",
-    "model.conv_size": "never read",
     "model.sigma_begin": "never read: model.sigma_max decides",
-    "model.data_init": "never read",
     "sampling.noise_removal": "the last step always returns its mean",
-    "optim.amsgrad": "never read",
     "deq.dropout": "of the variational dequantiser, which is trained by itself",
     "deq.ema_rate": "of the variational dequantiser",
     "deq.n_iters": "of the variational dequantiser",
@@ -164,6 +144,7 @@ def _process(theirs: dict[str, Any], name: str, torch: bool) -> dict[str, Any]:
 
 
 def _data(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return the data set: one that tfds prepared at one size, or a folder of images, cropped and resized when read."""
     dataset, size = theirs["data.dataset"], theirs["data.image_size"]
     channels = theirs.get("data.num_channels", theirs.get("data.channels", 3))
     check_choice("data.dataset of the reference config", dataset, (*TFDS, *FOLDERS))

@@ -245,4 +245,4 @@ def _process(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build() -> Project:
-    return Project(read, layout, translate)
+    return Project(read, layout, translate, "the config.json beside the weights")

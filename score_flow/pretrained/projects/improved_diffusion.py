@@ -292,4 +292,4 @@ def _process(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def build() -> base.Project:
     """The project as a source of weights."""
-    return base.Project(read, layout, translate)
+    return base.Project(read, layout, translate, "json.dump(vars(args), open(FILE, 'w')) in its image_train.py")

@@ -31,4 +31,6 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
 
 
 def build() -> Project:
-    return Project(read, layout, translate)
+    return Project(
+        read, layout, translate, "open(FILE, 'w').write(config.to_json_best_effort()), config its get_config()"
+    )

@@ -52,4 +52,7 @@ def layouts(model: Model) -> Any:
 
 
 def build() -> Project:
-    return Project(read, layout, functools.partial(translate, torch=True))
+    return Project(
+        read, layout, functools.partial(translate, torch=True),
+        "open(FILE, 'w').write(config.to_json_best_effort()), config its get_config() without device",
+    )

@@ -184,7 +184,8 @@ def test_a_bare_file_needs_a_recipe_or_settings(tmp_path, capsys):
         pytest.skip("no golden file of improved-diffusion")
     file = next(SUPERRES.glob("*.pt"))
     assert main([f"--workdir={tmp_path}", "--mode=import", f"--checkpoint={file}"]) == EXIT_USER_ERROR
-    assert "give --config or --reference_config" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "give --config, or --reference_config=FILE" in said and "json.dump(vars(args)" in said
 
 
 @pytest.mark.slow
