@@ -30,7 +30,7 @@ from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
-from score_flow.training.steps import make_optimiser
+from score_flow.training.optimiser import optimiser_of
 from score_flow.types import UserError
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
@@ -43,7 +43,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     `remembered`: the facts of the training data in the newest checkpoint of the run, if it has one (none in it: {}).
     What they say of images and classes need not be asked of the data set, which is then opened by who reads it.
     """
-    data, optim = config.data, config.optim.to_dict()
+    data = config.data
     latent, labelled = is_latent(config), uses_labels(config)
     split = functools.cache(functools.partial(_open, data.source, as_before(remembered)))
     declared, whose = _declared(config, remembered, split)
@@ -66,7 +66,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     return Experiment(
         model=model,
         loss=build_loss(config, model, build_preprocessing(config, image_shape, scaling, conditioning, dequantised)),
-        optimiser=make_optimiser(optim.pop("optimizer"), **optim),
+        optimiser=optimiser_of(config.optim, config.training.n_iters),
         open_source=open_source,
         open_pixels=functools.partial(open_pixels, config, scaling, dequantised, mesh),
         image_shape=image_shape,

@@ -5,7 +5,8 @@ import numpy as np
 
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import make_mesh, state_shardings
-from score_flow.training.steps import TrainState, make_optimiser
+from score_flow.training.optimiser import make_optimiser
+from score_flow.training.steps import TrainState
 from tests.training.test_training import ADAM
 
 

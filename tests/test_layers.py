@@ -57,7 +57,10 @@ SEAMS = {
     "pyarrow": ("score_flow/data/parquet.py",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
-    "optax": tuple(f"score_flow/{file}.py" for file in ("training/steps", "losses/coupling", "experiment", "build")),
+    "optax": tuple(
+        f"score_flow/{file}.py"
+        for file in ("training/steps", "training/optimiser", "losses/coupling", "experiment", "build")
+    ),
     "tensorflow": (),
     "torch": (),
     "pickle": (),

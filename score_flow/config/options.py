@@ -160,11 +160,15 @@ class OptimOptions(Section):
     """The optimiser."""
 
     optimizer: str = option("Adam", "Adam or AdamW", among=("Adam", "AdamW"))
-    lr: float = option(2e-4, "learning rate after warm-up", least=0, most=1e6)
+    lr: float = option(2e-4, "learning rate, the highest: after warm-up", least=0, most=1e6)
     beta1: float = option(0.9, "decay of the mean gradient", least=0, below=1)
     beta2: float = option(0.999, "decay of the mean square", least=0, below=1)
     eps: float = option(1e-8, "added to the root of the mean square", above=0)
     warmup: int = option(5000, "steps over which lr grows linearly from 0", least=0)
+    schedule: str = option(
+        "constant", "of lr after warm-up: constant, cosine or linear to 0 at training.n_iters, inverse_sqrt",
+        among=("constant", "cosine", "inverse_sqrt", "linear"),
+    )  # fmt: skip
     grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
     weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW)", least=0)
 

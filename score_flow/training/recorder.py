@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from score_flow.runs.progress import MetricLog, progress
 from score_flow.training.steps import Metrics, TrainState, check_finite, crossed
@@ -12,11 +12,13 @@ class Recorder:
     """The hook that logs losses, moves the bar and finds non-finite steps, without ever waiting for the newest program.
 
     At a log step it fetches the metrics of all programs but the last, so the host stays at most log_freq steps ahead.
-    `flush` fetches the rest: call it before anything is saved.
+    `flush` fetches the rest: call it before anything is saved. rate: the learning rate of a step, counted from 0.
     """
 
-    def __init__(self, log: MetricLog, log_freq: int, *, start: int, n_steps: int):
-        self._log, self._log_freq = log, log_freq
+    def __init__(
+        self, log: MetricLog, log_freq: int, *, start: int, n_steps: int, rate: Callable[[int], float] | None = None
+    ):
+        self._log, self._log_freq, self._rate = log, log_freq, rate
         self._pending: deque[tuple[int, Metrics]] = deque()
         self._started, self._bar = time.time(), progress(n_steps, start, "step", "train")
 
@@ -40,6 +42,7 @@ class Recorder:
             metrics = check_finite(previous, metrics)
             for i in self._logged(previous, len(metrics.loss)):
                 row = {"loss": float(metrics.loss[i]), "grad_norm": float(metrics.grad_norm[i])}
+                row |= {"lr": float(self._rate(previous + i))} if self._rate else {}
                 self._log.write(previous + i + 1, row | {"seconds": round(time.time() - self._started, 3)})
                 self._bar.set_postfix_str(f"loss {metrics.loss[i]:.4f}", refresh=False)
 

@@ -1,6 +1,7 @@
 """Training of one run: restore or begin, fit, save, and leave a workdir from which anything can go on."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from score_flow.runs.progress import MetricLog
 from score_flow.runs.sharding import batch_sharding, group_size, multiple, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
+from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
 from score_flow.training.recorder import Recorder
 from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
 from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_state, make_train_steps
@@ -39,6 +41,7 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     """
     options = config.training
     group_size(options.fsdp, run.mesh.size)
+    rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
     check_data(run, options, begins=remembered(workdir) is None)
     sheet = lambda step, params: snapshot(step, whole(run.mesh, params))  # noqa: E731
     saver = Saver(workdir, config, sheet, facts=run.data_facts)
@@ -50,12 +53,17 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
     start, state = saver.resume(config, fresh, shapes, shardings, fixed)
+    ahead = start - updates_of(state.opt_state)  # steps of those who trained imported weights
+    rate = rate_of(config.optim, options.n_iters - ahead)
+    run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
     write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
     steps = program_of(run, config.model, shardings)
     batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
-    recorder = saver.recorder = Recorder(log, options.log_freq, start=start, n_steps=options.n_iters)
+    rate_at = lambda step: rate(step - ahead, np)  # noqa: E731
+    recorder = Recorder(log, options.log_freq, start=start, n_steps=options.n_iters, rate=rate_at)
+    saver.recorder = recorder
     hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         for each in (saver, batches, log, recorder):

@@ -40,19 +40,6 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, "k"]
 
 
-def make_optimiser(
-    name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """Build Adam or AdamW after a clip by the global norm; lr grows linearly over `warmup` steps, from 0 at step 0."""
-    rate = (lambda step: lr * jnp.minimum(step / warmup, 1.0)) if warmup > 0 else lr
-    clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
-    decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
-    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
-    # Adam adds the decay to the gradient (L2), AdamW to the update (Loshchilov & Hutter 2019, arXiv:1711.05101).
-    order = {"Adam": (clip, decay, adam), "AdamW": (clip, adam, decay)}[name]
-    return optax.chain(*order, optax.scale_by_learning_rate(rate))
-
-
 def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array, ""]:
     """Return the decay of an update: `rate`, or min(rate, (1 + n)/(10 + n)) with warm-up, n counting updates from 1."""
     n = jnp.asarray(step + 1, jnp.float32)

@@ -19,6 +19,7 @@ from score_flow.data.pipeline import indices
 from score_flow.losses.base import Aux, Loss
 from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.process.times import TimeSampler, uniform
+from score_flow.runs.progress import read_lines
 from score_flow.runs.sharding import state_shardings
 from score_flow.training.dequantiser import dequantisation
 from score_flow.training.run import train
@@ -109,6 +110,7 @@ def test_a_loss_of_ten_lines_is_trained(tmp_path):
     error = second - 0.5 * (first.mean() + 0.25)  # Adam's first step is its rate, against the gradient
     np.testing.assert_allclose(got[2], [(error**2).mean(), error.mean()], rtol=1e-5)
     assert sorted(got) == [1, 2, 3] and "test_loss" in (tmp_path / "metrics.jsonl").read_text()
+    assert [row["lr"] for row in read_lines(tmp_path / "metrics.jsonl") if "lr" in row] == [0.25] * 3
 
 
 def test_weights_of_a_loss_are_arguments_of_the_program():

@@ -13,7 +13,7 @@ from score_flow.networks.blocks.layers import transformer_features
 from score_flow.paths.ddpm import DDPM
 from score_flow.process.bound import VariationalBound
 from score_flow.process.times import LossHistory, remember, second_moment_law
-from score_flow.training.steps import make_optimiser
+from score_flow.training.optimiser import make_optimiser
 from tests.chains import (
     CASE,
     PREDICTED,

@@ -18,7 +18,8 @@ from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
-from score_flow.training.steps import ema_rate_at, make_optimiser
+from score_flow.training.optimiser import make_optimiser
+from score_flow.training.steps import ema_rate_at
 from tests.golden_data import golden_dir, load
 from tests.paths.variants import EPS
 from tests.sampling.test_golden_sampling import process_of

@@ -17,7 +17,7 @@ def recorder(tmp_path):
 
     def make(log_freq, start=0, n_steps=100):
         log = MetricLog(tmp_path, start)
-        opened.extend([log, Recorder(log, log_freq, start=start, n_steps=n_steps)])
+        opened.extend([log, Recorder(log, log_freq, start=start, n_steps=n_steps, rate=lambda step: 0.5 * step)])
         return opened[-1]
 
     yield make
@@ -44,7 +44,7 @@ def test_every_multiple_is_logged_once(recorder, tmp_path, k, log_freq):
     rows = read_lines(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [step for step in range(start + 1, n_steps + 1) if step % log_freq == 0]
     assert all(row["loss"] == row["step"] and row["grad_norm"] == 2 * row["step"] for row in rows)
-    assert all(row["seconds"] >= 0 for row in rows)
+    assert all(row["lr"] == (row["step"] - 1) / 2 and row["seconds"] >= 0 for row in rows)  # of steps counted from 0
 
 
 def test_flush_finds_what_is_not_finite_and_logging_never_waits_for_the_newest(recorder, tmp_path):

@@ -23,6 +23,7 @@ from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.sharding import BATCH_AXES, make_mesh, state_shardings, to_host
+from score_flow.training.optimiser import make_optimiser
 from score_flow.training.steps import (
     Metrics,
     TrainState,
@@ -30,7 +31,6 @@ from score_flow.training.steps import (
     crossed,
     fit,
     init_state,
-    make_optimiser,
     make_train_steps,
 )
 from score_flow.types import NonFinite

@@ -1,0 +1,84 @@
+"""The optimiser: its learning rate by the step, and what becomes of a gradient."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from score_flow.config.options import OptimOptions
+from score_flow.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate of a step, counted from 0: it grows linearly from 0 over `warmup` steps, and then stays at lr
+    (constant), falls as half a cosine (cosine) or a line (linear) to 0 at n_iters, or as 1/sqrt(step) (inverse_sqrt).
+
+    With numpy as xp it is one of the host, in float64: optax's own, equal to these, would wait for the device. Raises
+    UserError where nothing is left to fall, or there is no step from which to.
+    """
+
+    lr: float
+    schedule: str = "constant"
+    warmup: int = 0
+    n_iters: int = 0
+
+    def __post_init__(self):
+        if self.schedule in ("cosine", "linear") and self.warmup >= self.n_iters:
+            raise UserError(
+                f"config.optim.warmup is {self.warmup}; with optim.schedule = {self.schedule}, which falls from there, "
+                f"it must be below the {self.n_iters} steps of training."
+            )
+        if self.schedule == "inverse_sqrt" and self.warmup < 1:
+            raise UserError(
+                "config.optim.warmup is 0; optim.schedule = inverse_sqrt is sqrt(warmup/step): allowed: at least 1."
+            )
+
+    def __call__(self, step: Any, xp: ModuleType = jnp) -> Any:
+        rate = self.lr * xp.minimum(step / self.warmup, 1.0) if self.warmup > 0 else self.lr
+        if self.schedule == "constant":
+            return rate
+        if self.schedule == "inverse_sqrt":
+            return rate * xp.sqrt(self.warmup / xp.maximum(step, self.warmup))
+        left = xp.clip((self.n_iters - step) / (self.n_iters - self.warmup), 0.0, 1.0)
+        return rate * (left if self.schedule == "linear" else 0.5 * (1 - xp.cos(np.pi * left)))
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is another at another step: then the optimiser's state counts them."""
+        return self.warmup > 0 or self.schedule != "constant"
+
+
+def rate_of(options: OptimOptions, n_iters: int) -> Rate:
+    """Return the learning rate of config.optim over so many steps."""
+    return Rate(options.lr, options.schedule, options.warmup, n_iters)
+
+
+def optimiser_of(options: OptimOptions, n_iters: int) -> optax.GradientTransformation:
+    """Build the optimiser of config.optim over so many steps."""
+    settings = options.to_dict()
+    return make_optimiser(settings.pop("optimizer"), n_iters=n_iters, **settings)
+
+
+def make_optimiser(
+    name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float,
+    schedule: str = "constant", n_iters: int = 0,
+) -> optax.GradientTransformation:  # fmt: skip
+    """Build Adam or AdamW after a clip by the global norm, with the learning rate of `Rate`."""
+    rate = Rate(lr, schedule, warmup, n_iters)
+    clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
+    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+    # Adam adds the decay to the gradient (L2), AdamW to the update (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    order = {"Adam": (clip, decay, adam), "AdamW": (clip, adam, decay)}[name]
+    return optax.chain(*order, optax.scale_by_learning_rate(rate if rate.changes else lr))
+
+
+def updates_of(opt_state: PyTree) -> int:
+    """Return how many updates an optimiser has made: fewer than the run's steps where the weights were imported."""
+    return int(next(leaf for leaf in jax.tree.leaves(opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)))
