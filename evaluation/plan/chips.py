@@ -115,16 +115,13 @@ def _here() -> Machine:
 
 
 def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
-    added = {variable: value for variable, value in NO_TPU_HERE.items() if variable not in os.environ}
-    os.environ.update(added)
+    for variable, value in NO_TPU_HERE.items():
+        os.environ.setdefault(variable, value)
     a_host = min(2, sides[0]), min(2, sides[1]), 1  # chips of it
     try:
         return topologies.get_topology_desc(topology, "tpu", chips_per_host_bounds=a_host).devices
     except RuntimeError as error:
         raise _cannot(topology, error, "TPU support not installed", "tpu") from error
-    finally:
-        for variable in added:  # a process that this one starts is not told of it
-            del os.environ[variable]
 
 
 def _gpus(name: str, n: int) -> list[jax.Device]:

@@ -1,12 +1,21 @@
 """Machines by their names; those that are absent need a compiler, those that are none are refused."""
 
+import os
 import re
+from unittest import mock
 
 import jax
 import pytest
 
 from evaluation.plan import chips
 from score_flow.types import UserError
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What the compiler for TPUs is told is not told to the processes that other tests start."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.mark.parametrize(
