@@ -14,9 +14,7 @@ def build(split: Split = "train", path: str = "") -> ArraySource:
     """
     check_choice("split", split, NAMES)
     found = cifar.read(existing_path(path, PATH), "CIFAR-10", split, "", PATH)
-    few = len(found.image) != cifar.IMAGES[split]
-    notes = (f"{len(found.image)} images, of {cifar.IMAGES[split]} that were published",) if few else ()
     return ArraySource(
         f"CIFAR-10/{split}", found.image, found.label,
-        num_classes=len(found.classes), classes=found.classes, notes=notes,
+        num_classes=len(found.classes), classes=found.classes, notes=found.notes,
     )  # fmt: skip

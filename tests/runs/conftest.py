@@ -1,10 +1,18 @@
-"""Checkpoints that the tests of this room read, or damage."""
+"""What the tests of this room share: checkpoints to read or to damage, and a store of Google's on the loopback."""
 
 import shutil
 
 import pytest
 
+from tests import emulators
 from tests.states import write
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The variables by which other processes find the store; it is there as long as a file of tests runs."""
+    with emulators.here("gs") as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

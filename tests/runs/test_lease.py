@@ -17,12 +17,6 @@ from tests import emulators
 pytestmark = pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")
 
 
-@pytest.fixture(scope="module")
-def served():
-    with emulators.here("gs") as variables:
-        yield variables
-
-
 @pytest.fixture
 def folder(served, request, monkeypatch):
     for name, seconds in (("RENEW", 0.2), ("LOOK", 0.05), ("STALE", 1.5)):

@@ -17,12 +17,6 @@ pytestmark = pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is 
 
 
 @pytest.fixture(scope="module")
-def served():
-    with emulators.here("gs"):
-        yield
-
-
-@pytest.fixture(scope="module")
 def written(served):
     """A folder on a store with two checkpoints, and their states."""
     place = places.place_of("gs://bucket/run/checkpoints")

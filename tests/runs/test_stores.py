@@ -20,12 +20,6 @@ from tests import emulators
 pytestmark = pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")
 
 
-@pytest.fixture(scope="module")
-def served():
-    with emulators.here("gs") as variables:
-        yield variables
-
-
 @pytest.fixture
 def place(served, request):
     return path_of(f"gs://bucket/{request.node.name}/".replace("[", "-").replace("]", ""))

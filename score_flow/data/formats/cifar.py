@@ -67,11 +67,12 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Cifar:
-    """The images and labels of one split."""
+    """The images and labels of one split; notes: what a person should know of them at the start."""
 
     image: UInt8[np.ndarray, "n 32 32 3"]
     label: Int32[np.ndarray, "n"]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read(path: Path, dataset: str, split: str, kind: str, key: str) -> Cifar:
@@ -87,7 +88,9 @@ def read(path: Path, dataset: str, split: str, kind: str, key: str) -> Cifar:
         for layout in layouts:
             missing = [name for name in wanted[layout] if name not in found]
             if not missing:
-                return _decode(place, found, files[layout], layout, kind)
+                whole = _decode(place, found, files[layout], layout, kind)
+                few = f"{len(whole.image)} images, of {IMAGES[split]} that were published"
+                return whole if len(whole.image) == IMAGES[split] else dataclasses.replace(whole, notes=(few,))
             if len(missing) < len(wanted[layout]):
                 lacking = f" (of {layout.folder} it lacks {', '.join(missing)})"
     allowed = ", ".join(name for layout in layouts for name in (layout.folder, layout.archive))
