@@ -26,6 +26,7 @@ from score_flow.runs import manifest, s3, stores
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.runs.places import Place, make_folder, on_store, place_of, read, remove, resolved
 from score_flow.runs.processes import barrier, decided, gathered, is_main
+from score_flow.runs.sharding import laid_out
 from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
@@ -283,8 +284,8 @@ def _spread(restored: PyTree, wanted: PyTree) -> PyTree:
     layouts = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(wanted)]
     moved = [i for i, layout in enumerate(layouts) if layout is not None and leaves[i].sharding != layout]
     if moved:
-        move = jax.jit(lambda parts: parts, out_shardings=[layouts[i] for i in moved])
-        for i, leaf in zip(moved, move([leaves[i] for i in moved]), strict=True):
+        found = laid_out([leaves[i] for i in moved], [layouts[i] for i in moved])
+        for i, leaf in zip(moved, found, strict=True):
             leaves[i] = leaf
     return jax.tree.unflatten(structure, leaves)
 

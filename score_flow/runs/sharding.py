@@ -75,7 +75,12 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
 def whole(mesh: Mesh, tree: PyTree) -> PyTree:
     """Return arrays on a mesh with every device holding all of each; those that it holds already are not copied."""
     split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree)]
-    return jax.jit(_same, out_shardings=replicated(mesh))(tree) if any(split) else tree
+    return laid_out(tree, replicated(mesh)) if any(split) else tree
+
+
+def laid_out(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Return global arrays in other layouts; devices and processes get what they lack from each other."""
+    return jax.jit(_same, out_shardings=shardings)(tree)
 
 
 def _same(tree: PyTree) -> PyTree:
