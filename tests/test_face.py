@@ -67,6 +67,15 @@ def test_help_waits_for_no_library_that_it_does_not_need():
     assert "score_flow.networks.sit" in loaded and not {*heavy} & {*loaded}
 
 
+def test_no_import_looks_for_devices():
+    """Processes join each other before that, whatever was imported."""
+    files = [file for room in ("score_flow", "sampling", "evaluation") for file in (ROOT / room).rglob("*.py")]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.name != "__init__.py"]
+    code = f"import importlib; [importlib.import_module(name) for name in {names}]"
+    looked = "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    assert python(f"{code}; {looked}").strip() == "False"
+
+
 def test_plug_ins_are_called_whatever_was_imported_before():
     """Each order in modules that are loaded anew."""
     code = """

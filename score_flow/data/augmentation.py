@@ -7,6 +7,7 @@ every sample and every evaluation. Here the image is read off by cubic convoluti
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from score_flow.types import Images, Key, Keys
@@ -14,7 +15,7 @@ from score_flow.types import Images, Key, Keys
 N_LABELS = 9
 SCALE = 2.0**0.2  # a factor of one standard deviation, of both scalings
 SHIFT = 1 / 8  # of a side, for one standard deviation
-TAPS = jnp.arange(-1, 3)  # of a cubic kernel, from the pixel below
+TAPS = np.arange(-1, 3, dtype=np.int32)  # of a cubic kernel, from the pixel below
 
 
 def random_crop(keys: Keys, images: Shaped[Array, "b h w c"], most: int) -> Shaped[Array, "b h w c"]:
