@@ -347,4 +347,4 @@ def test_attention_is_a_softmax_average():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 4))
     weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / 2)
     expected = np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(axis=-1, keepdims=True), v)
-    np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=20 * np.finfo("float32").eps)
+    np.testing.assert_allclose(attention(q, k, v), expected, atol=20 * np.finfo("float32").eps)

@@ -6,7 +6,8 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks import devices
+from score_flow.networks.blocks.attention import attention
 
 GPU = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu"))
 TPU = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
@@ -22,7 +23,7 @@ def lowered(mesh, platform: str, width: int = 64, dtype=jnp.bfloat16) -> str:
     """The program of attention as compilers of a platform are given it."""
     q = jax.ShapeDtypeStruct((2, 16, 2, width), dtype)
     with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(layers.attention).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+        return jax.jit(attention).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_attention_is_fused_in_programs_for_a_gpu_alone():
