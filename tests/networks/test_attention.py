@@ -51,6 +51,13 @@ def curved(q, k, v, dq, dk, dv):
     return jax.grad(lambda *qkv: jnp.sum(direction(*qkv, dq, dk, dv).astype(jnp.float32) ** 2), (0, 1, 2))(q, k, v)
 
 
+def test_attention_is_a_softmax_average():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 4))
+    weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / 2)
+    expected = np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(axis=-1, keepdims=True), v)
+    np.testing.assert_allclose(attention(q, k, v), expected, atol=20 * np.finfo("float32").eps)
+
+
 def test_value_and_direction(exact):
     arrays = heads(6)
     close(attention(*halved(arrays[:3])), exact(attention, *arrays[:3]))
