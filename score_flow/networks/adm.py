@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from score_flow.config.hints import Count, Dtype, Given, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers, resample
+from score_flow.networks.blocks.attention import attention
 from score_flow.types import Condition, UserError
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
@@ -158,8 +159,8 @@ class ADM(nn.Module):
         return block(features, self.dropout, self.scale_shift_norm, deterministic, self.dtype, name=name)
 
     def _attention(self, name: str, num_heads: int) -> nn.Module:
-        attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-        return attention(num_heads, self.dtype, name=name)
+        block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        return block(num_heads, self.dtype, name=name)
 
     def _check_size(self, x: Float[Array, "..."]) -> None:
         levels = len(self.channel_mult)
@@ -221,7 +222,7 @@ class AttentionBlock(nn.Module):
         qkv = _dense(_norm(x, "norm"), 3 * c, dtype=self.dtype, name="qkv")
         # Published order of the channels: by head first, then q, k, v.
         qkv = qkv.reshape(b, height * width, self.num_heads, 3, c // self.num_heads)
-        h = layers.attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        h = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
         return x + _dense(h.reshape(x.shape), c, zero=True, dtype=self.dtype, name="out")
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.networks.blocks import layers, resample
+from score_flow.networks.blocks.attention import attention
 from score_flow.numerics import sum_flat
 from score_flow.types import Images, UserError
 
@@ -213,7 +214,7 @@ class AttentionBlock(nn.Module):
         dense = partial(nn.Dense, c, dtype=self.dtype)
         h = layers.GroupNorm(self.groups, name="norm")(x).reshape(b, height * width, 1, c)
         q, k, v = (dense(name=name)(h) for name in ("query", "key", "value"))
-        return x + dense(name="out")(layers.attention(q, k, v)).reshape(x.shape)
+        return x + dense(name="out")(attention(q, k, v)).reshape(x.shape)
 
 
 def _conv(features: int, dtype: str, name: str, **kwargs) -> nn.Conv:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Dtype, Positive, check_fields
 from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks.attention import attention
 from score_flow.types import Condition, UserError
 
 TIME_FEATURES = 256
@@ -133,7 +134,7 @@ class Block(nn.Module):
         b, n, width = h.shape
         dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
         qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
-        mixed = layers.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return dense(width, name="attention_out")(mixed.reshape(h.shape))
 
     def _mlp(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:

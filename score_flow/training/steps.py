@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from score_flow.losses.base import Loss
-from score_flow.networks.blocks import devices
+from score_flow.networks.blocks import attention, devices
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
 from score_flow.types import Batch, NonFinite, Params
@@ -107,7 +107,8 @@ def make_train_steps(
         return state, Metrics(value, optax.tree.norm(grads))
 
     def train_steps(loss: Loss, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what is traced is for these devices
+        # What is traced is for these devices, and no forward-mode derivative is taken of it.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), attention.derivatives("backward"):
             return _repeated(functools.partial(train_step, loss), state, batches)
 
     program = jax.jit(

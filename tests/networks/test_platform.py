@@ -6,7 +6,8 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks import devices
+from score_flow.networks.blocks.attention import attention, derivatives
 
 GPU = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu"))
 TPU = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
@@ -18,11 +19,15 @@ def no_cudnn(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
-def lowered(mesh, platform: str, width: int = 64, dtype=jnp.bfloat16) -> str:
+def lowered(mesh, platform: str, width: int = 64, dtype=jnp.bfloat16, function=attention, order="any") -> str:
     """The program of attention as compilers of a platform are given it."""
     q = jax.ShapeDtypeStruct((2, 16, 2, width), dtype)
-    with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(layers.attention).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+    with jax.sharding.use_abstract_mesh(mesh), derivatives(order):
+        return jax.jit(function).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+
+
+def pulled(function):
+    return jax.grad(lambda *qkv: function(*qkv).astype(jnp.float32).sum(), (0, 1, 2))
 
 
 def test_attention_is_fused_in_programs_for_a_gpu_alone():
@@ -35,6 +40,16 @@ def test_attention_is_fused_in_programs_for_a_gpu_alone():
         lowered(GPU, "cuda", dtype=jnp.float32),
     ):
         assert "cudnn" not in other and "dot_general" in other
+
+
+def test_its_derivatives_on_a_gpu():
+    """The kernel's own backward pass in training, beside forward-mode derivatives too; a likelihood needs none."""
+    backward = "__cudnn$fmhaSoftmaxBackward"
+    assert backward in lowered(GPU, "cuda", function=pulled(attention), order="backward")
+    likelihood = lowered(GPU, "cuda", function=lambda *qkv: jax.jvp(attention, qkv, qkv))
+    assert "__cudnn$fmhaSoftmax" in likelihood and backward not in likelihood
+    both = lambda *qkv: (lambda value, d: value - jax.lax.stop_gradient(d))(*jax.jvp(attention, qkv, qkv))  # noqa: E731
+    assert backward in lowered(GPU, "cuda", function=pulled(both), order="forward inside backward")
 
 
 def test_without_a_mesh_the_platform_is_that_of_the_machine():

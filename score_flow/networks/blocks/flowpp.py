@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from score_flow import numerics
 from score_flow.networks.blocks import layers
+from score_flow.networks.blocks.attention import attention
 
 BLOCK_LAYERS = ("conv", "norm", "attention")
 
@@ -109,7 +110,7 @@ class GatedAttention(nn.Module):
         b, h, w, c = x.shape
         qkv = Conv(3 * c, size=1, dtype=self.dtype, name="qkv")(x + positions.astype(x.dtype))
         qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
-        mixed = layers.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
+        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
         mixed = nn.Dropout(self.dropout, deterministic=deterministic)(mixed)
         return x + gate(Conv(2 * c, size=1, scale=0.1, dtype=self.dtype, name="out")(mixed))
 

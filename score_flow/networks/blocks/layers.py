@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
-from score_flow.networks.blocks import devices
 from score_flow.types import Condition, UserError
 
 # Of the fields that all networks have.
@@ -161,15 +160,3 @@ class GroupNorm(nn.Module):
         b, c = moment.shape
         grouped = moment.reshape(b, self.groups, c // self.groups)
         return jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(b, c)
-
-
-def attention(
-    q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
-) -> Float[Array, "b n heads d"]:
-    """softmax(q k^T / sqrt(d)) v with the softmax in float32; cuDNN's fused kernel on a GPU in half precision."""
-    if q.dtype == jnp.float64:  # jax's function takes the softmax in float32 even then
-        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-    # cuDNN takes half precision and d = 8, 16, ..., 128 only, and has no forward-mode derivative (jvp).
-    fused = devices.platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")

@@ -7,6 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from score_flow.networks.blocks import layers, resample
+from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.layers import scaled_uniform
 
 
@@ -82,7 +83,7 @@ class AttentionBlock(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype)
         h = group_norm(c, self.groups, name="norm")(x).reshape(b, height * width, 1, c)
         q, k, v = (dense(c, kernel_init=scaled_uniform(0.1), name=name)(h) for name in ("query", "key", "value"))
-        h = dense(c, kernel_init=scaled_uniform(self.init_scale), name="out")(layers.attention(q, k, v))
+        h = dense(c, kernel_init=scaled_uniform(self.init_scale), name="out")(attention(q, k, v))
         return residual_sum(x, h.reshape(x.shape), self.skip_rescale)
 
 
