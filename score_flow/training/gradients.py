@@ -25,7 +25,7 @@ def check_microbatches(n: int, loss: Loss, batch_size: int, n_devices: int) -> N
     if n == 1:
         return
     name, each = type(loss).__name__, batch_size // n_devices
-    if not isinstance(loss, ByExample) or type(loss).__call__ is not ByExample.__call__:
+    if not sliceable(loss):
         raise UserError(
             f"config.training.microbatches is {n}, and {name} has one loss for a whole batch, none of its examples "
             "(score_flow.losses.base.ByExample); allowed: 1."
@@ -36,6 +36,11 @@ def check_microbatches(n: int, loss: Loss, batch_size: int, n_devices: int) -> N
             f"config.training.microbatches is {n}; it must divide the {each} examples that each of {n_devices} "
             f"device(s) has of training.batch_size = {batch_size}; allowed: {allowed}."
         )
+
+
+def sliceable(loss: Loss) -> bool:
+    """Say whether a loss is that of examples alone, and not one of its own for a whole batch."""
+    return isinstance(loss, ByExample) and type(loss).__call__ is ByExample.__call__
 
 
 def at_once(layout: Params) -> Gradients:
