@@ -14,6 +14,7 @@ from score_flow.config.options import Config
 from score_flow.model import count_parameters
 from score_flow.runs.files import said
 from score_flow.runs.processes import is_main
+from score_flow.training.gradients import sliceable
 
 SHOWN = 4  # of the largest arrays, and of the collectives
 Remembered = Mapping[str, Any] | None  # the facts of the training data that a run keeps
@@ -101,7 +102,9 @@ def place(origin: str, most: int = 70) -> str:
 def first_that_fits(config: Config, machine: Machine, remembered: Remembered, step: Step) -> str:
     """Return the first flags that make a step fit, each compiled, and what those before them came to."""
     tried, rematted = [], getattr(step.run.loss.network, "remat", None)
-    for remedy in remedies(config, rematted, len(machine.devices)):
+    state_fits = sum(shares(step).values()) <= machine.memory
+    can = {"sliceable": sliceable(step.run.loss), "state_fits": state_fits}
+    for remedy in remedies(config, rematted, len(machine.devices), **can):
         done = compiled(step_of(remedy.config, machine, remembered), machine)
         total = "too much" if done.total is None else said(done.total)
         if done.fits(machine):
@@ -118,7 +121,7 @@ def batch_that_fits(config: Config, machine: Machine, remembered: Remembered, do
         step = step_of(dataclasses.replace(config, training=training), machine, remembered)
         return compiled(step, machine).total
 
-    n = len(machine.devices)
+    n = len(machine.devices) * config.training.microbatches
     fit = fitting(total_of, machine.memory, (config.training.batch_size, done.total), n)
     how = f"by a line through what {1 + fit.compiled} compiled steps need"
     if not fit.batch:

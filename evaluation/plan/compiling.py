@@ -23,6 +23,7 @@ from score_flow.experiment import Experiment
 from score_flow.runs import memory
 from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
 from score_flow.training.ema import n_averages
+from score_flow.training.gradients import check_microbatches
 from score_flow.training.run import initial_state, program_of
 from score_flow.training.steps import TrainState
 from score_flow.types import Batch
@@ -74,12 +75,13 @@ def step_of(config: Config, machine: Machine, remembered: Mapping[str, Any] | No
     mesh = make_mesh(options.fsdp, machine.devices)
     check_divides(options.batch_size, mesh.size)
     run = dataclasses.replace(experiment(config, remembered), mesh=mesh)
+    check_microbatches(options.microbatches, run.loss, options.batch_size, mesh.size)
     one = example(run)
     state = jax.eval_shape(functools.partial(initial_state, run, n_averages(config.model)), run.loss, one)
     shardings = state_shardings(mesh, state)
     leading = options.n_jitted_steps, options.batch_size
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
-    return Step(run, program_of(run, config.model, shardings), state, batch, shardings)
+    return Step(run, program_of(run, config, shardings), state, batch, shardings)
 
 
 def example(run: Experiment) -> Batch:

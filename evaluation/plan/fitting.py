@@ -68,21 +68,35 @@ class Remedy(NamedTuple):
     config: Config
 
 
-def remedies(config: Config, rematted: bool | None, n: int) -> Iterator[Remedy]:
-    """Yield what may make a step on n devices fit, the cheapest first: remat, fsdp, both.
+def remedies(
+    config: Config, rematted: bool | None, n: int, *, sliceable: bool = True, state_fits: bool = True
+) -> Iterator[Remedy]:
+    """Yield what may make a step on n devices fit, the cheapest first: microbatches, remat, fsdp, then some of them.
 
-    rematted: whether the network computes activations again; None: it cannot.
+    rematted: whether the network computes activations again; None: it cannot. sliceable: whether the loss has
+    microbatches. state_fits: whether what a step is given does: else only what splits it helps.
     """
-    network, training = config.network, config.training
-    can_remat = rematted is False
-    can_split = n > 1 and training.fsdp is not True
-    for remat, split in ((True, False), (False, True), (True, True)):
-        if remat > can_remat or split > can_split:
-            continue
-        changed = dataclasses.replace(
-            config,
-            network=network.with_arguments(remat=True) if remat else network,
-            training=dataclasses.replace(training, fsdp=True) if split else training,
-        )
-        flags = [*(["--config.network.remat=True"] * remat), *(["--config.training.fsdp=True"] * split)]
-        yield Remedy(" ".join(flags), changed)
+    training = config.training
+    slices = _doubled(training.microbatches, training.batch_size // n) if sliceable else []
+    can_remat, can_split = rematted is False, n > 1 and training.fsdp is not True
+    most = slices[-1:]
+    tried = [(n, False, False) for n in slices]
+    tried += [(0, True, False), (0, False, True), *((n, True, False) for n in most), *((n, False, True) for n in most)]
+    tried += [(0, True, True), *((n, True, True) for n in most)]
+    for k, remat, split in tried:
+        if remat <= can_remat and split <= can_split and (split or state_fits):
+            yield _changed(config, k, remat=remat, split=split)
+
+
+def _doubled(now: int, each: int) -> list[int]:
+    """Return what microbatches may be instead: twice as many, and so on three times, of so many examples of a device."""
+    return [now * 2**i for i in range(1, 4) if each % (now * 2**i) == 0]
+
+
+def _changed(config: Config, microbatches: int, *, remat: bool, split: bool) -> Remedy:
+    """Return a config with another number of microbatches, if it is not 0, with remat and fsdp if told so."""
+    given = ({"microbatches": microbatches} if microbatches else {}) | ({"fsdp": True} if split else {})
+    flags = [*(["--config.network.remat=True"] * remat), *(f"--config.training.{name}={given[name]}" for name in given)]
+    network = config.network.with_arguments(remat=True) if remat else config.network
+    training = dataclasses.replace(config.training, **given)
+    return Remedy(" ".join(flags), dataclasses.replace(config, network=network, training=training))

@@ -3,42 +3,15 @@
 # ruff: noqa: RUF009 - every default is immutable
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from score_flow.config import registries
-from score_flow.config.components import Component, Registries
-from score_flow.config.limits import Limits
+from score_flow.config.components import Component
+from score_flow.config.sections import Section, option, plug_in
 
 WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
 SPLITS = ("train", "test")
-
-
-def option(default: Any, doc: str, **limits: Any) -> Any:
-    """A field of a section; `limits` as of `Limits`."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(**limits)})
-
-
-def plug_in(among: Registries, name: str, doc: str, **arguments: Any) -> Any:
-    """A field that names a file of a package, or an entry of a table, and gives the arguments of its `build`."""
-    default = Component(name, arguments)
-    return dataclasses.field(default=default, metadata={"doc": doc, "limits": Limits(among=among)})
-
-
-class Section:
-    """What sections share."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dicts, as JSON holds them but for tuples."""
-        return {
-            f.name: value.to_dict() if isinstance(value := getattr(self, f.name), Section | Component) else value
-            for f in dataclasses.fields(self)
-        }
-
-    def to_json(self, indent: int | None = None) -> str:
-        """The same, as text."""
-        return json.dumps(self.to_dict(), indent=indent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +76,10 @@ class TrainOptions(Section):
     batch_size: int = option(
         128, "global: it is divided among all devices of all processes", least=1, most=2**24
     )
+    microbatches: int = option(
+        1, "gradients by so many parts of the batch in turn: less memory, the same result but for dropout's masks",
+        least=1, most=2**24,
+    )  # fmt: skip
     n_iters: int = option(100_000, "optimiser steps in all", least=1, most=2**31 - 1)
     n_jitted_steps: int = option(1, "steps in one compiled program; changes speed, not results", least=1, most=10_000)
     log_freq: int = option(50, "steps between logged losses", least=1)
@@ -159,18 +136,25 @@ class TrainOptions(Section):
 class OptimOptions(Section):
     """The optimiser."""
 
-    optimizer: str = option("Adam", "Adam or AdamW", among=("Adam", "AdamW"))
+    optimizer: str = option(
+        "Adam", "Adam, AdamW, or Muon: orthogonal updates of hidden matrices at AdamW's lr, AdamW for the others",
+        among=("Adam", "AdamW", "Muon"),
+    )  # fmt: skip
     lr: float = option(2e-4, "learning rate, the highest: after warm-up", least=0, most=1e6)
-    beta1: float = option(0.9, "decay of the mean gradient", least=0, below=1)
+    beta1: float = option(0.9, "decay of the mean gradient (momentum: of Muon's)", least=0, below=1)
     beta2: float = option(0.999, "decay of the mean square", least=0, below=1)
     eps: float = option(1e-8, "added to the root of the mean square", above=0)
+    momentum: float = option(0.95, "Muon: decay of the mean gradient of hidden matrices", least=0, below=1)
     warmup: int = option(5000, "steps over which lr grows linearly from 0", least=0)
     schedule: str = option(
         "constant", "of lr after warm-up: constant, cosine or linear to 0 at training.n_iters, inverse_sqrt",
         among=("constant", "cosine", "inverse_sqrt", "linear"),
     )  # fmt: skip
     grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
-    weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW)", least=0)
+    weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW, Muon)", least=0)
+    decay_on: str = option(
+        "all", "what decoupled decay is on: all, or matrices (no biases, norms, embeddings)", among=("all", "matrices")
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ A loss is a file of score_flow/losses/ that exports `build`; config.training.obj
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -80,15 +79,46 @@ def initial(model: Model, prepare: Preprocess, key: Key, batch: Batch) -> Params
     return model.init(key, (1, *x0.shape[1:]), one)
 
 
+class ByExample(abc.ABC):
+    """A loss that is a weighted mean over examples: drawn of a batch at once, then of each example alone.
+
+    So it may be computed in slices of the batch (config.training.microbatches). What `draw` returns is a tree of arrays
+    with the batch's axis first, among them `t`, the times, and `weight`, of each loss in the mean.
+    """
+
+    @property
+    @abc.abstractmethod
+    def times(self) -> TimeSampler: ...
+
+    @abc.abstractmethod
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[PyTree, Key | None]:
+        """Return what the key decides of a batch, all but dropout, and the key of that: None without training."""
+
+    @abc.abstractmethod
+    def examples(self, params: Params, drawn: PyTree, key: Key | None = None) -> Float[Array, "b"]:
+        """Return the loss of each example of what was drawn, or of a part of it, not weighted; a key: dropout's."""
+
+    def value(self, time_state: PyTree, drawn: PyTree, losses: Float[Array, "b"]) -> tuple[Float[Array, ""], Aux]:
+        """Return the mean of a batch by the losses of all its examples; times are learnt from these without weights."""
+        time_state = self.times.update(time_state, drawn.t, jax.lax.stop_gradient(losses))
+        losses = drawn.weight * losses
+        return jnp.mean(losses), Aux(losses, drawn.t, time_state)
+
+    def __call__(
+        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Aux]:
+        drawn, dropout_key = self.draw(time_state, key, batch, train)
+        return self.value(time_state, drawn, self.examples(params, drawn, dropout_key))
+
+
 class Noised(NamedTuple):
-    """What x_t is made of, with the importance weight of t; key: of dropout, None without training."""
+    """What x_t is made of, and the importance weight of t."""
 
     x0: Images
     noise: Images
     t: Float[Array, "b"]
-    importance: Float[Array, "b"]
+    weight: Float[Array, "b"]
     condition: Condition
-    key: Key | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,43 +137,23 @@ class Noising:
     null_label: int = 0
     coupling: Coupling = "independent"
 
-    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> Noised:
-        """Draw times, noise, dropped labels and what preprocessing draws; the key decides all of them, and dropout."""
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
+        """Draw times, noise, dropped labels and what preprocessing draws; and the key of dropout, None without it."""
         data_key, loss_key = keys_of(key, train)
         prepare = self.prepare if train else getattr(self.prepare, "plain", self.prepare)
         x0, condition = prepare(data_key, batch)
         time_key, noise_key, dropout_key, label_key = jax.random.split(loss_key, 4)
-        t, importance = self.times.sample(time_state, time_key, x0.shape[0])
+        t, weight = self.times.sample(time_state, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
         if self.coupling == "ot":
             noise = optimal(x0, noise)
         if train and self.label_dropout and condition:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, condition["label"].shape)
             condition = condition | {"label": jnp.where(dropped, self.null_label, condition["label"])}
-        return Noised(x0, noise, t, importance, condition, dropout_key if train else None)
-
-    def mean(
-        self,
-        at: Callable[..., Float[Array, "b"]],
-        params: Params,
-        time_state: PyTree,
-        key: Key,
-        batch: Batch,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], Aux]:
-        """Return the importance-weighted mean of at(params, x0, noise, t, condition, key=), the losses at given times.
-
-        The time sampler learns from the losses without their weights.
-        """
-        x0, noise, t, importance, condition, dropout_key = self.draw(time_state, key, batch, train)
-        losses = at(params, x0, noise, t, condition, key=dropout_key)
-        time_state = self.times.update(time_state, t, jax.lax.stop_gradient(losses))
-        losses = importance * losses
-        return jnp.mean(losses), Aux(losses, t, time_state)
+        return Noised(x0, noise, t, weight, condition), dropout_key if train else None
 
 
-class OfNoisyImages(abc.ABC):
+class OfNoisyImages(ByExample):
     """What losses of noisy images share: `at` is one of each at given times and noise, the loss the mean of a batch."""
 
     model: Model
@@ -160,10 +170,11 @@ class OfNoisyImages(abc.ABC):
     def init(self, key: Key, batch: Batch) -> Params:
         return initial(self.model, self.noising.prepare, key, batch)
 
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        return self.noising.mean(self.at, params, time_state, key, batch, train=train)
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
+        return self.noising.draw(time_state, key, batch, train)
+
+    def examples(self, params: Params, drawn: Noised, key: Key | None = None) -> Float[Array, "b"]:
+        return self.at(params, drawn.x0, drawn.noise, drawn.t, drawn.condition, key=key)
 
     @abc.abstractmethod
     def at(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from score_flow.data.levels import by_key, to_model
 from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import Aux, Product, keys_of
+from score_flow.losses.base import ByExample, Product, keys_of
 from score_flow.losses.simple import Denoising
 from score_flow.numerics import mean_flat, sum_flat
 from score_flow.paths.base import Path
@@ -124,8 +124,20 @@ class DecoderDequantiser:
         return total - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
+class Guessed(NamedTuple):
+    """What the bound of levels is guessed by: a key of the flow each, a time, the importance of it, and noise."""
+
+    levels: Levels
+    condition: Condition
+    keys: Keys
+    weight: Float[Array, "b"]
+    t: Float[Array, "b"]
+    importance: Float[Array, "b"]
+    noise: Images
+
+
 @flax.struct.dataclass
-class Dequantisation:
+class Dequantisation(ByExample):
     """The loss of a variational dequantiser: bits/dim of the levels, bounded by a score model that is held fixed.
 
     E_q[-log p(x) + log q(u | v)] with score_flow's bound for -log p (arXiv:2101.09258, theorem 3), in which n_hat is
@@ -159,24 +171,34 @@ class Dequantisation:
         unit = levels / jnp.asarray(self.scaling.levels - 1, noise.dtype)
         return self.network.init(init_key, unit, noise)["params"]
 
-    def __call__(
-        self, params: Params, time_state: PyTree, key: Key, batch: Batch, *, train: bool = True
-    ) -> tuple[Float[Array, ""], Aux]:
-        """Return the mean of a batch. The key decides noise and dropout of the flow, times and noise of the bound."""
+    def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Guessed, Key | None]:
+        """Draw what the flow is given, times and noise of the bound; and the key of the flow's dropout."""
         data_key, loss_key = keys_of(key, train)
         levels, condition = self.levels(data_key, batch)
         flow_key, dropout_key, bound_key = jax.random.split(loss_key, 3)
-        dequantiser = VariationalDequantiser(self.network, self.scaling, params)
-        x, bits = dequantiser(jax.random.split(flow_key, len(levels)), levels, dropout=dropout_key if train else None)
-        nats, t = self.bound(bound_key, x, condition)
-        losses = bits + nats / (x[0].size * math.log(2))
-        return jnp.mean(losses), Aux(losses, t, time_state)
+        looked_at = self.look(bound_key, levels.shape)
+        drawn = Guessed(levels, condition, jax.random.split(flow_key, len(levels)), jnp.ones(len(levels)), *looked_at)
+        return drawn, dropout_key if train else None
 
-    def bound(self, key: Key, x: Images, condition: Condition = None) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """(an unbiased estimate of the bound on -log p(x) in nats, the time that it looked at)."""
-        path, d, (time_key, noise_key) = self.score_matching.model.path, x[0].size, jax.random.split(key)
-        t, importance = self.times.sample(self.times.init(), time_key, len(x))
-        c, noise = path.at(t), jax.random.normal(noise_key, x.shape, x.dtype)
+    def examples(self, params: Params, drawn: Guessed, key: Key | None = None) -> Float[Array, "b"]:
+        """Return the bound of each example, in bits/dim."""
+        dequantiser = VariationalDequantiser(self.network, self.scaling, params)
+        x, bits = dequantiser(drawn.keys, drawn.levels, dropout=key)
+        nats = self.bound(x, drawn.t, drawn.importance, drawn.noise, drawn.condition)
+        return bits + nats / (x[0].size * math.log(2))
+
+    def look(self, key: Key, shape: tuple[int, ...]) -> tuple[Float[Array, "b"], Float[Array, "b"], Images]:
+        """(a time that the bound of each image looks at, its importance weight, noise)."""
+        time_key, noise_key = jax.random.split(key)
+        t, importance = self.times.sample(self.times.init(), time_key, shape[0])
+        return t, importance, jax.random.normal(noise_key, shape)
+
+    def bound(
+        self, x: Images, t: Float[Array, "b"], importance: Float[Array, "b"], noise: Images, condition: Condition = None
+    ) -> Float[Array, "b"]:
+        """Return an unbiased estimate of the bound on -log p(x) in nats, by what `look` drew."""
+        path, d = self.score_matching.model.path, x[0].size
+        c = path.at(t)
         half_squares = self.score_matching.at(self.score, x, noise, t, condition)
         # Less what it is for data N(m, s^2 I), whose integral is known, noise and all: there is no guessing fine noise,
         # and its square would drown the rest.
@@ -185,4 +207,4 @@ class Dequantisation:
         expected = share**2 * (sum_flat(noise**2) - d) + share * d
         rest = (self.t_max - self.t_min) * importance * (half_squares - 0.5 * c.g2 / c.sigma**2 * expected)
         known = known_integral(path, x, self.t_min, self.t_max, data_std)
-        return rest + known + prior(path, x, self.t_max), t
+        return rest + known + prior(path, x, self.t_max)

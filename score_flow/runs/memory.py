@@ -11,7 +11,10 @@ from score_flow.runs.files import first_line, is_full, said
 from score_flow.types import UserError
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
-TRAINING = "lower training.batch_size, or set network.remat=True (where the network has it) or training.fsdp=True"
+TRAINING = (
+    "raise training.microbatches (2, 4, ...: the same result), set network.remat=True (where the network has it) or "
+    "training.fsdp=True, or lower training.batch_size"
+)
 
 
 def is_exhausted(error: BaseException) -> bool:

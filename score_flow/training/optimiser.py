@@ -11,6 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from score_flow.config.options import OptimOptions
+from score_flow.training import matrices
 from score_flow.types import UserError
 
 
@@ -60,22 +61,37 @@ def rate_of(options: OptimOptions, n_iters: int) -> Rate:
 
 
 def optimiser_of(options: OptimOptions, n_iters: int) -> optax.GradientTransformation:
-    """Build the optimiser of config.optim over so many steps."""
+    """Build the optimiser of config.optim over so many steps; raises UserError for options that it has no use for."""
+    name, default = options.optimizer, OptimOptions()
+    if name != "Muon" and options.momentum != default.momentum:
+        raise UserError(
+            f"config.optim.momentum is {options.momentum}, which optim.optimizer = {name} has no use for: "
+            f"leave it at {default.momentum} (its own is optim.beta1)."
+        )
+    if options.decay_on != default.decay_on and (name == "Adam" or not options.weight_decay):
+        raise UserError(
+            f"config.optim.decay_on is {options.decay_on!r}, which is of a decoupled decay: it needs "
+            f"optim.optimizer = AdamW or Muon, got {name}, and optim.weight_decay > 0, got {options.weight_decay}."
+        )
     settings = options.to_dict()
     return make_optimiser(settings.pop("optimizer"), n_iters=n_iters, **settings)
 
 
 def make_optimiser(
     name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float,
-    schedule: str = "constant", n_iters: int = 0,
+    schedule: str = "constant", n_iters: int = 0, momentum: float = 0.95, decay_on: str = "all",
 ) -> optax.GradientTransformation:  # fmt: skip
-    """Build Adam or AdamW after a clip by the global norm, with the learning rate of `Rate`."""
+    """Build Adam, AdamW or Muon after a clip by the global norm, with the learning rate of `Rate`."""
     rate = Rate(lr, schedule, warmup, n_iters)
     clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
-    decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
+    decay = matrices.decayed(weight_decay, decay_on) if weight_decay > 0 else optax.identity()
     adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
     # Adam adds the decay to the gradient (L2), AdamW to the update (Loshchilov & Hutter 2019, arXiv:1711.05101).
-    order = {"Adam": (clip, decay, adam), "AdamW": (clip, adam, decay)}[name]
+    order = {
+        "Adam": lambda: (clip, decay, adam),
+        "AdamW": lambda: (clip, adam, decay),
+        "Muon": lambda: (clip, matrices.muon(momentum, adam), decay),
+    }[name]()
     return optax.chain(*order, optax.scale_by_learning_rate(rate if rate.changes else lr))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from jaxtyping import Array, Bool, Float, Int
 
-from score_flow.config.options import Config, ModelOptions, TrainOptions
+from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
@@ -27,6 +27,7 @@ from score_flow.runs.progress import MetricLog
 from score_flow.runs.sharding import batch_sharding, group_size, multiple, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
+from score_flow.training.gradients import check_microbatches
 from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
 from score_flow.training.recorder import Recorder
 from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
@@ -43,6 +44,7 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     group_size(options.fsdp, run.mesh.size)
     rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
     check_data(run, options, begins=remembered(workdir) is None)
+    check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
     sheet = lambda step, params: snapshot(step, whole(run.mesh, params))  # noqa: E731
     saver = Saver(workdir, config, sheet, facts=run.data_facts)
     source = run.train_source
@@ -58,7 +60,7 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
     write_config(workdir, config)
     _introduce(run, shapes, workdir, start, options)
-    steps = program_of(run, config.model, shardings)
+    steps = program_of(run, config, shardings)
     batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     log = MetricLog(workdir, start)
     rate_at = lambda step: rate(step - ahead, np)  # noqa: E731
@@ -81,10 +83,12 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
-def program_of(run: Experiment, averages: ModelOptions, shardings: TrainState) -> Callable:
+def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callable:
     """Return the compiled steps of a run, called with a state and a batch (k, b, ...)."""
+    averages = config.model
     return make_train_steps(
         run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
+        microbatches=config.training.microbatches,
         ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
     )  # fmt: skip
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from score_flow.losses.base import Loss
 from score_flow.networks.blocks import attention, devices
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
+from score_flow.training.gradients import at_once, in_slices
 from score_flow.types import Batch, NonFinite, Params
 
 
@@ -84,20 +84,21 @@ def make_train_steps(
     mesh: Mesh,
     shardings: TrainState,
     ema_stds: Sequence[float] = (),
+    microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile one program for the steps along the leading axis of a batch, {"image": (k, b, h, w, c), ...}.
 
     It donates the state. The result does not depend on k: the key of a step is folded from its number. The state's
     averages are exponential ones of the rates, then power-function ones of the relative widths ema_stds. Weights that
-    the loss holds are arguments of the program, none of its constants.
+    the loss holds are arguments of the program, none of its constants. microbatches: slices that the gradients of a
+    step are summed over.
     """
+    gradients = in_slices(microbatches, shardings.params, mesh) if microbatches > 1 else at_once(shardings.params)
     gammas = [gamma_of(std) for std in ema_stds]
 
     def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
-        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(state.params, state.time_state, key, batch)
-        grads = jax.lax.with_sharding_constraint(grads, shardings.params)  # summed and scattered: each has its part
+        value, aux, grads = gradients(loss, state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
@@ -129,21 +130,6 @@ def _repeated(
     # A scan of one step is slower than none (XLA:CPU compiles gradients of convolutions badly in loops).
     state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
     return state, jax.tree.map(lambda x: x[None], metrics)
-
-
-def _whole(params: Params, network: nn.Module) -> Params:
-    """Gather parameters that are split over the devices, once a step, but for those that the network gathers itself.
-
-    Without it XLA may move the activations of the whole batch instead.
-    """
-    own, casts = getattr(network, "gathers", ()), getattr(network, "casts", False)
-
-    def gather(leaf):
-        return devices.gathered(leaf, network.dtype if casts and leaf.ndim > 1 else None)
-
-    if not own:
-        return jax.tree.map(gather, params)
-    return {name: part if name in own else jax.tree.map(gather, part) for name, part in params.items()}
 
 
 # (previous step, step, state after it, metrics of the steps between): called after every program. The metrics are still

@@ -110,7 +110,7 @@ def run_with(*flags):
 
 def drawn(run, batch, train):
     """What a loss looks at."""
-    return jax.jit(lambda batch: run.loss.noising.draw((), jax.random.key(0), batch, train=train))(batch)
+    return jax.jit(lambda batch: run.loss.noising.draw((), jax.random.key(0), batch, train=train)[0])(batch)
 
 
 def test_a_network_is_told_in_training_and_never_after():

@@ -22,7 +22,8 @@ EXHAUSTED = [
 def test_exhausted_memory_is_one_line(error):
     with pytest.raises(UserError) as said, memory.explained(48, lambda: 3_000_000_000):
         raise error
-    for part in ("out of memory", "global batch 48", "about 3 GB", "training.batch_size", "remat", "fsdp"):
+    knobs = ("training.batch_size", "training.microbatches", "remat", "fsdp")
+    for part in ("out of memory", "global batch 48", "about 3 GB", *knobs):
         assert part in str(said.value)
     assert "\n" not in str(said.value)
     assert "eval.batch_size" in memory.advice(error, "eval") and "training.batch_size" in memory.advice(error, "train")

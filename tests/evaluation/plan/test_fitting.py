@@ -51,15 +51,34 @@ def test_none_fits():
     assert fit.batch == 0 and fit.too_much == 8
 
 
-def flags(*overrides, rematted=False, n=8):
-    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), rematted, n)]
+def flags(*overrides, rematted=False, n=8, **can):
+    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), rematted, n, **can)]
+
+
+REMAT, FSDP = "--config.network.remat=True", "--config.training.fsdp=True"
+ONE_EACH = "--config.training.batch_size=8"  # no slices of it on eight devices
+
+
+def slices(*numbers):
+    return [f"--config.training.microbatches={n}" for n in numbers]
 
 
 def test_remedies():
     """The cheapest first; what is set already, or cannot be, is not tried; the config is that of the flags."""
-    remat, fsdp = "--config.network.remat=True", "--config.training.fsdp=True"
-    assert flags() == [remat, fsdp, f"{remat} {fsdp}"]
-    assert flags(rematted=True) == flags(rematted=None) == [fsdp] and flags(fsdp) == flags(n=1) == [remat]
-    assert flags(rematted=None, n=1) == []
+    two, four, eight = slices(2, 4, 8)
+    both = [f"{REMAT} {eight}", f"{eight} {FSDP}", f"{REMAT} {FSDP}", f"{REMAT} {eight} {FSDP}"]
+    assert flags() == [two, four, eight, REMAT, FSDP, *both]
+    assert flags(ONE_EACH) == [REMAT, FSDP, f"{REMAT} {FSDP}"]
+    assert flags(ONE_EACH, rematted=True) == flags(ONE_EACH, rematted=None) == [FSDP]
+    assert flags(ONE_EACH, FSDP) == [REMAT] and flags(ONE_EACH, FSDP, rematted=None) == []
+    assert flags(rematted=None, n=1) == [two, four, eight]
+    assert flags("--config.training.batch_size=96", two, rematted=None, n=1) == slices(4, 8, 16)
+    assert flags("--config.training.batch_size=96", two, rematted=None) == [four, FSDP, f"{four} {FSDP}"]
+    assert flags(sliceable=False) == [REMAT, FSDP, f"{REMAT} {FSDP}"]
     for remedy in remedies(load("configs/digits.py", []), False, 8):
         assert remedy.config == load("configs/digits.py", remedy.flags.split())
+
+
+def test_what_does_not_split_a_state_that_is_too_large_is_not_compiled():
+    assert flags(ONE_EACH, state_fits=False) == [FSDP, f"{REMAT} {FSDP}"]
+    assert flags(n=1, state_fits=False) == flags(FSDP, state_fits=False) == []
