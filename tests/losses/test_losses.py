@@ -129,7 +129,7 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
         shardings=state_shardings(run.mesh, state),
     )
     batch = {"image": np.ones((1, 16, 8, 8, 1), np.uint8)}
-    text = steps.func.lower(loss, state, batch).as_text()
+    text = steps.func.lower(*steps.args, state, batch).as_text()
     assert "tensor<4099xf32>" in text
     assert not [line for line in text.splitlines() if "constant" in line and "4099x" in line]
     first, second = (
