@@ -32,5 +32,6 @@ class Pace:
         return self._last
 
     def forget(self) -> None:
-        """What was measured since it was last asked does not count."""
+        """What was measured does not count, nor what follows until `start`."""
+        self._since = None
         self._steps, self._seconds, self._last = 0, 0.0, None

@@ -43,10 +43,11 @@ class Recorder:
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
         compiled = step - previous != self._k  # the newest program is another: it was compiled before it began
+        if compiled:
+            self._pace.forget()
         if self._due or compiled:
             self._drain()
         if compiled:
-            self._pace.forget()
             self._pace.start(previous)
         self._k, self._due = step - previous, crossed(self._log_freq, previous, step)
         self._pending.append((previous, metrics))

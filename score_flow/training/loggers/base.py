@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from score_flow.types import UserError
 
@@ -16,6 +16,7 @@ class About(NamedTuple):
     folder: Path  # of this machine, for files of the service's own
 
 
+@runtime_checkable
 class Logger(Protocol):
     """A service. Each method may raise what it likes: training says it once and goes on."""
 
