@@ -83,7 +83,7 @@ def of_run(run: Experiment, config: Config) -> Step:
     shardings = state_shardings(mesh, state)
     leading = options.n_jitted_steps, options.batch_size
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
-    return Step(run, program_of(run, config.model, shardings, options.non_finite), state, batch, shardings)
+    return Step(run, program_of(run, config, shardings), state, batch, shardings)
 
 
 def example(run: Experiment) -> Batch:

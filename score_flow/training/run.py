@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from score_flow.config.options import Config, ModelOptions, TrainOptions
+from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import check, indices
@@ -69,7 +69,7 @@ def train(
     provenance.append(workdir, start)
     _introduce(run, shapes, workdir, start, options)
     reseeded = dataclasses.replace(run, seed=faults.seed_of(run.seed))
-    steps = program_of(reseeded, config.model, shardings, options.non_finite)
+    steps = program_of(reseeded, config, shardings)
     loop = Loop(run, config, workdir, saver, faults, told, steps, ahead, least_seconds)
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         closing.callback(told.close)
@@ -84,13 +84,13 @@ def train(
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
-def program_of(
-    run: Experiment, averages: ModelOptions, shardings: TrainState, non_finite: str = "stop"
-) -> Callable:
+def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callable:
     """Return the compiled steps of a run, called with a state and a batch (k, b, ...)."""
+    averages = config.model
     return make_train_steps(
         run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
-        ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std, non_finite=non_finite,
+        ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
+        non_finite=config.training.non_finite,
     )  # fmt: skip
 
 

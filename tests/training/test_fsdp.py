@@ -39,7 +39,7 @@ class Program:
         first = source.read(np.arange(1))
         shardings = state_shardings(mesh, jax.eval_shape(init, self.run.loss, first))
         self.state = jax.jit(init, out_shardings=shardings)(self.run.loss, first)
-        program = program_of(self.run, self.config.model, shardings)
+        program = program_of(self.run, self.config, shardings)
         self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
         self.compiled = program.func.lower(*program.args, self.state, self.batches(0, k)).compile()
         self.loss = program.args[0]
