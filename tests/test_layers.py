@@ -22,7 +22,7 @@ HOUSE = """
     score_flow.types  score_flow.numerics  score_flow.tree  score_flow.config
     score_flow.paths  score_flow.process  score_flow.networks.blocks  score_flow.networks  score_flow.model
     score_flow.runs  score_flow.data.formats  score_flow.data  score_flow.losses  score_flow.experiment
-    score_flow.training
+    score_flow.training.loggers  score_flow.training
     score_flow.pretrained.readers  score_flow.pretrained  score_flow.pretrained.layouts  score_flow.pretrained.projects
     score_flow.build  configs
     sampling.base  sampling.published  sampling.recursion  sampling.exponential  sampling.flow  sampling.reverse_sde
@@ -56,6 +56,8 @@ SEAMS = {
     "lmdb": ("score_flow/data/lmdb.py",),
     "pyarrow": ("score_flow/data/parquet.py",),
     "tensorflow_datasets": ("score_flow/data/tfds.py",),
+    "trackio": ("score_flow/training/loggers/trackio.py",),
+    "wandb": ("score_flow/training/loggers/wandb.py",),
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
     "optax": tuple(
         f"score_flow/{file}.py"

@@ -120,7 +120,7 @@ def result(project: Path, folder: str, job: str) -> dict:
     return json.loads((project / folder / "results.json").read_text())[job]
 
 
-TRAINING = ("tiny", "cubic", "displacement", "squared", "affine", "by_variance", "stripes")
+TRAINING = ("tiny", "cubic", "displacement", "squared", "affine", "by_variance", "stripes", "lines")
 QUIET = [
     "--config.training.eval_freq=0",
     "--config.training.snapshot_freq=0",
@@ -145,6 +145,8 @@ def trained(project):
     refused = run(project, *named(*TRAINING), "--workdir=run", "--mode=train", "--config.path.bend=-1", expected=2)
     assert refused.splitlines()[-1] == "error: config.path.bend is -1.0; it must be at least 0."
     run(project, *named(*TRAINING), *QUIET, "--workdir=run", "--mode=train")
+    told = (project / "lines.txt").read_text().splitlines()
+    assert told[0] == "run run affine" and told[-1] == "the end" and "step 6 loss grad_norm lr" in told[-2]
     return project
 
 

@@ -31,23 +31,27 @@ def cheap_sampler(sampling: Component) -> Sampler:
     return multistep.build(n_steps=N_STEPS, order=2, **times)
 
 
-def sheet(run: Experiment, sampler: Sampler, guide: Guidance, directory: Place) -> Callable[[int, Params], None]:
-    """Make (step, parameters) -> directory/<step>.png: the same noise at every step, so that progress shows.
+def sheet(
+    run: Experiment, sampler: Sampler, guide: Guidance, directory: Place
+) -> Callable[[int, Params], Place | None]:
+    """Make (step, parameters) -> the file directory/<step>.png: the same noise at every step, so that progress shows.
 
     After SIGTERM or Ctrl-C the sheet is left out, and training, which sees the signal next, saves and ends.
     """
     draw, chunk = drawer(run, sampler, stream=Stream.SNAPSHOT), multiple(run.mesh, CHUNK)
 
-    def save(step: int, params: Params) -> None:
+    def save(step: int, params: Params) -> Place | None:
         parts = []
         with Preemption() as preemption, progress(N, 0, "sample", f"sheet of step {step}") as bar:
             for first in range(0, N, chunk):
                 if preemption.agreed():
-                    return
+                    return None
                 parts.append(draw(params, guide, None, first + np.arange(chunk))[0]["image"])
                 bar.update(min(chunk, N - first))
-        if is_main():
-            make_folder(directory)
-            save_grid(directory / f"{step:08d}.png", np.concatenate(parts)[:N], run.scaling.levels)
+        if not is_main():
+            return None
+        make_folder(directory)
+        save_grid(file := directory / f"{step:08d}.png", np.concatenate(parts)[:N], run.scaling.levels)
+        return file
 
     return save

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo
 from jaxtyping import PyTree
 
-from evaluation.plan.chips import CUDNN, GIB, GPU, GPUS, Machine
+from evaluation.plan.chips import CUDNN, GIB, GPU, GPUS, Machine, chip_of
 from evaluation.plan.flops import flops
 from evaluation.plan.program import Program, read
 from score_flow.build import experiment
@@ -76,7 +76,12 @@ def step_of(config: Config, machine: Machine, remembered: Mapping[str, Any] | No
     check_divides(options.batch_size, mesh.size)
     run = dataclasses.replace(experiment(config, remembered), mesh=mesh)
     check_microbatches(options.microbatches, run.loss, options.batch_size, mesh.size)
-    one = example(run)
+    return of_run(run, config)
+
+
+def of_run(run: Experiment, config: Config) -> Step:
+    """Return the step of objects that are built, on their mesh."""
+    options, mesh, one = config.training, run.mesh, example(run)
     state = jax.eval_shape(functools.partial(initial_state, run, n_averages(config.model)), run.loss, one)
     shardings = state_shardings(mesh, state)
     leading = options.n_jitted_steps, options.batch_size
@@ -155,6 +160,17 @@ def useful_flops(step: Step) -> int:
 
     batch = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in step.batch.items()}
     return 3 * flops(loss, step.state, batch)
+
+
+def least_seconds(run: Experiment, config: Config) -> float | None:
+    """Return the seconds of a step on the devices of a run, were they at their peak in bfloat16; None: not known."""
+    chip = chip_of(run.mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return None
+    try:
+        return useful_flops(of_run(run, config)) / (run.mesh.size * chip.peak)
+    except ValueError:  # of what cannot be counted
+        return None
 
 
 def shares(step: Step) -> dict[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.report import figures, page, results
 from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
-from score_flow.runs import files, places
+from score_flow.runs import files, places, provenance
 from score_flow.runs.progress import read_lines
 
 
@@ -45,6 +45,7 @@ def write(
         results={file.parent.name: results.read(file) for file in sorted(evaluation.glob("*/result.json"))},
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
+        starts=provenance.starts(workdir),
     )  # fmt: skip
     parts = [job for name, job in jobs.items() if name in record.results]
     sections = [job.section(record) for job in parts if job.section]
@@ -104,10 +105,32 @@ def tables(record: Record) -> str:
     )
     setup = [
         page.table(record.facts) if record.facts else "",
+        page.details("Starts of training", starts(record.starts)) if record.starts else "",
         page.details("Configuration", page.table(record.config)) if record.config else "",
         page.details("Parameters", page.preformatted(record.parameters)) if record.parameters else "",
     ]
     return page.section("Figures", jobs) + page.section("Setup", *setup)
+
+
+STARTS = {
+    "time": "Time", "step": "From step", "commit": "Commit", "host": "Host", "devices": "Devices",
+    "version": "score_flow",
+}  # fmt: skip
+
+
+def starts(found: list[dict[str, Any]]) -> str:
+    """Show where each segment of training ran, and of what code; their commands and packages below."""
+    rows = []
+    for start in found:
+        changed = " with changes" if start.get("changes") else ""
+        known = start | {"commit": f"{str(start.get('commit', 'unknown'))[:12]}{changed}"}
+        rows.append([page.text(known.get(name)) for name in STARTS])
+    said = []
+    for start in found:
+        packages = flatten({"packages": start.get("packages", {})})
+        versions = [f"{name.removeprefix('packages.')} {version}" for name, version in packages.items()]
+        said += [page.text(start.get("command")), f"  {page.text(versions)}"]
+    return page.matrix([*STARTS.values()], rows) + page.preformatted("\n".join(said))
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:

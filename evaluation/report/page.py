@@ -29,6 +29,7 @@ class Record(NamedTuple):
     real: Images
     levels: int
     facts: dict[str, str]
+    starts: list[dict[str, Any]]  # of training, from runs.jsonl
 
     def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
         """Read the arrays of a job, {} without them."""

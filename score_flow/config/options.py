@@ -125,6 +125,11 @@ class TrainOptions(Section):
         "independent", "of images and noise; ot: optimal transport within a batch, for flows only",
         among=("independent", "ot"),
     )  # fmt: skip
+    non_finite: str = option(
+        "stop", "loss or gradient: stop; skip the step; rollback to the last state saved by steps, with other batches",
+        among=("stop", "skip", "rollback"),
+    )  # fmt: skip
+    logger: Component = plug_in(registries.LOGGERS, "none", "what is told of losses and samples besides metrics.jsonl")
     label_dropout: float = option(0.0, "probability of hiding a label, for classifier-free guidance", least=0, most=1)
     fsdp: int = option(
         False, "shard parameters, EMA and optimiser state: True over all devices, n in groups of n (of a node)",

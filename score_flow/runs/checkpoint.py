@@ -48,6 +48,7 @@ class Checkpoints:
         if str(self.directory).startswith(s3.S3):
             s3.teach()
         self._keep, self._prepared = keep, False
+        self.spared: int | None = None  # a step that stays though it is none of the newest
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory} is a file, where checkpoints belong: move it away.")
         options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
@@ -174,7 +175,7 @@ class Checkpoints:
             decided(f"committed {directory}", lambda: self._sign(step, files, items))
         steps = manifest.steps(self.directory) if is_main() and self._keep else []
         for old in steps[: -self._keep]:
-            if old != step:
+            if old not in (step, self.spared):
                 self._remove(old)
 
     def _sync(self, directory: Place) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from score_flow.runs import stores
 from score_flow.runs.files import cannot_write, write_whole
 from score_flow.runs.places import Place, make_folder, on_store, read
 from score_flow.runs.processes import is_main
+
+CLOCK = ("seconds", "steps_per_second", "images_per_second", "mfu")  # of a row of training: no two runs have the same
 
 
 def progress(total: int, initial: int, unit: str, what: str) -> tqdm:
@@ -30,11 +33,12 @@ class MetricLog:
     """Rows keyed by step in metrics.jsonl and TensorBoard files; rows beyond `start` (a lost segment) are cut first.
 
     What is no row (a line cut short by a kill, a damaged one) is kept aside in metrics.bad.jsonl, and said. On a store
-    the files are written from time to time, and at `flush`. Raises UserError where a file cannot be written.
+    the files are written from time to time, and at `flush`. Raises UserError where a file cannot be written. told: is
+    told of each row.
     """
 
-    def __init__(self, directory: Place, start: int):
-        self._file = None
+    def __init__(self, directory: Place, start: int, told: Callable[[int, dict[str, float]], None] | None = None):
+        self._file, self._told = None, told
         if not is_main():
             return
         self._path = path = directory / "metrics.jsonl"
@@ -61,6 +65,8 @@ class MetricLog:
             self._board.write_scalars(step, values)
         except OSError as error:
             raise cannot_write(self._path, error) from error
+        if self._told:
+            self._told(step, values)
 
     def flush(self) -> None:
         """Have all rows so far where they outlast this process; before a state that counts on them is saved."""

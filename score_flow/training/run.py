@@ -6,47 +6,56 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from jaxtyping import Array, Bool, Float, Int
 
 from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
-from score_flow.data.pipeline import Batches, check, gather, indices, rounds
+from score_flow.data.pipeline import check, indices
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
-from score_flow.runs import memory
+from score_flow.runs import memory, provenance
 from score_flow.runs.files import write_whole
 from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import Ahead, is_main
-from score_flow.runs.progress import MetricLog
-from score_flow.runs.sharding import batch_sharding, group_size, multiple, replicated, state_shardings, whole
+from score_flow.runs.sharding import group_size, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
+from score_flow.training.faults import Faults, refuse_uneven
 from score_flow.training.gradients import check_microbatches
+from score_flow.training.loop import Loop
 from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
-from score_flow.training.recorder import Recorder
 from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
-from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_state, make_train_steps
-from score_flow.types import Batch, Key, Params, Preempted
+from score_flow.training.steps import TrainState, init_state, make_train_steps
+from score_flow.training.telling import Told
+from score_flow.types import Batch, Preempted
 
 
-def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED) -> None:
+def train(
+    run: Experiment,
+    config: Config,
+    workdir: Place,
+    snapshot: Snapshot,
+    fixed: tuple[str, ...] = FIXED,
+    least_seconds: float | None = None,
+) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
-    fixed: the sections of the config that must be those of that checkpoint.
+    fixed: the sections of the config that must be those of that checkpoint. least_seconds: of a step, were the devices
+    at their peak.
     """
     options = config.training
     group_size(options.fsdp, run.mesh.size)
     rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
+    refuse_uneven(options)
     check_data(run, options, begins=remembered(workdir) is None)
     check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
-    sheet = lambda step, params: snapshot(step, whole(run.mesh, params))  # noqa: E731
-    saver = Saver(workdir, config, sheet, facts=run.data_facts)
+    told, faults = Told(config, workdir), Faults(options.non_finite)
+    sheet = lambda step, params: told.picture(step, "samples", snapshot(step, whole(run.mesh, params)))  # noqa: E731
+    saver = Saver(workdir, config, sheet, facts=run.data_facts, faults=faults)
     source = run.train_source
     first = indices(len(source), options.batch_size, seed=run.seed, step=0)
     init = functools.partial(initial_state, run, n_averages(config.model))
@@ -54,31 +63,25 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
-    start, state = saver.resume(config, fresh, shapes, shardings, fixed)
-    ahead = start - updates_of(state.opt_state)  # steps of those who trained imported weights
-    rate = rate_of(config.optim, options.n_iters - ahead)
+    resume = functools.partial(saver.resume, config, fresh, shapes, shardings, fixed)
+    start, state = resume()
+    ahead = start - updates_of(state.opt_state) - faults.skipped  # steps of those who trained imported weights
     run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
     write_config(workdir, config)
+    provenance.append(workdir, start)
     _introduce(run, shapes, workdir, start, options)
-    steps = program_of(run, config, shardings)
-    batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
-    log = MetricLog(workdir, start)
-    rate_at = lambda step: rate(step - ahead, np)  # noqa: E731
-    recorder = Recorder(log, options.log_freq, start=start, n_steps=options.n_iters, rate=rate_at)
-    saver.recorder = recorder
-    hooks = [recorder, *([TestLoss(run, log, options.eval_freq)] if options.eval_freq else []), saver]
+    reseeded = dataclasses.replace(run, seed=faults.seed_of(run.seed))
+    steps = program_of(reseeded, config, shardings)
+    loop = Loop(run, config, workdir, saver, faults, told, steps, ahead, least_seconds)
     with contextlib.ExitStack() as closing, Preemption() as preemption:
-        for each in (saver, batches, log, recorder):
-            closing.callback(each.close)
+        closing.callback(told.close)
+        closing.callback(saver.close)
         needed = functools.partial(_needed, steps, shapes, run.train_source, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
-        asked = saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
-        step, state = fit(
-            state, steps, batches,
-            start=start, n_steps=options.n_iters, n_jitted_steps=options.n_jitted_steps,
-            hooks=hooks, stop=lambda: asked.ask()["stop"],
-        )  # fmt: skip
-        saver.finish(step, state, milestone=step == options.n_iters)
+        told.start()
+        saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
+        while (step := loop.attempt(start, state)) is None:
+            start, state = saver.go_back(loop.why, fresh, resume)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
@@ -90,6 +93,7 @@ def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callab
         run.loss, run.optimiser, seed=run.seed, mesh=run.mesh, shardings=shardings,
         microbatches=config.training.microbatches,
         ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
+        non_finite=config.training.non_finite,
     )  # fmt: skip
 
 
@@ -146,39 +150,3 @@ def about_data(run: Experiment, tested: bool) -> list[str]:
     lines = [f"classes{'' if used else ', which this run does not use'}: {describe_classes(train)}"] if labelled else []
     lines += getattr(train, "notes", ())
     return lines + ([f"test split: {len(run.test_source)} images {run.test_source.name}"] if tested else [])
-
-
-class TestLoss:
-    """The hook that logs the EMA's loss on test images: the same images, times and noise every time."""
-
-    __test__ = False  # not a pytest class
-    MAX_ROUNDS = 8
-
-    def __init__(self, run: Experiment, log: MetricLog, every: int):
-        self._run, self._log, self._every = run, log, every
-        # A batch of whole multiples of the devices, no larger than the test set needs.
-        n = len(run.test_source)
-        self._batch = multiple(run.mesh, min(n, 256))
-        self._rounds = min(self.MAX_ROUNDS, -(-n // self._batch))
-        self._losses = functools.partial(_sum_of_losses, run.loss)
-
-    def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
-        if not crossed(self._every, previous, step):
-            return
-        total, count, params = 0.0, 0, whole(self._run.mesh, state.ema[0])
-        for i in range(self._rounds):
-            ids, mask = rounds(len(self._run.test_source), self._batch, i)
-            batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))
-            key = jax.random.fold_in(jax.random.key(self._run.seed), i)
-            loss, n = self._losses(params, key, batch, np.asarray(mask))
-            total, count = total + float(loss), count + int(n)
-        self._log.write(step, {"test_loss": total / count})
-
-
-@jax.jit
-def _sum_of_losses(
-    loss: Loss, params: Params, key: Key, batch: Batch, mask: Bool[Array, "b"]
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """(the sum, the number) of the losses of a batch that count."""
-    losses = loss(params, loss.times.init(), key, batch, train=False)[1].losses
-    return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(mask)

@@ -14,6 +14,7 @@ from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refuse
 from score_flow.runs.places import Place, place_of
 from score_flow.runs.processes import Ahead, decided, is_main
 from score_flow.runs.sharding import to_host
+from score_flow.training.faults import Faults, warn, without_remedy
 from score_flow.training.recorder import Recorder
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
@@ -21,14 +22,24 @@ from score_flow.types import Params, UserError
 # What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
 FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
 
-Snapshot = Callable[[int, Params], None]  # (step, EMA parameters): draws a sheet of samples
+# (step, EMA parameters) -> the file of a sheet of samples, None where this process wrote none
+Snapshot = Callable[[int, Params], Place | None]
 
 
 class Saver:
     """The hook that saves: resumable states in checkpoints-meta/ (newest two), milestones in checkpoints/ (all)."""
 
-    def __init__(self, workdir: Place, config: Config, snapshot: Snapshot, *, facts: dict[str, Any] | None = None):
-        """facts: of the data set, kept in every checkpoint as meta["data"]."""
+    def __init__(
+        self,
+        workdir: Place,
+        config: Config,
+        snapshot: Snapshot,
+        *,
+        facts: dict[str, Any] | None = None,
+        faults: Faults | None = None,
+    ):
+        """facts: of the data set, kept in every checkpoint as meta["data"]; faults: kept in it too."""
+        self.faults = faults or Faults()
         self.meta = Checkpoints(workdir / "checkpoints-meta", keep=2)
         self.milestones = Checkpoints(workdir / "checkpoints")
         self.recorder: Recorder | None = None
@@ -44,9 +55,11 @@ class Saver:
         if step == self._options.n_iters:
             return  # finish() saves
         if crossed(self._options.snapshot_freq, previous, step):
-            self._save(self.milestones, step, state)
+            self._save(self.milestones, step, state, by_steps=True)
             self._draw(step, state)
-        elif crossed(self._options.snapshot_freq_for_preemption, previous, step) or self.asked.answers["save"]:
+        elif crossed(self._options.snapshot_freq_for_preemption, previous, step):
+            self._save(self.meta, step, state, by_steps=True)
+        elif self.asked.answers["save"]:
             self._save(self.meta, step, state)
 
     def due(self) -> bool:
@@ -58,7 +71,9 @@ class Saver:
 
     def finish(self, step: int, state: TrainState, milestone: bool) -> None:
         """Save the state that training ends with, and wait for it."""
-        self._save(self.milestones if milestone else self.meta, step, state, wait=True)
+        freqs = self._options.snapshot_freq, self._options.snapshot_freq_for_preemption
+        by_steps = any(freq and step % freq == 0 for freq in freqs)
+        self._save(self.milestones if milestone else self.meta, step, state, by_steps=by_steps, wait=True)
         if milestone:
             self._draw(step, state)
 
@@ -69,19 +84,21 @@ class Saver:
         shapes: TrainState,
         shardings: TrainState,
         fixed: tuple[str, ...] = FIXED,
+        first: tuple[Checkpoints, int] | None = None,
     ) -> tuple[int, TrainState]:
         """Return the step to go on from and its state: the newest good one of both folders, or (0, begin()).
 
-        A damaged or non-finite state is said and passed over. Raises UserError for a checkpoint of another config,
-        naming both values, and when there are states and none is good.
+        first: the one to look at before the others. A damaged or non-finite state is said and passed over. Raises
+        UserError for a checkpoint of another config, naming both values, and when there are states and none is good.
         """
         step = None
-        for checkpoints, step in good_states(self.meta, self.milestones):
+        for checkpoints, step in good_states(self.meta, self.milestones, first=first):
             refuse_other_run(
                 checkpoints.meta(step), config, self._saved.get("data"), sections=fixed, where=checkpoints.directory
             )
             state = _restore(checkpoints, step, begin, shapes, shardings)
             if to_host(all_finite(state)):
+                self.faults.found(checkpoints.meta(step), step)
                 self._cut(checkpoints, step)
                 return step, state
             refused(checkpoints, step, "holds numbers that are not finite")
@@ -92,22 +109,50 @@ class Saver:
             folder.prepare()
         return 0, state
 
+    def go_back(
+        self, why: str, begin: Callable[[], TrainState], resume: Callable[..., tuple[int, TrainState]]
+    ) -> tuple[int, TrainState]:
+        """Return the step and the state to go back to after a step that was not finite, and count it; says why.
+
+        It is one whose step the config decides, or the beginning: so an interrupted run goes back to the same. resume:
+        `resume` with its arguments. Raises NonFinite where that was tried before, too often.
+        """
+        for folder in (self.meta, self.milestones):
+            folder.wait()
+        step, count = self.faults.back_to, self.faults.rollbacks
+        folder = next((each for each in (self.milestones, self.meta) if step in each.steps()), None)
+        self.faults.refuse_another(why, folder.meta(step).get("faults", {}).get("rollbacks", 0) if folder else 0)
+        if step or folder:
+            step, state = resume(first=folder and (folder, step))
+        else:
+            self._cut(None, 0)
+            self.faults.found({}, 0)
+            state = begin()
+        self.faults.rollbacks = count + 1
+        warn(f"{without_remedy(why)}: back to step {step}, with other batches and noise (rollback {count + 1}).")
+        return step, state
+
     def close(self) -> None:
         self.meta.close()
         self.milestones.close()
 
-    def _cut(self, checkpoints: Checkpoints, step: int) -> None:
+    def _cut(self, checkpoints: Checkpoints | None, step: int) -> None:
         """Remove what is newer than the state that training goes on from, and what was refused at its step."""
         for folder in (self.meta, self.milestones):
             same = folder is not checkpoints and step in folder.steps() and folder.damage(step)
             folder.delete([s for s in folder.steps() if s > step or (s == step and same)])
             folder.prepare()
 
-    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, wait: bool = False) -> None:
-        self.recorder.flush()  # a state is saved only when every step up to it was finite,
-        check_state(step, state)  # and what they left
+    def _save(
+        self, checkpoints: Checkpoints, step: int, state: TrainState, *, by_steps: bool = False, wait: bool = False
+    ) -> None:
+        self.recorder.flush()  # a state is saved only when every step up to it was finite, or skipped,
+        check_state(step, state)  # and what they left is finite
         self._since = time.monotonic()
-        checkpoints.save(step, _items(state), self._saved, wait=wait)
+        if by_steps:
+            self.faults.saves(step)
+        self.meta.spared = self.faults.kept
+        checkpoints.save(step, _items(state), self._saved | self.faults.saved(), wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:
         if self._options.snapshot_sampling:

@@ -85,40 +85,58 @@ def make_train_steps(
     shardings: TrainState,
     ema_stds: Sequence[float] = (),
     microbatches: int = 1,
+    non_finite: str = "stop",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile one program for the steps along the leading axis of a batch, {"image": (k, b, h, w, c), ...}.
 
     It donates the state. The result does not depend on k: the key of a step is folded from its number. The state's
     averages are exponential ones of the rates, then power-function ones of the relative widths ema_stds. Weights that
     the loss holds are arguments of the program, none of its constants. microbatches: slices that the gradients of a
-    step are summed over.
+    step are summed over. non_finite: "skip" leaves a step out whose loss or gradient is not finite, and with "rollback"
+    the seed is an argument, which `reseeded` replaces.
     """
     gradients = in_slices(microbatches, shardings.params, mesh) if microbatches > 1 else at_once(shardings.params)
     gammas = [gamma_of(std) for std in ema_stds]
 
-    def train_step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def train_step(
+        loss: Loss, other_seed: Array | None, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed if other_seed is None else other_seed), state.step)
         value, aux, grads = gradients(loss, state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
         shares += [power_share(gamma, state.step) for gamma in gammas]
         ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
-        state = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
-        return state, Metrics(value, optax.tree.norm(grads))
+        metrics = Metrics(value, optax.tree.norm(grads))
+        new = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
+        return _if_finite(new, state, metrics) if non_finite == "skip" else new, metrics
 
-    def train_steps(loss: Loss, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    def train_steps(
+        loss: Loss, other_seed: Array | None, state: TrainState, batches: Batch
+    ) -> tuple[TrainState, Metrics]:
         # What is traced is for these devices, and no forward-mode derivative is taken of it.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), attention.derivatives("backward"):
-            return _repeated(functools.partial(train_step, loss), state, batches)
+            return _repeated(functools.partial(train_step, loss, other_seed), state, batches)
 
     program = jax.jit(
         train_steps,
-        in_shardings=(None, shardings, batch_sharding(mesh, leading=1)),
+        in_shardings=(None, None, shardings, batch_sharding(mesh, leading=1)),
         out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=1,
+        donate_argnums=2,
     )
-    return functools.partial(program, loss)
+    return functools.partial(program, loss, np.uint32(seed) if non_finite == "rollback" else None)
+
+
+def reseeded(steps: Callable, seed: int) -> Callable:
+    """Return the steps of `make_train_steps`, made for rollbacks, with the randomness of another seed."""
+    return functools.partial(steps.func, steps.args[0], np.uint32(seed))
+
+
+def _if_finite(new: TrainState, old: TrainState, metrics: Metrics) -> TrainState:
+    """Return the new state where loss and gradient are finite, else the old one with the new step: without a wait."""
+    good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old).replace(step=new.step)
 
 
 def _repeated(
@@ -140,17 +158,6 @@ Hook = Callable[[int, int, TrainState, Metrics], None]
 def crossed(every: int, previous: int, step: int) -> bool:
     """Say whether a multiple of `every` lies in (previous, step]; every = 0 means never."""
     return every > 0 and step // every > previous // every
-
-
-def check_finite(first_step: int, metrics: Metrics) -> Metrics:
-    """Return the metrics on the host; raises NonFinite naming the first bad step (steps are counted from 1)."""
-    metrics = Metrics(*to_host(tuple(metrics)))
-    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
-    if bad.any():
-        i = int(np.argmax(bad))
-        loss, norm = metrics.loss[i], metrics.grad_norm[i]
-        raise NonFinite(f"step {first_step + i + 1}: loss {loss}, gradient norm {norm}. {REMEDY}")
-    return metrics
 
 
 def fit(

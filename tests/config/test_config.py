@@ -59,6 +59,7 @@ def refused(*overrides: str, file: str = DIGITS) -> str:
         pixels = ArraySource("pixels", np.zeros((2, 2, 2, 1), np.uint8))
         resolve(registries.EXTRACTORS, config.eval.extractor, "config.eval.extractor", train=pixels, levels=256)
         build_network(config.dequantizer, (8, 8, 1))
+        resolve(registries.LOGGERS, config.training.logger, "config.training.logger")
         known = {"image_shape": (8, 8, 1), "scaling": Scaling(), "dequantised": True}
         resolve(registries.CONTROLS, config.control, "config.control", **known)
     message = str(error.value)

@@ -129,11 +129,11 @@ def test_weights_of_a_loss_are_arguments_of_the_program():
         shardings=state_shardings(run.mesh, state),
     )
     batch = {"image": np.ones((1, 16, 8, 8, 1), np.uint8)}
-    text = steps.func.lower(loss, state, batch).as_text()
+    text = steps.func.lower(*steps.args, state, batch).as_text()
     assert "tensor<4099xf32>" in text
     assert not [line for line in text.splitlines() if "constant" in line and "4099x" in line]
     first, second = (
-        steps.func(other, jax.tree.map(jnp.copy, state), batch)[1].loss[0]
+        steps.func(other, None, jax.tree.map(jnp.copy, state), batch)[1].loss[0]
         for other in (loss, loss.replace(target=target + 1.0))
     )
     assert abs(first - (1 - target[0]) ** 2) < 1e-6 and abs(second - target[0] ** 2) < 1e-6

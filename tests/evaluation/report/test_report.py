@@ -38,6 +38,13 @@ RESULTS = {
 }  # fmt: skip
 
 
+STARTS = [  # on two machines; of the second one nothing more is known
+    {"step": 0, "time": "2026-01-01T00:00:00+00:00", "command": "python main.py --mode=train", "commit": 40 * "a",
+     "changes": True, "host": "first", "devices": "8 x cpu", "packages": {"jax": "0.10", "numpy": "2.4"}},
+    {"step": 2500, "host": "second"},
+]  # fmt: skip
+
+
 def make_run(folder):
     """A run that has everything: (workdir, evaluation folder)."""
     workdir, evaluation = folder / "my-run", folder / "my-run" / "eval" / "5000"
@@ -50,6 +57,7 @@ def make_run(folder):
     rows = [{"step": s, "loss": 1 / s, "grad_norm": 1.0, "seconds": s / 10} for s in range(50, 5001, 50)]
     rows += [{"step": 1000, "test_loss": 0.3}, {"step": 2000, "test_loss": float("nan")}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50')
+    (workdir / "runs.jsonl").write_text("".join(json.dumps(start) + "\n" for start in STARTS) + '{"step": 7')
     np.savez(evaluation / "likelihood" / "bits.npz", bits=BITS)
     np.savez(evaluation / "samples" / "samples.npz", image=SAMPLES, label=np.arange(256) % 10)
     times = np.linspace(1, 1e-5, 10)
@@ -202,6 +210,7 @@ PIECES = {
     "config.json": {"Configuration"},
     "parameters.txt": {"327,873", "Parameters"},
     "metrics.jsonl": {"5,000 steps", "Loss over training"},
+    "runs.jsonl": {"Starts of training", f"{12 * 'a'} with changes", "first", "second", "2500"},
     "eval/5000/samples": {"Samples", "Fréchet distance", "classifier confidence", "network calls"},
     "eval/5000/trajectory": {"From noise to data"},
     "eval/5000/likelihood": {"Likelihood", "bits / dim"},
