@@ -52,12 +52,14 @@ def train(run: "Experiment", config: "Config", workdir: Path, options: argparse.
     """Train, with a sheet of samples at each milestone; a mistake in what evaluation will need is answered now."""
     from evaluation.context import build_guide
     from evaluation.modes.snapshot import cheap_sampler, sheet
+    from evaluation.modes.starting import beginning
     from sampling.building import build_sampler
     from score_flow.training.run import train
 
     guide = build_guide(run, config)
     build_sampler(config)
-    train(run, config, workdir, sheet(run, cheap_sampler(config.sampling), guide, workdir / "samples"))
+    snapshot = sheet(run, cheap_sampler(config.sampling), guide, workdir / "samples")
+    train(run, config, workdir, snapshot, beginning=beginning(run, config))
 
 
 def train_deq(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory
+from score_flow.runs.checkpoint import target
 from score_flow.runs.files import write_whole
 from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
@@ -26,18 +27,28 @@ from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.progress import MetricLog
 from score_flow.runs.sharding import batch_sharding, group_size, multiple, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
+from score_flow.training.accepting import FIXED, settled
 from score_flow.training.ema import n_averages
 from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
 from score_flow.training.recorder import Recorder
-from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
+from score_flow.training.saver import Saver, Snapshot, remembered
+from score_flow.training.starting import Beginning, started
 from score_flow.training.steps import Metrics, TrainState, crossed, fit, init_state, make_train_steps
 from score_flow.types import Batch, Key, Params, Preempted
 
 
-def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED) -> None:
+def train(
+    run: Experiment,
+    config: Config,
+    workdir: Place,
+    snapshot: Snapshot,
+    fixed: tuple[str, ...] = FIXED,
+    beginning: Beginning | None = None,
+) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
-    fixed: the sections of the config that must be those of that checkpoint.
+    fixed: the sections of the config that must be those of that checkpoint, unless config.training.accept names them.
+    beginning: the weights that a run begins with which has none.
     """
     options = config.training
     group_size(options.fsdp, run.mesh.size)
@@ -52,11 +63,12 @@ def train(run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, f
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
-    start, state = saver.resume(config, fresh, shapes, shardings, fixed)
+    warm = started(beginning, run, n_averages(config.model), fresh, target(shapes, shardings))
+    start, state = saver.resume(config, fresh, shapes, shardings, fixed, warm)
     ahead = start - updates_of(state.opt_state)  # steps of those who trained imported weights
     rate = rate_of(config.optim, options.n_iters - ahead)
     run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
-    write_config(workdir, config)
+    write_config(workdir, settled(config))
     _introduce(run, shapes, workdir, start, options)
     steps = program_of(run, config.model, shardings)
     batches = Batches(source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
