@@ -90,12 +90,11 @@ def train_for(run: Experiment, config: Config, workdir: Place) -> None:
 
 
 def refuse_init(config: Config, saved: dict[str, Any]) -> None:
-    """Raise UserError where a dequantiser is asked to begin with other weights; what the run began with is no such wish."""
+    """Raise UserError where a dequantiser is asked to begin with other weights than its own."""
     asked = config.training.init
     if asked and asked != saved.get("training", {}).get("init"):
         raise UserError(
-            f"config.training.init is {asked!r}: a model may begin with other weights, and a dequantiser with its own alone; "
-            "leave it out."
+            f"config.training.init is {asked!r}, with which a model may begin, and a dequantiser not: leave it out."
         )
 
 

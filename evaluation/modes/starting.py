@@ -102,7 +102,7 @@ def _say_classes(run: Experiment, theirs: dict[str, Any], where: str) -> None:
     names, other = ours.get("classes"), theirs.get("classes")
     if is_main() and ours["labelled"] and names and other and len(names) == len(other) and names != other:
         told = ", ".join(f"{a} for {b}" for a, b in list(zip(other, names, strict=True))[:3] if a != b)
-        print(f"{where}: its classes are called otherwise; label by label they stand for these ({told}, ...)", flush=True)
+        print(f"{where}: its classes have other names; label by label they stand for these ({told}, ...)", flush=True)
 
 
 # ---- a published file
@@ -113,9 +113,8 @@ def _of_file(run: Experiment, config: Config, file: places.Place, where: str, wa
     published = open_published(str(file))
     kinds = published.checkpoint.weights
     kind = "ema" if "ema" in kinds else next(iter(kinds))
-    if published.checkpoint.reference is not None:
-        theirs = with_settings(Config(), published.settings(None, recipe=False))
-        _refuse_other_meaning(as_saved(theirs), config, where)
+    if (theirs := _settings_in(published)) is not None:
+        _refuse_other_meaning(theirs, config, where)
     elif is_main():
         model = config.model
         print(
@@ -131,6 +130,16 @@ def _of_file(run: Experiment, config: Config, file: places.Place, where: str, wa
         "sha256": sha256(published), "drawn": drawn,
     }  # fmt: skip
     return Start(params, facts)
+
+
+def _settings_in(published: Published) -> dict[str, Any] | None:
+    """Return our settings of a file that carries its own, as far as they can be told."""
+    if published.checkpoint.reference is None:
+        return None
+    try:
+        return as_saved(with_settings(Config(), published.settings(None, recipe=False)))
+    except UserError:  # a network that has no name there
+        return None
 
 
 def _read_out(
@@ -181,7 +190,7 @@ def _refuse_other_meaning(theirs: dict[str, Any], config: Config, where: str) ->
             f"them all the same by --config.training.accept=({names},)."
         )
     if differ and is_main():
-        print(f"{where}: taken all the same, though they mean something else: {'; '.join(map(str, differ))}", flush=True)
+        print(f"{where}: taken all the same, though of another meaning: {'; '.join(map(str, differ))}", flush=True)
 
 
 def _entire(settings: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Start(NamedTuple):
 Beginning = Callable[[PyTree], Start]
 
 
-def fitted(weights: PyTree, shapes: PyTree, of_classes: Set[str], where: str) -> tuple[Params, list[str]]:
+def fitted(weights: PyTree, shapes: PyTree, of_classes: Set[str], where: str) -> tuple[PyTree, list[str]]:
     """(the weights that the parameters of some shapes take over, the names of those that are drawn anew).
 
     of_classes: the names of parameters whose shapes are those of the classes: where they differ they are drawn anew,
