@@ -29,6 +29,7 @@ class Record(NamedTuple):
     real: Images
     levels: int
     facts: dict[str, str]
+    origin: dict[str, str] = {}  # noqa: RUF012 - never changed
 
     def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
         """Read the arrays of a job, {} without them."""
@@ -144,6 +145,11 @@ def table(rows: dict[str, Any], caption: str = "") -> str:
         for name, value in rows.items()
     )
     return f"<table>{title}<tbody>\n{body}</tbody></table>\n"
+
+
+def note(said: str) -> str:
+    """Set a remark."""
+    return f'<p class="note">{escape(said)}</p>\n'
 
 
 def matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
