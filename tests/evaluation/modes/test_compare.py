@@ -31,7 +31,8 @@ def make_run(workdir, *flags, step=40):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    one, other = make_run(folder / "one"), make_run(folder / "other", "optim.lr=0.5")
+    make_run(folder / "one")
+    other = make_run(folder / "other", "optim.lr=0.5")
     history.write(other, {"began": {"source": "runs/x", "weights": "EMA 0.9", "step": 3, "checkpoint": "beef"}})
     (other / "runs.jsonl").write_text('{"step": 0, "commit": "0123456789abcdef", "host": "h1", "command": "main.py"}\n')
     make_run(folder / "half", step=20)
