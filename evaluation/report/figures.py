@@ -91,6 +91,7 @@ def over_runs(
     ylabel: str,
     *,
     smooth: bool = False,
+    linear: bool = False,
 ) -> bytes:
     """Plot a line of (steps, finite values) for each run, or their running mean; none may be empty."""
     figure, axes = _axes("step", ylabel)
@@ -100,7 +101,8 @@ def over_runs(
     }
     for name, (steps, values) in drawn.items():
         axes.plot(steps, values, color=colors[name], linewidth=1.4, label=name)
-    _log_y(axes, np.concatenate([values for _, values in drawn.values()]), ratio=5.0)
+    if not linear:
+        _log_y(axes, np.concatenate([values for _, values in drawn.values()]), ratio=5.0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
     return _png(figure)

@@ -69,7 +69,7 @@ def curves(runs: Sequence[Run]) -> str:
             found = {run.name: series(run.rows, key) for run in of_one}
             pictures += _picture(found, f"{what}, {names}", runs, ylabel="loss", smooth=key == "loss")
     rates = {run.name: series(run.rows, "lr") for run in runs}
-    pictures += _picture(rates, "Learning rate", runs, ylabel="learning rate")
+    pictures += _picture(rates, "Learning rate", runs, ylabel="learning rate", linear=True)
     note = ""
     if len(groups) > 1:
         differ = differing([{k: v for k, v in run.config.items() if within(k, OF_THE_LOSS)} for run in runs])
@@ -77,29 +77,27 @@ def curves(runs: Sequence[Run]) -> str:
     return page.section("Training", page.pair(*pictures), note=note)
 
 
-def _picture(found: dict[str, tuple], caption: str, runs: Sequence[Run], *, ylabel: str, smooth: bool = False) -> list:
+def _picture(found: dict[str, tuple], caption: str, runs: Sequence[Run], **style: Any) -> list[str]:
     """Set a plot of the series that have points, none without any; a run has one colour on the whole page."""
     colors = dict(zip((run.name for run in runs), itertools.cycle(figures.CYCLE), strict=False))
     shown = {name: points for name, points in found.items() if len(points[0])}
     if not shown:
         return []
-    return [page.picture(figures.over_runs(shown, colors, ylabel, smooth=smooth), f"Curves: {caption}", caption)]
+    return [page.picture(figures.over_runs(shown, colors, **style), f"Curves: {caption}", caption)]
 
 
 def pace(runs: Sequence[Run]) -> str:
     """Show how long each trained, and how fast."""
     rows: dict[str, list[str]] = {"steps": [], "training time": [], "steps / s": [], "images / s": [], "MFU": []}
     for run in runs:
-        seconds, steps, rate = (
-            training_seconds(run.rows),
-            max((r["step"] for r in run.rows), default=0),
-            _rate(run.rows),
-        )
-        batch, mfu = run.config.get("training.batch_size", 0), series(run.rows, "mfu")[1]
+        seconds, steps = training_seconds(run.rows), max((row["step"] for row in run.rows), default=0)
+        rate, mfu = _rate(run.rows), series(run.rows, "mfu")[1]
+        said = series(run.rows, "images_per_second")[1]
+        images = float(np.median(said)) if len(said) else rate * run.config.get("training.batch_size", 0)
         rows["steps"].append(f"{steps:,}" if steps else "–")
         rows["training time"].append(page.duration(seconds) if seconds else "–")
         rows["steps / s"].append(f"{rate:.3g}" if rate else "–")
-        rows["images / s"].append(f"{rate * batch:.3g}" if rate else "–")
+        rows["images / s"].append(f"{images:,.0f}" if images else "–")
         rows["MFU"].append(f"{np.median(mfu):.1%}" if len(mfu) else "–")
     kept = [[name, *cells] for name, cells in rows.items() if set(cells) != {"–"}]
     if not kept:

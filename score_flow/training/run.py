@@ -38,13 +38,9 @@ from score_flow.types import Batch, Key, Params, Preempted
 
 
 def train(
-    run: Experiment,
-    config: Config,
-    workdir: Place,
-    snapshot: Snapshot,
-    fixed: tuple[str, ...] = FIXED,
+    run: Experiment, config: Config, workdir: Place, snapshot: Snapshot, fixed: tuple[str, ...] = FIXED,
     beginning: Beginning | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
     fixed: the sections of the config that must be those of that checkpoint, unless config.training.accept names them.
