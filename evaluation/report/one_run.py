@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from evaluation.report import figures, page, results
-from evaluation.report.origin import origin
 from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
 from score_flow.runs import files, places
 from score_flow.runs.progress import read_lines
+from score_flow.training import history
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ def write(
         results={file.parent.name: results.read(file) for file in sorted(evaluation.glob("*/result.json"))},
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
-        origin=origin(workdir),
+        history=history.told(history.read(workdir)),
     )  # fmt: skip
     parts = [job for name, job in jobs.items() if name in record.results]
     sections = [job.section(record) for job in parts if job.section]
@@ -116,7 +116,7 @@ def tables(record: Record) -> str:
     )
     setup = [
         page.table(record.facts) if record.facts else "",
-        page.table(record.origin, caption="How it came about") if record.origin else "",
+        page.table(record.history, caption="How it came about") if record.history else "",
         page.details("Configuration", page.table(record.config)) if record.config else "",
         page.details("Parameters", page.preformatted(record.parameters)) if record.parameters else "",
     ]

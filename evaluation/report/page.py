@@ -29,7 +29,7 @@ class Record(NamedTuple):
     real: Images
     levels: int
     facts: dict[str, str]
-    origin: dict[str, str] = {}  # noqa: RUF012 - never changed
+    history: dict[str, str] = {}  # noqa: RUF012 - never changed
 
     def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
         """Read the arrays of a job, {} without them."""
