@@ -120,7 +120,8 @@ def side_by_side(runs: Sequence[Run]) -> str:
         groups = grouped(having, lambda run, job=job: comparable(run.keys[job]))
         for group in groups:
             of = f" of {', '.join(run.name for run in group)}" if len(groups) > 1 else ""
-            parts.append(page.matrix([f"{job}{of}", *(run.name for run in group)], _figures(job, group)))
+            rows = _figures(job, group)
+            parts += [page.matrix(["", *(run.name for run in group)], rows, caption=f"{job}{of}")] if rows else []
         if len(groups) > 1:
             differ = differing([comparable(run.keys[job]) for run in having])
             parts.append(page.note(f"{job} is not of one kind, and stands apart: {_named(differ, having)}."))
@@ -170,7 +171,7 @@ def settings(runs: Sequence[Run]) -> str:
 
 def made_with(runs: Sequence[Run]) -> str:
     """Show what each run was made with."""
-    return page.section("Made with", page.two_columns(*(page.table(run.facts, caption=run.name) for run in runs)))
+    return page.section("Made with", page.pair(*(page.table(run.facts, caption=run.name) for run in runs)))
 
 
 # ---- what is of one kind
