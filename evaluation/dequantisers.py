@@ -83,9 +83,19 @@ def train_for(run: Experiment, config: Config, workdir: Place) -> None:
     if run.real:
         raise UserError("--mode=train_deq trains a dequantiser of pixel levels, and the data are real numbers.")
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
+    refuse_init(config, checkpoints.meta(step).get("config", {}))
     score = weights.load_params(run, weights.which_of(config), checkpoints, step)
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
         train_deq.train_dequantiser(run, train_deq.settings(config, step), folder, score)
+
+
+def refuse_init(config: Config, saved: dict[str, Any]) -> None:
+    """Raise UserError where a dequantiser is asked to begin with other weights than its own."""
+    asked = config.training.init
+    if asked and asked != saved.get("training", {}).get("init"):
+        raise UserError(
+            f"config.training.init is {asked!r}, with which a model may begin, and a dequantiser not: leave it out."
+        )
 
 
 def milestone(workdir: Place, step: int, what: str = "") -> tuple[Checkpoints, int]:

@@ -97,6 +97,21 @@ def wait_for(number: int, milestones: Place, preemption: Preemption) -> None:
         time.sleep(INTERVAL)
 
 
+def state_at(workdir: Place, step: int | None) -> tuple[Checkpoints, int]:
+    """Find the checkpoint of a step, milestones first; the newest good one for None. Raises UserError without it."""
+    if step is None:
+        return checkpoints_of(workdir, 0, 0)[-1]
+    states = [Checkpoints(workdir / name) for name in reversed(FOLDERS)]
+    saved = next((state for state in states if step in state.steps()), None)
+    if saved is None:
+        there = sorted({step for state in states for step in state.steps()})
+        has = ", ".join(map(str, there)) or "none"
+        raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has: {has}.")
+    if problem := saved.damage(step):
+        raise UserError(f"checkpoint {saved.directory / str(step)} is damaged ({problem}).")
+    return saved, step
+
+
 class Which(NamedTuple):
     """Which weights of a checkpoint are wanted, and the settings of the run that it has to be of."""
 

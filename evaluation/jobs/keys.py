@@ -22,7 +22,7 @@ from score_flow.runs.places import place_of
 # What training decides of a run's speed and logs, but not of its loss
 NOT_OF_THE_LOSS = (
     "batch_size", "n_iters", "n_jitted_steps", "log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption",
-    "save_minutes", "snapshot_sampling", "fsdp",
+    "save_minutes", "snapshot_sampling", "fsdp", "init", "accept",
 )  # fmt: skip
 
 

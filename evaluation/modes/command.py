@@ -52,6 +52,7 @@ def train(run: "Experiment", config: "Config", workdir: Path, options: argparse.
     """Train, with a sheet of samples at each milestone; a mistake in what evaluation will need is answered now."""
     from evaluation.context import build_guide
     from evaluation.modes.snapshot import cheap_sampler, sheet
+    from evaluation.modes.starting import beginning
     from evaluation.plan.compiling import least_seconds
     from sampling.building import build_sampler
     from score_flow.training.run import train
@@ -59,7 +60,7 @@ def train(run: "Experiment", config: "Config", workdir: Path, options: argparse.
     guide = build_guide(run, config)
     build_sampler(config)
     drawn = sheet(run, cheap_sampler(config.sampling), guide, workdir / "samples")
-    train(run, config, workdir, drawn, least_seconds=least_seconds(run, config))
+    train(run, config, workdir, drawn, least_seconds=least_seconds(run, config), beginning=beginning(run, config))
 
 
 def train_deq(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
@@ -143,6 +144,14 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> None:
     plan(config, machine(topology), remembered(options.workdir) if options.workdir else None)
 
 
+def compare(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Several runs on one page."""
+    from evaluation.modes.compare import compare
+
+    settings = [*overrides, *(["--config"] if options.config else [])]
+    print(f"comparison: {compare(options.workdirs, options.eval_folder, settings)}", flush=True)
+
+
 MODES = {
     "train": Mode("", train, exclusive=True),
     "train_deq": Mode("a variational dequantiser for a trained model", train_deq),
@@ -154,6 +163,7 @@ MODES = {
     "stats": Mode("reference statistics for the job fid", stats),
     "encode": Mode("a data set's latents, for a latent model's training", encode),
     "plan": Mode("memory, time and batch of training on --topology", None, alone=plan, elsewhere=True),
+    "compare": Mode("trained runs on one page, --workdir=A --workdir=B", None, alone=compare),
     "pack": Mode("a data set's images in one memory map, for data.source.name = packed", pack),
 }
 
@@ -200,7 +210,7 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="recipe: a Python file with get_config(), e.g. configs/digits.py; default: the config of the workdir",
     )
     add(
-        "--workdir",
+        "--workdir", action="append", dest="workdirs",
         help="folder of the run, gs://BUCKET/... and s3://BUCKET/... too; a run goes on where it stopped (plan: none)",
     )  # fmt: skip
     about = "; ".join(": ".join(filter(None, (name, mode.about))) for name, mode in MODES.items())
@@ -220,7 +230,9 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="plan: machines to compile for, which need not be there: v5e:2x4, v6e:4x4, v5p:2x2x2, a100:8, h100:8, "
         "h200:16, or here (default)",
     )
-    return parser.parse_known_args(argv)
+    options, overrides = parser.parse_known_args(argv)
+    options.workdir = options.workdirs[-1] if options.workdirs else None
+    return options, overrides
 
 
 # ---- the run
@@ -239,6 +251,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
         options.workdir = str(path_of(options.workdir))
     if options.topology is not None and not mode.elsewhere:
         raise UserError(f"--topology says what to plan for: it does not go with --mode={options.mode}.")
+    if len(options.workdirs or ()) > 1 and options.mode != "compare":
+        raise UserError(f"--workdir is given {len(options.workdirs)} times: only --mode=compare takes several.")
     if options.watch and not mode.watches:
         raise UserError(f"--watch waits for what is to be evaluated: it does not go with --mode={options.mode}.")
     if mode.alone:

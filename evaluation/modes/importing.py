@@ -87,6 +87,11 @@ def _named(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint._replace(weights={"raw" if raw else "ema": tensors}, step=step)
 
 
+def sha256(published: Published) -> str:
+    """Hash the file, in a folder the weights'."""
+    return sha256_of(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")))
+
+
 def import_into(workdir: Place, published: Published, run: Experiment, config: Config) -> str:
     """Write the weights as the one milestone of a workdir, what they are in its metadata; returns that in words.
 
@@ -101,7 +106,7 @@ def import_into(workdir: Place, published: Published, run: Experiment, config: C
     chosen = {kind: kind if kind in params else kinds[0] for kind in ("raw", "ema")}
     on_device = {kind: jax.device_put(tree, replicated(run.mesh)) for kind, tree in params.items()}
     step = published.checkpoint.step or 0
-    digest = sha256_of(published.file if published.file.is_file() else next(published.file.glob("*.safetensors")))
+    digest = sha256(published)
     meta = {
         "config": json.loads(config.to_json()),
         "step": step,

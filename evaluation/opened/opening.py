@@ -14,7 +14,6 @@ from score_flow.config.options import Config
 from score_flow.experiment import Experiment
 from score_flow.runs import places
 from score_flow.runs import workdir as folders
-from score_flow.runs.checkpoint import FOLDERS, Checkpoints
 from score_flow.runs.sharding import replicated
 from score_flow.training.saver import remembered
 from score_flow.types import UserError
@@ -37,7 +36,7 @@ def open(workdir: str | places.Place, step: int | None = None, weights: Weights 
         raise UserError(f"{folder} holds no config.json: give the workdir of a run that was trained or imported.")
     config = check_components(load(str(places.local(folder / "config.json")), [], flatten(settings) | _which(weights)))
     run, wanted = _of_images(experiment(config, remembered(folder)), config), checkpoints.which_of(config)
-    saved, step = _state(folder, step)
+    saved, step = checkpoints.state_at(folder, step)
     params = checkpoints.load_params(run, wanted, saved, step)
     return Run(config, run, params, step, checkpoints.weights_of(saved.meta(step), wanted), folder)
 
@@ -93,17 +92,3 @@ def _which(weights: Weights) -> dict[str, Any]:
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"weights are {weights!r}; give 'raw', 'ema', the number of an average, or a width (0.1).")
     return {"eval.ema": number, "eval.ema_std": 0.0}
-
-
-def _state(folder: places.Place, step: int | None) -> tuple[Checkpoints, int]:
-    """The checkpoint of a step, milestones first; the newest good one for None."""
-    if step is None:
-        return checkpoints.checkpoints_of(folder, 0, 0)[-1]
-    states = [Checkpoints(folder / name) for name in reversed(FOLDERS)]
-    saved = next((state for state in states if step in state.steps()), None)
-    if saved is None:
-        there = sorted({step for state in states for step in state.steps()})
-        raise UserError(f"{folder} has no checkpoint of step {step!r}; it has: {', '.join(map(str, there)) or 'none'}.")
-    if problem := saved.damage(step):
-        raise UserError(f"checkpoint {saved.directory / str(step)} is damaged ({problem}).")
-    return saved, step

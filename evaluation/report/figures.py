@@ -85,6 +85,29 @@ def over_steps(curves: dict[str, list[tuple[int, float, float]]], ylabel: str) -
     return _png(figure)
 
 
+def over_runs(
+    curves: dict[str, tuple[Real[np.ndarray, "n"], Float[np.ndarray, "n"]]],
+    colors: dict[str, str],
+    ylabel: str,
+    *,
+    smooth: bool = False,
+    linear: bool = False,
+) -> bytes:
+    """Plot a line of (steps, finite values) for each run, or their running mean; none may be empty."""
+    figure, axes = _axes("step", ylabel)
+    drawn = {
+        name: (steps, running_mean(values, max(1, len(values) // 50)) if smooth else values)
+        for name, (steps, values) in curves.items()
+    }
+    for name, (steps, values) in drawn.items():
+        axes.plot(steps, values, color=colors[name], linewidth=1.4, label=name)
+    if not linear:
+        _log_y(axes, np.concatenate([values for _, values in drawn.values()]), ratio=5.0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
+    return _png(figure)
+
+
 def running_mean(values: Float[np.ndarray, "n"], half: int) -> Float[np.ndarray, "n"]:
     """Average over the neighbours at most `half` away, fewer at the ends: nothing is drawn towards zero."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

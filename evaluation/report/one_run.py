@@ -13,6 +13,7 @@ from evaluation.report.page import Images, Record
 from score_flow.config.loading import flatten
 from score_flow.runs import files, places, provenance
 from score_flow.runs.progress import read_lines
+from score_flow.training import history
 
 
 @runtime_checkable
@@ -46,6 +47,7 @@ def write(
         split=_json(evaluation / "results.json").get("data"),
         evaluation=evaluation, real=real, levels=levels, facts=facts,
         starts=provenance.starts(workdir),
+        history=history.told(history.read(workdir)),
     )  # fmt: skip
     parts = [job for name, job in jobs.items() if name in record.results]
     sections = [job.section(record) for job in parts if job.section]
@@ -62,14 +64,24 @@ def cards(record: Record) -> list[str]:
     if seconds := training_seconds(record.rows):
         steps = f"{max(row['step'] for row in record.rows):,} steps"
         found.append(page.card("training", page.duration(seconds), note=steps))
-    if total := re.search(r"Total: ([\d,]+)", record.parameters):
-        found.append(page.card("parameters", page.compact(int(total[1].replace(",", ""))), note=total[1]))
+    if total := _total(record.parameters):
+        found.append(page.card("parameters", page.compact(total), note=f"{total:,}"))
     return found
+
+
+def total_parameters(workdir: places.Place) -> int:
+    """Read how many parameters a run trains; 0 where that is not known."""
+    return _total(_text_of(workdir / "parameters.txt"))
+
+
+def _total(parameters: str) -> int:
+    found = re.search(r"Total: ([\d,]+)", parameters)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def training(record: Record) -> str:
     """Show losses over steps."""
-    curves = [_series(record.rows, name) for name in figures.LOGGED]
+    curves = [series(record.rows, name) for name in figures.LOGGED]
     if not any(len(step) for step, _ in curves):
         return ""
     png = figures.loss_curves(*curves[0], *curves[1])
@@ -106,6 +118,7 @@ def tables(record: Record) -> str:
     setup = [
         page.table(record.facts) if record.facts else "",
         page.details("Starts of training", starts(record.starts)) if record.starts else "",
+        page.table(record.history, caption="How it came about") if record.history else "",
         page.details("Configuration", page.table(record.config)) if record.config else "",
         page.details("Parameters", page.preformatted(record.parameters)) if record.parameters else "",
     ]
@@ -155,7 +168,7 @@ def _subtitle(record: Record) -> str:
     return " · ".join(parts)
 
 
-def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Pick (steps, values) of the rows that have a finite value of this name."""
     found = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
     return np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], np.float64)

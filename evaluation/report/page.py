@@ -30,6 +30,7 @@ class Record(NamedTuple):
     levels: int
     facts: dict[str, str]
     starts: list[dict[str, Any]]  # of training, from runs.jsonl
+    history: dict[str, str] = {}  # noqa: RUF012 - never changed
 
     def arrays(self, job: str, file: str) -> dict[str, np.ndarray]:
         """Read the arrays of a job, {} without them."""
@@ -147,11 +148,17 @@ def table(rows: dict[str, Any], caption: str = "") -> str:
     return f"<table>{title}<tbody>\n{body}</tbody></table>\n"
 
 
-def matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def note(said: str) -> str:
+    """Set a remark."""
+    return f'<p class="note">{escape(said)}</p>\n'
+
+
+def matrix(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     """Set a table with a head above each column."""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<table class="matrix"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n'
+    return f'<table class="matrix">{title}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n'
 
 
 def details(summary: str, inner: str) -> str:
@@ -234,6 +241,7 @@ th, td { border-top: 1px solid var(--line); padding: 6px 0; text-align: left; ve
   overflow-wrap: anywhere; }
 th { width: 17rem; padding-right: 20px; color: var(--soft); font-weight: 400; }
 .matrix { table-layout: auto; }
+.matrix + .matrix, .note + .matrix { margin-top: 32px; }
 .matrix th { width: auto; }
 .matrix th:not(:first-child), .matrix td:not(:first-child) { text-align: right; padding-left: 12px; }
 details { margin-top: 20px; border-top: 1px solid var(--line); padding-top: 14px; }

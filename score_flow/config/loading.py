@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -311,10 +311,15 @@ def resolved(config: Config) -> str:
 
 
 def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[str]:
-    """'key: saved value -> current value' for every difference within the named sections (dotted names allowed).
+    """'key: saved value -> current value' for every difference that `changes` finds."""
+    return [f"{key}: {old} -> {new}" for key, old, new in changes(saved, current, sections)]
+
+
+def changes(saved: dict, current: dict, sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """(key, saved value, current value) of every difference within the named sections (dotted names allowed).
 
     A field that is younger than what was saved had what is now its default (of a component that was there, its `build`
-    knows).
+    knows). A value that is not there is 'absent'.
     """
 
     def plain(tree: dict) -> dict[str, Any]:
@@ -323,5 +328,10 @@ def differences(saved: dict, current: dict, sections: tuple[str, ...]) -> list[s
     old, new, base = plain(saved), plain(current), plain(Config().to_dict())
     names = {k: f"{k.rpartition('.')[0]}.name" for k in base}
     old = {k: v for k, v in base.items() if k in new and (names[k] not in base or names[k] not in old)} | old
-    keys = [k for k in sorted(old | new) if any(k == s or k.startswith(s + ".") for s in sections)]
-    return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]
+    keys = [k for k in sorted(old | new) if within(k, sections)]
+    return [(k, old.get(k, "absent"), new.get(k, "absent")) for k in keys if old.get(k) != new.get(k)]
+
+
+def within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of some, or below one of them."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -94,6 +94,8 @@ class TrainOptions(Section):
         15.0, "... and at the latest so many minutes after the last save; 0 = by steps alone", least=0, most=1e6
     )
     snapshot_sampling: bool = option(True, "draw a sheet of samples at each milestone")
+    init: str = option("", "a new run begins with weights of WORKDIR[:STEP] (its first average) or a published file")
+    accept: tuple = option((), "keys in which this command goes on otherwise than its state: ('batch_size',)", each=str)
     objective: str = option(
         "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",
         among=registries.LOSSES,

@@ -132,6 +132,16 @@ class Checkpoints:
             raise UserError(f"checkpoint {where} cannot be restored: {first_line(error)}") from error
         return _spread({name: restored[name] for name in items}, items)
 
+    def layout(self, step: int, item: str) -> PyTree:
+        """Return the shapes and dtypes of what an item holds, in dicts and lists: what `restore` takes, whatever it is.
+
+        Raises UserError without the item.
+        """
+        where = self.directory / str(step) / item
+        if not where.is_dir():
+            raise UserError(f"checkpoint {where.parent} has no {item}.")
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), _metadata(where))
+
     def meta(self, step: int) -> dict[str, Any]:
         """Read what was saved as `meta`, the `step`, and the program's `version`, which older ones do not say."""
         where = self.directory / str(step)
@@ -293,17 +303,19 @@ def _spread(restored: PyTree, wanted: PyTree) -> PyTree:
 
 def _saved(directory: Place) -> dict[str, Any] | None:
     """The name, shape and parts of each array of a saved item, or None without one."""
-    if not directory.is_dir():
-        return None
+    return named(_metadata(directory)) if directory.is_dir() else None
+
+
+def _metadata(directory: Place) -> PyTree:
     with ocp.StandardCheckpointer() as reader:
-        return _named(reader.metadata(directory).item_metadata.tree)
+        return reader.metadata(directory).item_metadata.tree
 
 
 def _mismatch(item: str, saved: dict[str, Any] | None, wanted: PyTree) -> str | None:
     """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
     if saved is None:
         return f"it has no {item}"
-    needed = _named(wanted)
+    needed = named(wanted)
     for leaf in sorted(saved | needed):
         there, here = (tuple(tree[leaf].shape) if leaf in tree else "absent" for tree in (saved, needed))
         if there != here:
@@ -311,7 +323,8 @@ def _mismatch(item: str, saved: dict[str, Any] | None, wanted: PyTree) -> str | 
     return None
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def named(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their dotted names, those that `restore` speaks of."""
     # Saved trees come back with tuples as lists and NamedTuples as dicts: dotted names are what both sides share.
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

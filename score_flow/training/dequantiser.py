@@ -15,7 +15,8 @@ from score_flow.networks.flowpp import PRESETS, FlowppDequantiser
 from score_flow.process.grid import finite_log_snr, noisy_end
 from score_flow.process.times import log_snr
 from score_flow.runs.places import Place
-from score_flow.training.run import FIXED, train
+from score_flow.training.accepting import FIXED
+from score_flow.training.run import train
 from score_flow.types import Params, check_choice
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
@@ -53,7 +54,7 @@ def settings(config: Config, score_step: int) -> Config:
     return dataclasses.replace(
         config,
         training=dataclasses.replace(
-            config.training, n_iters=config.deq.n_iters or config.training.n_iters, snapshot_sampling=False
+            config.training, n_iters=config.deq.n_iters or config.training.n_iters, snapshot_sampling=False, init=""
         ),
         model=dataclasses.replace(config.model, ema_rate=(config.deq.ema_rate,), ema_std=()),
         deq=dataclasses.replace(config.deq, score_step=score_step),

@@ -17,18 +17,21 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
 from score_flow.runs import memory, provenance
+from score_flow.runs.checkpoint import target
 from score_flow.runs.files import write_whole
 from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import Ahead, is_main
 from score_flow.runs.sharding import group_size, replicated, state_shardings, whole
 from score_flow.runs.workdir import write_config
+from score_flow.training.accepting import FIXED, settled
 from score_flow.training.ema import n_averages
 from score_flow.training.faults import Faults, refuse_uneven
 from score_flow.training.gradients import check_microbatches
 from score_flow.training.loop import Loop
 from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
-from score_flow.training.saver import FIXED, Saver, Snapshot, remembered
+from score_flow.training.saver import Saver, Snapshot, remembered
+from score_flow.training.starting import Beginning, started
 from score_flow.training.steps import TrainState, init_state, make_train_steps
 from score_flow.training.telling import Told
 from score_flow.types import Batch, Preempted
@@ -40,12 +43,15 @@ def train(
     workdir: Place,
     snapshot: Snapshot,
     fixed: tuple[str, ...] = FIXED,
+    *,
     least_seconds: float | None = None,
+    beginning: Beginning | None = None,
 ) -> None:
     """Train to config.training.n_iters, from the newest good checkpoint of the workdir if there is one.
 
-    fixed: the sections of the config that must be those of that checkpoint. least_seconds: of a step, were the devices
-    at their peak.
+    fixed: the sections of the config that must be those of that checkpoint, unless config.training.accept names them.
+    least_seconds: of a step, were the devices at their peak. beginning: the weights that a run begins with which has
+    none.
     """
     options = config.training
     group_size(options.fsdp, run.mesh.size)
@@ -63,11 +69,12 @@ def train(
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
-    resume = functools.partial(saver.resume, config, fresh, shapes, shardings, fixed)
+    warm = started(beginning, run, n_averages(config.model), fresh, target(shapes, shardings))
+    resume = functools.partial(saver.resume, config, fresh, shapes, shardings, fixed, warm)
     start, state = resume()
     ahead = start - updates_of(state.opt_state) - faults.skipped  # steps of those who trained imported weights
     run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
-    write_config(workdir, config)
+    write_config(workdir, settled(config))
     provenance.append(workdir, start)
     _introduce(run, shapes, workdir, start, options)
     reseeded = dataclasses.replace(run, seed=faults.seed_of(run.seed))

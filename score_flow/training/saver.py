@@ -5,22 +5,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from score_flow.config.loading import differences
 from score_flow.config.options import Config
-from score_flow.data.compare import refuse_other_data, same_place
-from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, refused, target
+from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, named, refused
 from score_flow.runs.places import Place, place_of
 from score_flow.runs.processes import Ahead, decided, is_main
 from score_flow.runs.sharding import to_host
+from score_flow.training import history
+from score_flow.training.accepting import FIXED, accepted, as_saved, going_on
 from score_flow.training.faults import Faults, warn, without_remedy
+from score_flow.training.history import History
 from score_flow.training.recorder import Recorder
+from score_flow.training.restoring import items, restored, shapes_of
+from score_flow.training.starting import refuse_begun
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
-
-# What must not change under a checkpoint; the rest (lengths, frequencies, learning rate) may.
-FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
 
 # (step, EMA parameters) -> the file of a sheet of samples, None where this process wrote none
 Snapshot = Callable[[int, Params], Place | None]
@@ -46,7 +45,7 @@ class Saver:
         self.asked = Ahead(save=self.due)  # or what the loop asks, with this among it
         self._snapshot, self._options = snapshot, config.training
         self._since = time.monotonic()  # the last save began, or was asked for
-        self._saved = {"config": json.loads(config.to_json()), "weights": {"raw": "raw", "ema": "ema"}}
+        self._saved = {"config": as_saved(config), "weights": {"raw": "raw", "ema": "ema"}}
         self._saved |= {"data": facts} if facts else {}
 
     def __call__(self, previous: int, step: int, state: TrainState, metrics: Metrics) -> None:
@@ -84,29 +83,35 @@ class Saver:
         shapes: TrainState,
         shardings: TrainState,
         fixed: tuple[str, ...] = FIXED,
+        warm: Callable[[], tuple[TrainState, History]] | None = None,
         first: tuple[Checkpoints, int] | None = None,
     ) -> tuple[int, TrainState]:
         """Return the step to go on from and its state: the newest good one of both folders, or (0, begin()).
 
-        first: the one to look at before the others. A damaged or non-finite state is said and passed over. Raises
-        UserError for a checkpoint of another config, naming both values, and when there are states and none is good.
+        warm: begins in place of `begin` with weights of another run; they are saved at once, so that nothing asks for
+        them again. first: the state to look at before the others. A damaged or non-finite state is said and passed
+        over. Raises UserError for a checkpoint of another config, naming both values, unless that is accepted, and when
+        there are states and none is good.
         """
+        accepted(config, fixed)  # a mistake in it is said before any work
         step = None
         for checkpoints, step in good_states(self.meta, self.milestones, first=first):
-            refuse_other_run(
-                checkpoints.meta(step), config, self._saved.get("data"), sections=fixed, where=checkpoints.directory
-            )
-            state = _restore(checkpoints, step, begin, shapes, shardings)
+            self._look_back(checkpoints, step, config, shapes, fixed)
+            state = restored(checkpoints, step, begin, shapes, shardings, config.model)
             if to_host(all_finite(state)):
                 self.faults.found(checkpoints.meta(step), step)
                 self._cut(checkpoints, step)
+                history.write(self.meta.directory.parent, self._saved["history"])
                 return step, state
             refused(checkpoints, step, "holds numbers that are not finite")
         if step is not None:
             raise UserError(f"no checkpoint in {self.meta.directory.parent} is finite: use another --workdir.")
-        state = begin()
+        state, self._saved["history"] = warm() if warm else (begin(), {})
         for folder in (self.meta, self.milestones):
             folder.prepare()
+        if warm:
+            self.meta.save(0, items(state), self._saved, wait=True)
+            history.write(self.meta.directory.parent, self._saved["history"])
         return 0, state
 
     def go_back(
@@ -132,6 +137,27 @@ class Saver:
         warn(f"{without_remedy(why)}: back to step {step}, with other batches and noise (rollback {count + 1}).")
         return step, state
 
+    def _look_back(
+        self, checkpoints: Checkpoints, step: int, config: Config, shapes: TrainState, fixed: tuple[str, ...]
+    ) -> None:
+        """Compare a state's settings with those of now, say what is otherwise, and keep it in the run's history."""
+        meta, workdir = checkpoints.meta(step), self.meta.directory.parent
+        past = history.of_state(meta)
+        refuse_begun(workdir, config, past)
+
+        def unfit() -> str | None:
+            both = checkpoints.layout(step, "params"), shapes.params
+            there, here = (shapes_of(named(tree)) for tree in both)
+            differ = (name for name in sorted(there | here) if there.get(name) != here.get(name))
+            said = (f"{n} is {there.get(n, 'absent')} there and {here.get(n, 'absent')} here" for n in differ)
+            return next(said, None)
+
+        facts, where = self._saved.get("data"), checkpoints.directory
+        changes = going_on(meta, config, facts, sections=fixed, where=where, unfit=unfit)
+        if changes and is_main():
+            print(f"from step {step} on: {'; '.join(map(str, changes))}", flush=True)
+        self._saved["history"] = history.with_changes(past, step, changes)
+
     def close(self) -> None:
         self.meta.close()
         self.milestones.close()
@@ -152,46 +178,11 @@ class Saver:
         if by_steps:
             self.faults.saves(step)
         self.meta.spared = self.faults.kept
-        checkpoints.save(step, _items(state), self._saved | self.faults.saved(), wait=wait)
+        checkpoints.save(step, items(state), self._saved | self.faults.saved(), wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:
         if self._options.snapshot_sampling:
             self._snapshot(step, state.ema[0])
-
-
-def _restore(
-    checkpoints: Checkpoints, step: int, begin: Callable[[], TrainState], shapes: TrainState, shardings: TrainState
-) -> TrainState:
-    """Load the state at a step. Imported weights come without an optimiser: theirs is a fresh one."""
-    wanted = _items(target(shapes, shardings))
-    if "imported" not in checkpoints.meta(step):
-        return TrainState(**_from_items(checkpoints.restore(step, wanted)))
-    weights = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema")})
-    return begin().replace(step=jnp.asarray(step, jnp.int32), params=weights["params"], ema=tuple(weights["ema"]))
-
-
-def _items(state: TrainState) -> dict:
-    """Return the state as separately restorable items."""
-    rest = {"opt_state": state.opt_state, "time_state": state.time_state, "step": state.step}
-    return {"params": state.params, "ema": list(state.ema), "train": rest}
-
-
-def _from_items(items: dict) -> dict:
-    return {"params": items["params"], "ema": tuple(items["ema"]), **items["train"]}
-
-
-def refuse_other_run(
-    meta: dict, config: Config, facts: dict[str, Any] | None, *, sections: tuple[str, ...], where: Place
-) -> None:
-    """Raise UserError when a checkpoint was made with other data or with other values in the named sections.
-
-    Of the data, by their facts, the content decides, and not where they lie.
-    """
-    saved = meta.get("config")
-    if facts and saved is not None:
-        refuse_other_data(meta.get("data"), facts, str(where))
-        saved = same_place(saved, json.loads(config.to_json()), known="data" in meta)
-    refuse_other_config(saved, json.loads(config.to_json()), sections, where)
 
 
 def refuse_other_config(

@@ -10,7 +10,8 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.base import facts
-from score_flow.training.saver import FIXED, refuse_other_run, remembered
+from score_flow.training.accepting import going_on
+from score_flow.training.saver import remembered
 from score_flow.types import UserError
 
 N = 20
@@ -139,9 +140,8 @@ def test_splits_that_differ_are_refused(case, tmp_path):
 
 
 def go_on(meta, config):
-    refuse_other_run(
-        meta, config, experiment(config, meta.get("data", {})).data_facts, sections=FIXED, where=Path("runs/r")
-    )
+    facts = experiment(config, meta.get("data", {})).data_facts
+    assert going_on(meta, config, facts, where=Path("runs/r")) == []
 
 
 def state_of(config, known=True):

@@ -1,0 +1,183 @@
+"""training.init: a new run begins with the weights of another, or of a published file, and needs them no more."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from evaluation.modes.importing import open_published
+from evaluation.modes.starting import beginning
+from main import EXIT_USER_ERROR, main
+from score_flow.build import experiment
+from score_flow.config.loading import load, with_settings
+from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.sharding import replicated
+from score_flow.training import history
+from tests.golden_data import golden_dir
+from tests.golden_data import load as golden
+from tests.launch import TINY, losses, run, weights
+
+SMALL = (*TINY, "--config.network.width=8", "--config.training.n_iters=3", "--config.training.eval_freq=0")
+CLASSES = ("--config.model.class_conditional=True",)
+
+
+def command(workdir, *flags, mode="train"):
+    return main([*SMALL, f"--workdir={workdir}", f"--mode={mode}", *flags])
+
+
+def refused(capsys, workdir, *flags, mode="train"):
+    """The one line that is said, where nothing is left."""
+    capsys.readouterr()
+    assert command(workdir, *flags, mode=mode) == EXIT_USER_ERROR
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run with ten classes, of three steps."""
+    workdir = tmp_path_factory.mktemp("source") / "run"
+    assert command(workdir, *CLASSES) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Images of four classes, as a file."""
+    rng, file = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "train.npz"
+    image, label = rng.integers(0, 256, (64, 8, 8, 1), np.uint8), np.arange(64, dtype=np.int32) % 4
+    np.savez(file, image=image, label=label)
+    return (*CLASSES, "--config.data.source.name=arrays", f"--config.data.source.path={file}")
+
+
+def state(workdir, step, folder="checkpoints"):
+    """(parameters, averages, optimiser) of a saved step, by name."""
+    checkpoints = Checkpoints(workdir / folder)
+    items = {item: checkpoints.layout(step, item) for item in ("params", "ema", "train")}
+    found = checkpoints.restore(step, items)
+    return found["params"], found["ema"], found["train"]
+
+
+def test_fine_tuning_with_other_classes(source, shapes, tmp_path, capsys):
+    """The state at step 0: the source's first average everywhere but in the embedding, fresh averages, no moments."""
+    workdir = tmp_path / "run"
+    assert command(workdir, *shapes, f"--config.training.init={source}:3") == 0
+    said = capsys.readouterr().out
+    name = "embedding/label/embedding"
+    assert f"config.training.init = {source}:3: {name} is (11, 8) there and (5, 8) here: drawn anew\n" in said
+    assert "begins with EMA 0.9 of" in said
+    params, ema, train = state(workdir, 0, "checkpoints-meta")
+    theirs = state(source, 3)[1][0]
+    assert params["embedding"].pop("label")["embedding"].shape == (5, 8)
+    for average in ema:
+        average["embedding"].pop("label")
+    theirs["embedding"].pop("label")
+    for ours in (params, *ema):
+        assert str(ours) == str(theirs)
+    assert int(train["step"]) == 0 and int(train["opt_state"][2]["count"]) == 0
+    began = history.read(workdir)["began"]
+    assert began["step"] == 3 and began["drawn"] == [name] and began["source"] == str(source)
+    assert began["checkpoint"] == Checkpoints(source / "checkpoints").digest(3)
+    assert Checkpoints(workdir / "checkpoints").meta(3)["history"]["began"] == began
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--config.network.width=9"], "block_0_0/bias is (8,) there and (9,) here"),
+        (["--config.path.name=gvp"], "mean something else (path.name: linear -> gvp)"),
+        (["--config.model.prediction=noise"], "--config.training.accept=('prediction',)"),
+        (["--config.model.time_scale=1000.0"], "model.time_scale: 999.0 -> 1000.0"),
+        (["--config.training.objective=classifier", "--config.network.name=mlp"], "classifier"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(source, tmp_path, capsys, flags, said):
+    init = f"--config.training.init={source}"
+    assert said in refused(capsys, tmp_path / "run", *CLASSES, init, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_without_classes_and_one_that_has_more(source, tmp_path, capsys):
+    init = f"--config.training.init={source}"
+    assert "embedding/label/embedding is (11, 8) there and absent here" in refused(capsys, tmp_path / "run", init)
+    assert "there is no run and no file" in refused(capsys, tmp_path / "run", "--config.training.init=/nonexistent:4")
+    said = refused(capsys, tmp_path / "run", *CLASSES, f"{init}:2")
+    assert said.endswith("has no checkpoint of step 2; it has: 3.")
+
+
+@pytest.mark.slow
+def test_another_path_is_taken_on_purpose(source, tmp_path, capsys):
+    flags = [*CLASSES, f"--config.training.init={source}", "--config.path.name=gvp"]
+    assert command(tmp_path, *flags, "--config.training.accept=('path',)") == 0
+    assert "though of another meaning: path.name: linear -> gvp" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_has_begun_does_not_begin_again(source, tmp_path, capsys):
+    """With other weights; its own may be gone, and a dequantiser of it begins with its own."""
+    workdir, first = tmp_path / "run", shutil.copytree(source, tmp_path / "first")
+    init = f"--config.training.init={first}"
+    assert command(workdir, *CLASSES, init) == 0
+    shutil.rmtree(first)
+    assert command(workdir, *CLASSES, init, "--config.training.n_iters=4") == 0
+    assert "has begun, with EMA 0.9 of" in refused(capsys, workdir, *CLASSES, f"--config.training.init={source}")
+    assert "with weights of its own" in refused(capsys, source, *CLASSES, f"--config.training.init={workdir}")
+    said = refused(capsys, workdir, *CLASSES, f"--config.training.init={source}", mode="train_deq")
+    assert "and a dequantiser not: leave it out" in said
+
+
+@pytest.mark.slow
+def test_interrupted_without_its_source_it_is_bitwise_the_same(tmp_path, cache):
+    """A SIGKILL before the first save of the loop: the state of step 0 is what it goes on from."""
+    source, whole, broken = (tmp_path / name for name in ("source", "whole", "broken"))
+    run(source, cache=cache)
+    init = f"--config.training.init={source}"
+    run(whole, init, cache=cache)
+    run(broken, init, moment="step:5:SIGKILL", cache=cache, expected=-9)
+    shutil.rmtree(source)
+    run(broken, init, moment="step:23:SIGTERM", cache=cache, expected=75)
+    run(broken, init, cache=cache)
+    assert losses(broken) == losses(whole) and len(losses(whole)) == 40
+    for one, other in zip(weights(broken, 40), weights(whole, 40), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert json.loads((broken / "history.json").read_text()) == json.loads((whole / "history.json").read_text())
+
+
+def test_without_init_there_is_nothing_to_begin_with():
+    config = load(TINY[0].split("=")[1], list(TINY[1:]))
+    assert beginning(experiment(config), config) is None
+
+
+# ---- published files
+
+SIT = golden_dir() / "sit/models"
+
+
+def of_file(classes):
+    """(what a run of the golden SiT for so many classes begins with by its file, the file, its number of classes)."""
+    file = next(SIT.glob("*.pt"))
+    published, settings = open_published(str(file)), golden(f"sit/models/{file.stem}")[0]["kwargs"]
+    ours = {"data.num_classes": classes or settings["num_classes"], "training.init": str(file)}
+    config = with_settings(load("configs/base.py", [], published.source.translate(settings)), ours)
+    run = experiment(config)
+    wanted = jax.eval_shape(run.init, jax.random.key(0))
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), wanted)
+    return beginning(run, config)(wanted), published, run, wanted
+
+
+@pytest.mark.skipif(not SIT.is_dir(), reason="no golden file of SiT")
+def test_a_published_file(capsys):
+    """For as many classes, all of it; for others, all but the embedding. What it does not say is said."""
+    start, published, run, wanted = of_file(0)
+    theirs = published.params(run.model, run.image_shape, wanted, "ema")
+    jax.tree.map(np.testing.assert_array_equal, start.params, theirs)
+    assert start.facts | {"weights": "ema", "project": "sit", "drawn": []} == start.facts
+    assert len(start.facts["sha256"]) == 64
+    assert "does not say what its output means: taken for what this config says, velocity" in capsys.readouterr().out
+    start, *_ = of_file(11)
+    assert start.facts["drawn"] == ["embedding/label/embedding"] and "label" not in start.params["embedding"]
+    del theirs["embedding"]["label"]
+    jax.tree.map(np.testing.assert_array_equal, start.params, theirs)
