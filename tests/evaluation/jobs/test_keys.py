@@ -124,7 +124,7 @@ def test_no_job_imports_another():
 
 def test_streams_of_keys_stay():
     """Their numbers are in every sample and likelihood that was ever computed."""
-    names = ["OWN", "LIKELIHOOD", "LOSS", "SAMPLES", "SNAPSHOT", "VLB", "ACCURACY", "BOUND", "ENCODING"]
+    names = ["OWN", "LIKELIHOOD", "LOSS", "SAMPLES", "SNAPSHOT", "VLB", "ACCURACY", "BOUND", "ENCODING", "LABELS"]
     assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
