@@ -27,7 +27,7 @@ class Labels:
     """
 
     of: Int32[Array, "k"]
-    bounds: UInt32[Array, "k-1"] | None = None
+    bounds: UInt32[Array, "bounds"] | None = None
     seed: int = static(default=0)
     said: str = static(default="")  # in words
 
@@ -40,7 +40,9 @@ class Labels:
 
 
 def numbers_of(run: Experiment, labels: tuple) -> tuple[int, ...]:
-    """Return the numbers of classes that are given by number or name; raises UserError for a name that is none."""
+    """Return the numbers of classes that are given by number or name; raises UserError for what is neither."""
+    for other in [label for label in labels if isinstance(label, bool) or not isinstance(label, int | str)]:
+        raise UserError(f"{WHERE} has {other!r}; allowed: whole numbers, and names of classes.")
     words = [label for label in labels if isinstance(label, str)]
     names = run.class_names if words else ()
     for word in words:
@@ -65,9 +67,8 @@ def labels_of(run: Experiment, options: EvalOptions, classes: int, *, given: boo
         why = "the images of config.eval.low_res have labels of their own" if given else "the model has no classes"
         raise UserError(f"{where}, but {why}.")
     numbers = numbers_of(run, options.labels) or tuple(range(classes))
-    for number in numbers:
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < classes:
-            raise UserError(f"{where}; allowed: numbers from 0 to {classes - 1}, or names of classes.")
+    if not all(0 <= number < classes for number in numbers):
+        raise UserError(f"{where}; allowed: numbers from 0 to {classes - 1}, or names of classes.")
     of, some = jnp.asarray(numbers, jnp.int32), _said(options.labels, numbers)
     if order == "in_turn":
         return Labels(of, said=f"in turn, of {some}")
@@ -76,7 +77,7 @@ def labels_of(run: Experiment, options: EvalOptions, classes: int, *, given: boo
     return Labels(of, jnp.asarray(bounds_of(counts)), run.seed, f"{said}, of {some}" if some else said)
 
 
-def bounds_of(counts: Sequence[int]) -> UInt32[np.ndarray, "k-1"]:
+def bounds_of(counts: Sequence[int]) -> UInt32[np.ndarray, "bounds"]:
     """Return where, of 2**32 equal parts, the part of each but the first begins, in proportion to the counts."""
     total, below, bounds = sum(counts), 0, []
     for count in counts[:-1]:
