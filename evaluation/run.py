@@ -90,6 +90,8 @@ def prepared(run: Experiment, config: Config, workdir: places.Place, mode: str) 
 def work(wanted: Wanted, folder: places.Place, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
     if wanted.context.options.samples:
+        if watch:
+            raise UserError("--watch waits for checkpoints: it does not go with config.eval.samples.")
         return of_images(wanted, folder)
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     ends = options.begin_ckpt, options.end_ckpt

@@ -15,10 +15,13 @@ from evaluation.report import page
 from score_flow.config.options import EvalOptions
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place
+from score_flow.types import UserError
 
 
 def open_reference(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
-    """Open the reference and the extractor; raises UserError without either."""
+    """Open the reference and the extractor; raises UserError without either, and for seeds of 33 bits."""
+    if (last := run.seed + options.seeds - 1) >= 2**32:
+        raise UserError(f"config.eval.seeds is {options.seeds}: the last seed would be {last}; allowed: below 2**32.")
     return judging.open_reference(run, options, workdir, options.num_samples, "config.eval.num_samples")
 
 

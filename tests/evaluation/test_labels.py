@@ -30,13 +30,16 @@ def samples(workdir, folder):
         return dict(archive)
 
 
-def test_one_class_by_name_without_the_data_set(workdir):
+@pytest.mark.slow
+def test_one_class_by_name_without_the_data_set(workdir, capsys):
     assert do(workdir, "sample", "labels=owl", folder="owl") == 0
     assert (samples(workdir, "owl")["label"] == 2).all()
     assert result(workdir, "owl", "samples")["labels"] == "in turn, of 2 (owl)"
     assert do(workdir, "sample", "labels=2", folder="owl") == 0  # the same, under its number: read
     assert do(workdir, "sample", "labels=('cat',1)", folder="two") == 0
     assert (samples(workdir, "two")["label"] == np.resize([0, 1], 40)).all()
+    assert do(workdir, "sample", "labels=('cat',1)", "label_order=uniform", folder="two") == EXIT_USER_ERROR
+    assert "eval.label_order is 'in_turn' there and 'uniform' here" in capsys.readouterr().err
     assert do(workdir, "sample", folder="all") == 0
     everything = samples(workdir, "all")
     assert (everything["label"] == np.arange(40) % 3).all()
@@ -61,12 +64,10 @@ def test_drawn_labels_depend_on_the_number_of_a_sample_alone(workdir):
         (("labels=owls",), "no class of the data set (names: cat, dog, owl). Did you mean 'owl'?"),
         (("labels=1.5",), "config.eval.labels has 1.5; allowed: whole numbers, and names"),
         (("label_order=random",), "config.eval.label_order is 'random'; allowed: frequencies, in_turn, uniform"),
-        (("label_order=uniform", "labels=(0,1)"), "eval.label_order is 'in_turn' there and 'uniform' here"),
     ],
 )
 def test_refused(workdir, capsys, flags, words):
-    folder = "two" if words.startswith("eval") else "refused"
-    assert do(workdir, "sample", *flags, folder=folder) == EXIT_USER_ERROR
+    assert do(workdir, "sample", *flags, folder="refused") == EXIT_USER_ERROR
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1 and words in lines[0] and not (workdir / "refused").exists()
 
