@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Integer, PyTree
 
 from evaluation.fold import Key, state_key
+from evaluation.labels import Labels, labels_of
 from evaluation.weights import checkpoints_of, identity, load_params, which_of
 from sampling.base import Sampler
 from sampling.control.base import Control
@@ -22,7 +23,7 @@ from score_flow.config.components import Component, resolve
 from score_flow.config.loading import load
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data import arrays
-from score_flow.data.base import Source
+from score_flow.data.base import Source, shuffled
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
@@ -49,6 +50,8 @@ class Guidance:
     bad_model: Model | None = static(default=None)
     bad: PyTree = None  # its parameters
     base: Batch | None = None  # the samples that a super-resolution model refines
+    labels: Labels | None = None  # which those of samples are, where not all classes in turn
+    wrap_at: Callable[[float], Callable[..., Denoiser]] | None = static(default=None)  # `wrap` of another scale
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         """Return the guided denoiser; free to build inside jit."""
@@ -56,9 +59,14 @@ class Guidance:
         log_prob = self.classification and functools.partial(self.classification.log_prob, self.classifier)
         return self.wrap(denoiser, bad, log_prob)
 
+    def at(self, scale: float) -> "Guidance":
+        """Return this guidance at another scale; raises UserError where the model has none."""
+        return self.replace(wrap=self.wrap_at(scale))
+
     def in_turn(self, indices: Integer[Array, "b"]) -> Condition:
         """Return the condition of samples by global index; a classifier guides a model without classes to its own."""
-        return self.conditioning.in_turn(indices, self.base)
+        condition = self.conditioning.in_turn(indices, self.base)
+        return condition if self.labels is None else condition | {"label": self.labels(indices)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +106,17 @@ class Context:
         return self.run.test_source if self.options.bpd_dataset == "test" else self.run.train_source
 
     @property
+    def images(self) -> Integer[np.ndarray, "k"]:
+        """The numbers of the images of the split that are looked at: all, or config.eval.num_images of them.
+
+        A fixed permutation picks them: without regard to class or order, and fewer are among more.
+        """
+        n, k = len(self.source), self.options.num_images
+        if k > n:
+            raise UserError(f"config.eval.num_images is {k}, but {self.source.name} has {n} images.")
+        return np.sort(shuffled(n)[:k]) if 0 < k < n else np.arange(n)
+
+    @property
     def batch_size(self) -> int:
         """The global batch, rounded up to a multiple of the devices: it changes no result."""
         return multiple(self.run.mesh, self.options.batch_size)
@@ -123,12 +142,15 @@ class Context:
     def labels(self) -> dict[str, str]:
         """How the labels of samples come about, where they have any of their own."""
         given = self.guide.base is not None and "label" in self.guide.base
-        return {"labels": "in turn"} if self.guide.conditioning.num_classes and not given else {}
+        chosen = self.guide.labels.said if self.guide.labels else "in turn"
+        return {"labels": chosen} if self.guide.conditioning.num_classes and not given else {}
 
     def about(self, repeats: int | None = None) -> dict[str, Any]:
         """Say what stands beside figures of the split's images."""
         passes = {} if repeats is None else {"repeats": repeats}
-        return {"n_images": len(self.source), **passes, "split": self.source.name}
+        n, of = len(self.images), len(self.source)
+        part = {"subset": f"{n} of {of}, by a fixed permutation"} if n < of else {}
+        return {"n_images": n, **passes, "split": self.source.name, **part}
 
     def about_samples(self, calls: Integer[np.ndarray, "*n"]) -> dict[str, Any]:
         """Say what stands beside figures of samples of the sampler."""
@@ -145,8 +167,9 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
     # Trained without ever hiding a label, a network has a null class in name only.
     null = run.conditioning.num_classes if config.training.label_dropout > 0 else 0
     channels, range_of_data = run.image_shape[-1], (run.scaling.low, run.scaling.high)
-    wrap = guide(null, channels, range_of_data, autoguided=bool(folders["bad"]), **settings)
-    guidance = Guidance(wrap, run.conditioning)
+    known = settings | {"autoguided": bool(folders["bad"])}
+    wrap_at = lambda scale: guide(null, channels, range_of_data, **known | {"scale": scale})  # noqa: E731
+    guidance = Guidance(wrap_at(settings["scale"]), run.conditioning, wrap_at=wrap_at)
     if folders["bad"]:
         other, params = _load(run, "bad", folders["bad"])
         guidance = guidance.replace(bad_model=other.model, bad=params)
@@ -154,7 +177,8 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
         other, params = _load(run, "classifier", folders["classifier"])
         labels = dataclasses.replace(run.conditioning, num_classes=other.conditioning.num_classes)
         guidance = guidance.replace(conditioning=labels, classification=other.loss, classifier=params)
-    return guidance.replace(base=load_base(run, config.eval.low_res))
+    base, classes = load_base(run, config.eval.low_res), guidance.conditioning.num_classes
+    return guidance.replace(base=base, labels=labels_of(run, config.eval, classes, given="label" in (base or {})))
 
 
 def load_base(run: Experiment, file: str) -> Batch | None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from score_flow.config.loading import flatten
+from score_flow.config.options import SCHEMA
 from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
@@ -31,7 +32,8 @@ class Fold(NamedTuple):
     """state' = step(state), until n_rounds(state), the rounds that are still to be done, is 0.
 
     A state is a tree of numpy arrays of fixed shapes that says itself what is done: killed at any moment, a fold goes
-    on in other batches, on other devices. finish turns the last one into the figures of the result.
+    on in other batches, on other devices. finish turns the last one into the figures of the result, and leave writes
+    what lies beside a result that is there, whenever that was made, as far as it is missing.
     key: all that the result depends on; batches, devices and paths are not among it.
     """
 
@@ -40,6 +42,7 @@ class Fold(NamedTuple):
     init: Callable[[], State]
     step: Callable[[State], State]
     finish: Callable[[State], dict[str, Any]]
+    leave: Callable[[], None] = lambda: None
 
 
 def run(fold: Fold, directory: places.Place, what: str, *, restart: bool = False) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def run(fold: Fold, directory: places.Place, what: str, *, restart: bool = False
     Preempted after SIGTERM, with the state (after the last round, the result) saved.
     """
     if (found := finished(fold.key, directory)) is not None:
+        fold.leave()
         return found
     key = plain(fold.key)
     _set_aside(key, directory, what, restart=restart)
@@ -80,6 +84,7 @@ def run(fold: Fold, directory: places.Place, what: str, *, restart: bool = False
     decided(f"result in {directory}", lambda: _write(result | {"key": key}, directory))
     if stop:
         raise Preempted(f"{what} is done, and stopped; run the same command to go on.")
+    fold.leave()
     return result
 
 
@@ -222,19 +227,30 @@ def refuse_other_neighbours(key: Key, folder: places.Place) -> None:
     decided(f"results in {folder}", compare)
 
 
+def agreeing(key: Key, saved: Key) -> bool:
+    """Say whether what two keys both name is equal, but for the job."""
+    ours, theirs = flatten(plain(key)), flatten(saved)
+    return all(ours[name] == theirs[name] for name in (ours.keys() & theirs.keys()) - {"job"})
+
+
 def refuse_other_key(key: Key, saved: Key, *, directory: places.Place, what: str) -> None:
     """Raise UserError, with both values of every part that differs."""
-    old, new = flatten(saved), flatten(key)
-    changed = [
-        f"{name} is {old.get(name, 'absent')!r} there and {new.get(name, 'absent')!r} here"
-        for name in new | old
-        if old.get(name, "absent") != new.get(name, "absent")
-    ]
-    if changed:
+    if changed := differing(key, saved):
         more = [f"and {len(changed) - MOST} more"] if len(changed) > MOST else []
         changed = changed[:MOST] + more
         kind = "data" if any(" images." in name for name in changed) else "settings"
         raise UserError(f"{directory} holds {what} of other {kind} ({'; '.join(changed)}): give another --eval_folder.")
+
+
+def differing(key: Key, saved: Key) -> list[str]:
+    """Say what differs between a key and a saved one, for which settings younger than it had their present defaults."""
+    new, old = flatten(key), flatten(saved)
+    old = {name: plain(SCHEMA[name].default) for name in new if name in SCHEMA} | old
+    return [
+        f"{name} is {old.get(name, 'absent')!r} there and {new.get(name, 'absent')!r} here"
+        for name in new | old
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
 
 
 def state_key(directory: places.Place) -> Key | None:
@@ -274,7 +290,7 @@ def _set_aside(key: Key, directory: places.Place, what: str, *, restart: bool) -
             places.move(old, kept := directory / f"result.e{number}.json")
             print(f"{what}: the result there was not written whole, or by a program that noted no data and settings "
                   f"with it: it is made anew, the old one kept as {kept}", flush=True)  # fmt: skip
-        if saved is not None and saved != key:
+        if saved is not None and differing(key, saved):
             print(f"{what}: the state that was begun is of {'other settings' if saved else 'an older program'}: "
                   "it starts again.", flush=True)  # fmt: skip
             places.remove(directory / "meta")

@@ -48,7 +48,7 @@ class Wanted(NamedTuple):
 class Visit(NamedTuple):
     """One checkpoint, the folder of its results, and which weights of it are evaluated."""
 
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None  # None: of images that are there
     step: int
     directory: places.Place
     weights: Key
@@ -89,6 +89,10 @@ def prepared(run: Experiment, config: Config, workdir: places.Place, mode: str) 
 
 def work(wanted: Wanted, folder: places.Place, watch: bool = False) -> Results:
     """Run the jobs on every wanted checkpoint, results in a folder each; returns those of the last."""
+    if wanted.context.options.samples:
+        if watch:
+            raise UserError("--watch waits for checkpoints: it does not go with config.eval.samples.")
+        return of_images(wanted, folder)
     results, hashes, options, workdir = {}, {}, wanted.context.options, wanted.context.workdir
     ends = options.begin_ckpt, options.end_ckpt
     with Preemption() as preemption:
@@ -104,6 +108,24 @@ def work(wanted: Wanted, folder: places.Place, watch: bool = False) -> Results:
                 for visit in visits:
                     results = one_checkpoint(wanted, visit, preemption, hashes=hashes)
     barrier("evaluated")
+    return results
+
+
+def of_images(wanted: Wanted, folder: places.Place) -> Results:
+    """Judge images that are there: no checkpoint is looked at, and results lie in a folder that is named after them."""
+    [opened] = wanted.opened.values()
+    images = opened.of["image set"]
+    visit = Visit(None, 0, folder / f"{images['name']}-{images['sha256'][:8]}", {})
+    refuse_other_results(wanted, visit)
+    with Preemption() as preemption, held(folder, "evaluation"):
+        results = {
+            name: run_job(fold, visit.directory / name, name, of=images["name"], preemption=preemption)
+            for name, fold in folds_of(wanted, visit)
+        }
+        if is_main():
+            setting = {"weights": "", "version": __version__, "options": options_of(wanted)}
+            written.write(visit.directory, results, facts={"version": __version__}, setting=setting)
+    barrier("judged")
     return results
 
 
@@ -144,7 +166,7 @@ def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, *, hash
     context, results = wanted.context, {}
     params = weights.load_params(context.run, wanted.which, visit.checkpoints, visit.step)
     for name, fold in folds_of(wanted, visit, params):
-        results[name] = run_job(fold, visit.directory / name, name, step=visit.step, preemption=preemption)
+        results[name] = run_job(fold, visit.directory / name, name, of=f"step {visit.step}", preemption=preemption)
     if is_main():
         (visit.directory / "settings.json").unlink(missing_ok=True)  # of an older program; every result has its own now
         looked_at = any(job.needing("split") for job in wanted.jobs.values())
@@ -156,14 +178,14 @@ def one_checkpoint(wanted: Wanted, visit: Visit, preemption: Preemption, *, hash
     return results
 
 
-def run_job(fold: Fold, directory: places.Place, name: str, *, step: int, preemption: Preemption) -> dict[str, Any]:
-    """Run one job, and print its result."""
+def run_job(fold: Fold, directory: places.Place, name: str, *, of: str, preemption: Preemption) -> dict[str, Any]:
+    """Run one job, and print its result; of: what it is the result of."""
     if preemption.agreed():
         raise Preempted(f"stopped before the job {name}; run the same command to go on.")
     result = folds.run(fold, directory, name)
     if is_main():
         figures = ", ".join(f"{key} {_short(value)}" for key, value in result.items())
-        print(f"step {step} {name}: {figures}", flush=True)
+        print(f"{of} {written.called(name, result)}: {figures}", flush=True)
     return result
 
 
@@ -191,8 +213,12 @@ def record(wanted: Wanted, visit: Visit, results: Results, *, hashes: dict[str, 
     if hashes:
         facts |= {"data": context.run.test_source.name, "checksums": hashes}
         setting |= {"checksums": hashes, "split": context.run.test_source.name}
-    options = frozenset(flatten(wanted.which.settings["eval"]))
-    written.write(visit.directory, results, facts=facts, setting=setting | {"options": options})
+    written.write(visit.directory, results, facts=facts, setting=setting | {"options": options_of(wanted)})
+
+
+def options_of(wanted: Wanted) -> frozenset[str]:
+    """Name the fields of config.eval, whose values among a result are no figures."""
+    return frozenset(flatten(wanted.which.settings["eval"]))
 
 
 def report(wanted: Wanted, visit: Visit, hashes: dict[str, str]) -> places.Place:
@@ -227,7 +253,7 @@ def refuse_old_settings(directory: places.Place, settings: dict[str, Any]) -> No
         return
     now = {section: settings[section] for section in found if section in settings}
     enabled = (name for name in now["eval"] if name.startswith("enable"))
-    same = {"batch_size", "jobs", "begin_ckpt", "end_ckpt", *enabled}
+    same = {"batch_size", "jobs", "only", "begin_ckpt", "end_ckpt", *enabled}
     now["eval"] = {name: value for name, value in now["eval"].items() if name not in same}
     if "control" in found:
         found["control"] = {k: v for k, v in found["control"].items() if not k.endswith(" (content)")}

@@ -80,6 +80,7 @@ class Stream(enum.IntEnum):
     ACCURACY = 6
     BOUND = 7
     ENCODING = 8
+    LABELS = 9
 
 
 def example_keys(seed: int, indices: Integer[Array, "b"], stream: Stream = Stream.OWN) -> Keys:

@@ -77,6 +77,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
         seed=config.seed,
         latent=latent,
         autoencoder=config.eval.autoencoder,
+        remembered=remembered,
     )
 
 

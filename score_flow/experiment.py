@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from score_flow.data.base import Source, facts
+from score_flow.data.base import Source, counts, facts
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.levels import Pixels, by_key, to_model
 from score_flow.data.scaling import Scaling
@@ -35,6 +35,7 @@ class Experiment:
     seed: int
     latent: bool = False  # whether the model makes latents instead of pixels
     autoencoder: str = ""  # ... the folder of what decodes them
+    remembered: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)  # facts of its training data
 
     @property
     def real(self) -> bool:
@@ -53,6 +54,16 @@ class Experiment:
     def data_facts(self) -> dict[str, Any]:
         """What tells the training data from others (data.base.facts), kept in every checkpoint."""
         return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0}
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the training images: as the run remembers them, else as the data set says; () without any."""
+        return tuple((self.remembered or {}).get("classes") or getattr(self.train_source, "classes", ()))
+
+    @functools.cached_property
+    def class_counts(self) -> list[int] | None:
+        """Training images of each class, by the same; None where that would take reading them all."""
+        return (self.remembered or {}).get("counts") or counts(self.train_source)
 
     @functools.cached_property
     def pixels(self) -> Pixels:

@@ -28,8 +28,8 @@ HOUSE = """
     sampling.base  sampling.published  sampling.recursion  sampling.exponential  sampling.flow  sampling.reverse_sde
     sampling.likelihood  sampling.guided  sampling.guidance  sampling.kernels  sampling.encoding  sampling.control
     sampling  sampling.building
-    evaluation.fold  evaluation.weights  evaluation.context  evaluation.metrics.extractors  evaluation.metrics
-    evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
+    evaluation.fold  evaluation.weights  evaluation.labels  evaluation.context  evaluation.metrics.extractors
+    evaluation.metrics  evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
     evaluation.plan  evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
@@ -39,6 +39,7 @@ VERSIONS = ("score_flow.__version__", "score_flow.FIGURES")
 MAPS = {
     "score_flow.config.registries": "the map of what can be added: imports nothing before an entry is asked for",
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
+    "score_flow.config.evaluation": "a part of the schema",
 }
 # What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, and
 # rows of reproduced figures, which start from the recipe of the same name.

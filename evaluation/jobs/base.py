@@ -52,7 +52,10 @@ class Job(NamedTuple):
 # What a job that integrates the model's flow reads; open_flow opens the solver
 FLOW_READS = ("solver", "smallest_time", "largest_time")
 # The jobs that a field of config.eval asks for
-ASKED = {"enable_loss": ("loss",), "enable_sampling": ("samples", "trajectory"), "enable_bpd": ("likelihood",)}
+ASKED = {
+    "enable_loss": ("loss",), "enable_sampling": ("samples", "trajectory"), "enable_bpd": ("likelihood",),
+    "sweep": ("sweep",),
+}  # fmt: skip
 # mode -> (folder of its results in the workdir, its jobs; none: those that config.eval asks for)
 MODES = {"eval": ("eval", ()), "sample": ("samples", ("samples",)), "control": ("control", ("samples",))}
 
@@ -83,8 +86,23 @@ def find(name: str) -> Job:
 
 def asked(options: EvalOptions, mode: str = "eval") -> dict[str, Job]:
     """Find the jobs that a mode does, in order."""
+    if options.samples:
+        return _of_images(options, mode)
     enabled = [name for field, names in ASKED.items() if getattr(options, field) for name in names]
-    return {name: find(name) for name in MODES[mode][1] or [*enabled, *options.jobs]}
+    first = [name for names in ASKED.values() for name in names if name in options.only]  # whose samples others share
+    return {name: find(name) for name in MODES[mode][1] or (*first, *options.only) or (*enabled, *options.jobs)}
+
+
+def _of_images(options: EvalOptions, mode: str) -> dict[str, Job]:
+    """Find the job that judges images that are there; raises UserError where others are asked for beside it."""
+    others = {*options.only, *options.jobs} - {"fid", "images"}
+    if mode != "eval" or others:
+        got = f"the job {sorted(others)[0]}" if mode == "eval" else f"--mode={mode}"
+        raise UserError(
+            f"config.eval.samples is given, whose images are judged in place of samples (--mode=eval, jobs images and "
+            f"fid): it does not go with {got}."
+        )
+    return {"images": find("images")}
 
 
 def by_place(names: Iterable[str]) -> dict[str, Job]:
@@ -94,6 +112,11 @@ def by_place(names: Iterable[str]) -> dict[str, Job]:
         with contextlib.suppress(UserError):
             found[name] = find(name)
     return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))
+
+
+# Fields of config.eval that change no figure, and those that name files, by whose content the job that opens them is
+# keyed
+NO_FIGURES, BY_CONTENT = ("save_png",), ("stats", "samples")
 
 
 def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:

@@ -66,7 +66,8 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
     chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
 
     def finish(state):
-        write_arrays(context.directory / "bits.npz", bits=state["bits"])
+        numbers = {"index": context.images} if context.options.num_images else {}
+        write_arrays(context.directory / "bits.npz", bits=state["bits"], **numbers)
         unit, name_of = (math.log(2), "nats_per_dim") if run.real else (1.0, "bits_per_dim")
         mean, error = mean_and_error(unit * state["bits"].mean(axis=0))  # repeats of an image are not independent
         return {

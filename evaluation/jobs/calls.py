@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
-from evaluation.jobs.rounds import drawn
+from evaluation.jobs.rounds import drawing, drawn
 from evaluation.metrics.features import Judge
 from evaluation.report import page
 from sampling.base import Sampler
@@ -56,6 +56,9 @@ def build(context: Context, table: list[Budget]) -> Fold:
     """Draw a batch for a row in a round; the result is {"rows": [{sampler, calls, frechet_distance, ...}]}."""
     run = context.run
 
+    def row(budget):
+        return functools.partial(drawing, context, sampler=functools.partial(sampler_of, budget))
+
     def finish(state, arrays):
         judge, rows = Judge(run.train_source, run.test_source), []
         for row, calls in enumerate(state["calls"].mean(axis=1).tolist()):
@@ -66,7 +69,7 @@ def build(context: Context, table: list[Budget]) -> Fold:
         of = {"n_samples": context.n_samples, "split": run.test_source.name, **context.labels}
         return of | {"rows": rows} | {k: judged[k] for k in REFERENCE if k in judged}
 
-    return drawn(context, finish, samplers=[functools.partial(sampler_of, budget) for budget in table])
+    return drawn(context, finish, rows=[row(budget) for budget in table])
 
 
 def sampler_of(budget: Budget) -> Sampler:

@@ -67,6 +67,7 @@ class Gallery:
 
     def __init__(self, context: Context):
         self._context, self._run = context, context.run
+        self._guide = context.guide.replace(labels=None)  # every class in its column
         self._classes = context.run.conditioning.num_classes
 
     def pictures(self) -> list[Picture]:
@@ -98,7 +99,7 @@ class Gallery:
         sampler: Sampler = changed.get("sampler", self._context.sampler)
         indices = np.arange(multiple(self._run.mesh, n))
         draw = drawer(self._run, sampler)
-        guidance, control = changed.get("guide", self._context.guide), changed.get("control")
+        guidance, control = changed.get("guide", self._guide), changed.get("control")
         arrays, _, ok = draw(self._context.params, guidance, control, indices)
         refuse_failed(indices[:n], ok[:n])
         return arrays["image"][:n]
@@ -111,7 +112,7 @@ class Gallery:
         rows = []
         for scale in SCALES:
             wrap = guide(self._classes, channels, (scaling.low, scaling.high), scale=scale)
-            rows.append(self._draw(self._classes, guide=self._context.guide.replace(wrap=wrap)))
+            rows.append(self._draw(self._classes, guide=self._guide.replace(wrap=wrap)))
         return np.concatenate(rows), self._classes
 
     def _inpainting(self) -> tuple[Pixels, int]:

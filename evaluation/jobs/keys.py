@@ -3,12 +3,15 @@
 import copy
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
 from evaluation.context import identity_of_run
 from evaluation.fold import Key
-from evaluation.jobs.base import Job
+from evaluation.jobs.base import BY_CONTENT, NO_FIGURES, Job
+from evaluation.labels import numbers_of
 from score_flow import FIGURES
 from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
@@ -24,11 +27,12 @@ NOT_OF_THE_LOSS = (
     "batch_size", "n_iters", "n_jitted_steps", "log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption",
     "save_minutes", "snapshot_sampling", "fsdp", "init", "accept",
 )  # fmt: skip
+OF_SPLIT = ("bpd_dataset", "num_images")  # what every job over the images of a split looks at
 
 
 def seen_by(job: Job, options: EvalOptions) -> EvalOptions:
     """Show the options as a job sees them: those that it declares, with which its results are keyed, and no others."""
-    visible = {*job.reads, "batch_size", *(("bpd_dataset",) if job.needing("split") else ())}
+    visible = {*job.reads, "batch_size", *(OF_SPLIT if job.needing("split") else ())}
     view = copy.copy(options)
     object.__setattr__(view, "__class__", _view(type(options), frozenset(visible)))
     return view
@@ -53,8 +57,8 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
         "version": FIGURES,
         "seed": run.seed,
         "data": {"uniform_dequantization": run.dequantised, "centered": config.data.centered},
-        # A file of statistics is keyed by its content, by the job that opens it.
-        "eval": {name: contents(value) for name, value in vars(config.eval).items() if name != "stats"},
+        "eval": {name: contents(value) for name, value in vars(config.eval).items() if name not in BY_CONTENT}
+        | labels(run, config.eval),
         "guidance": guidance(config.guidance, config.training.label_dropout > 0),
         "sampling": component(with_defaults(registries.SAMPLERS, config.sampling, "config.sampling")),
         "autoencoder": contents(run.autoencoder),
@@ -67,13 +71,13 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
 
 def key_of(job: Job, settings: Key) -> Key:
     """Pick, of all settings, those that the results of a job depend on."""
-    names, fields = {"version", "seed", "data", "control"}, {*job.reads} - {"stats"}
+    names, fields = {"version", "seed", "data", "control"}, {*job.reads} - {*BY_CONTENT, *NO_FIGURES}
     if job.needing("split"):
-        fields |= {"bpd_dataset"}
+        fields |= {*OF_SPLIT}
     if job.needing("sampler"):
         names |= {"sampling"}
     if job.needing("guidance"):
-        names, fields = names | {"guidance", "autoencoder"}, fields | {"low_res"}
+        names, fields = names | {"guidance", "autoencoder"}, fields | {"low_res", "labels", "label_order"}
     if job.needing("objective"):
         names |= {"training"}
     seen = {name: settings["eval"][name] for name in sorted(fields)}
@@ -93,6 +97,14 @@ def facts_of(run: Experiment, split: str) -> Key:
     """Say how many images there are, and a checksum of the first of them."""
     source = run.test_source if split == "test" else run.train_source
     return {"n": len(source), "checksum": checksum(source, FIRST)}
+
+
+def labels(run: Experiment, options: EvalOptions) -> Key:
+    """Return which labels samples have: by number, however they are named, and with how often they are drawn."""
+    numbers, order = numbers_of(run, options.labels), options.label_order
+    if order == "frequencies":
+        order = f"{order} {hashlib.sha256(json.dumps(run.class_counts).encode()).hexdigest()[:16]}"
+    return {"labels": numbers, "label_order": order}
 
 
 def guidance(options: GuidanceOptions, null_class: bool) -> Key:

@@ -1,7 +1,7 @@
 """Likelihood by the probability-flow ODE: bits per dimension of every image of a split."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from evaluation.jobs import bits
 from evaluation.report import page
@@ -13,7 +13,8 @@ def section(record: page.Record) -> str:
     """Show how bits per dimension are distributed; which images are the most and the least likely."""
     from evaluation.report import figures  # matplotlib: mistakes are answered without waiting for it
 
-    values = record.arrays("likelihood", "bits.npz").get("bits", np.empty((0, 0)))
+    arrays = record.arrays("likelihood", "bits.npz")
+    values = arrays.get("bits", np.empty((0, 0)))
     if not values.size or not np.isfinite(values).all():
         return ""
     values = values.mean(axis=0)
@@ -21,13 +22,14 @@ def section(record: page.Record) -> str:
     plot = page.picture(figures.histogram(values, "bits / dim"), "Histogram of bits per dimension over images", caption)
     split = record.results["likelihood"].get("split")
     # Bits of another split say nothing about the images that we have.
-    sheets = extremes(record, values) if split == (record.split or split) else ""
+    index = arrays.get("index", np.arange(len(values)))
+    sheets = extremes(record, values, index) if split == (record.split or split) else ""
     return page.section("Likelihood", page.pair(plot, sheets))
 
 
-def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
-    """Show the most and the least likely of the first images of the split."""
-    n = min(len(values), len(record.real))
+def extremes(record: page.Record, values: Float[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> str:
+    """Show the most and the least likely of the first images of the split; index: the number of each value's image."""
+    n = int((index < len(record.real)).sum())
     order, k = np.argsort(values[:n]), min(N_EXTREMES, n // 2)
     sheets = []
     for which, chosen in (("most", order[:k]), ("least", order[::-1][:k])):
@@ -35,7 +37,7 @@ def extremes(record: page.Record, values: Float[np.ndarray, "n"]) -> str:
             low, high = sorted((values[chosen[0]], values[chosen[-1]]))
             caption = f"The {k} {which} likely of {n:,} test images: {low:.2f} to {high:.2f} bits / dim"
             alt = f"The {which} likely images"
-            sheets.append(page.sheet(record.real[chosen], record.levels, caption, alt=alt, columns=8))
+            sheets.append(page.sheet(record.real[index[chosen]], record.levels, caption, alt=alt, columns=8))
     return "".join(sheets)
 
 

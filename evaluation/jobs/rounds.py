@@ -4,6 +4,7 @@ Their states say which images, or samples, are done; a round takes the first tha
 on the way: an evaluation that was killed goes on with another eval.batch_size and on other devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from evaluation.context import Context
+from evaluation.context import Context, Guidance
 from evaluation.drawing import drawer, refuse_failed
 from evaluation.fold import ROWS, Arrays, Fold, Rows, State, next_round, rounds_left
 from evaluation.metrics.extractors.base import Extractor
@@ -39,13 +40,15 @@ def per_image(
 ) -> Fold:
     """Make a fold that computes figures of every image of the split, each `repeats` times, and finishes them all.
 
+    Of the images that are looked at, config.eval.num_images or all n.
     A seed is one number for an image and a pass: what is random must be folded from it. `arguments` are trees of
     arrays that the compiled program takes. `summarise` says, on the host, what is kept of a round's k images:
     ({name: (k, ...)}, {name: what is only added up}). finish gets {name: (repeats, n, ...)} and the sums.
     Raises NonFinite, which names the images and ends in `advice`, where one did not arrive or a figure is not finite.
     """
     run, source, size, job = context.run, context.source, context.batch_size, context.job
-    n, compiled = len(source), jax.jit(compute)
+    numbers, compiled = context.images, jax.jit(compute)
+    n, every = len(numbers), len(source)
 
     def init() -> State:
         batch = {
@@ -58,15 +61,16 @@ def per_image(
         return {"done": np.zeros((repeats, n), bool)} | state | {name: np.zeros_like(x) for name, x in sums.items()}
 
     def step(state: State) -> State:
-        repeat, indices, mask = next_round(~state["done"], size)
-        seeds = place(run.mesh, (repeat * n + indices).astype(np.uint32))
+        repeat, rows, mask = next_round(~state["done"], size)
+        indices = numbers[rows]  # by which an image has the same noise, whichever others are looked at
+        seeds = place(run.mesh, (repeat * every + indices).astype(np.uint32))
         arrays, ok = to_host(compiled(context.params, context.examples(indices), seeds, *arguments))
-        indices, arrays = indices[mask], {name: array[mask] for name, array in arrays.items()}
-        _refuse(job, indices, arrays, None if ok is None else ok[mask], advice)
+        rows, arrays = rows[mask], {name: array[mask] for name, array in arrays.items()}
+        _refuse(job, indices[mask], arrays, None if ok is None else ok[mask], advice)
         images, sums = summarise(arrays)
         state = {name: value.copy() for name, value in state.items()}
         for name, array in ({"done": True} | images).items():
-            state[name][repeat, indices] = array
+            state[name][repeat, rows] = array
         return state | {name: state[name] + added for name, added in sums.items()}
 
     def end(state: State) -> Figures:
@@ -90,11 +94,37 @@ def _refuse(
 
 
 class Each(NamedTuple):
-    """What becomes of the arrays of samples beside their being kept; numbers tells them apart, each comes once."""
+    """What becomes of the arrays of samples beside their being kept; numbers tells them apart, each comes once a row.
+
+    A row has a state of its own: that which `init` makes, or of several rows state["row 0"], state["row 1"], ...
+    """
 
     arrays: tuple[str, ...]  # that leave the device for it
     init: Callable[[], State]
     add: Callable[[State, Int[np.ndarray, "k"], Arrays], State]
+
+
+# numbers of samples -> their arrays, the network calls of each, which arrived
+Draw = Callable[[Int[np.ndarray, "b"]], tuple[Arrays, Int[np.ndarray, "b"], Bool[np.ndarray, "b"]]]
+Row = Callable[[tuple[str, ...]], Draw]  # of the arrays that are wanted (none: all); compiled when its turn comes
+
+
+def drawing(
+    context: Context,
+    leave: tuple[str, ...],
+    *,
+    sampler: Callable[[], Sampler] | None = None,
+    guide: Guidance | None = None,
+    seed: int | None = None,
+    extractor: Extractor | None = None,
+) -> Draw:
+    """Make what draws the context's samples, with another sampler, guidance or seed where one is given."""
+    run, guide = context.run, guide or context.guide
+    if seed is not None:
+        run, labels = dataclasses.replace(run, seed=seed), guide.labels
+        guide = guide.replace(labels=labels and labels.replace(seed=seed))
+    draw = drawer(run, sampler() if sampler else context.sampler, keep=leave)
+    return lambda indices: draw(context.params, guide, context.control, indices, extractor)
 
 
 def drawn(
@@ -103,27 +133,29 @@ def drawn(
     *,
     keep: tuple[str, ...] | None = None,
     each: Each = Each((), dict, lambda state, indices, arrays: {}),  # noqa: B008 - a constant
-    extractor: Extractor | None = None,
-    samplers: Sequence[Callable[[], Sampler]] = (),
+    rows: Sequence[Row] = (),
+    n: int = 0,
 ) -> Fold:
-    """Make a fold that draws context.n_samples samples, each made once, by the context's sampler or by several in turn.
+    """Make a fold over n samples (context.n_samples), each made once, of the context or of several rows in turn.
 
     keep: which of their arrays are kept on disk by number (None: all); finish, which the main process alone does, gets
-    the state and these, {name: (samplers, n, ...)}. state["calls"] are the network calls of each sample.
+    the state and these, {name: (rows, n, ...)}. state["calls"] are the network calls of each sample.
     Raises NonFinite where a sample did not arrive.
     """
-    n, size, store = context.n_samples, context.batch_size, Rows(context.directory / ROWS)
-    makers, leave = tuple(samplers) or (lambda: context.sampler,), () if keep is None else (*keep, *each.arrays)
-    # Only the sampler at work is kept compiled.
-    draw = functools.lru_cache(1)(lambda row: drawer(context.run, makers[row](), keep=leave))
+    n, size, store = n or context.n_samples, context.batch_size, Rows(context.directory / ROWS)
+    makers, leave = tuple(rows) or (functools.partial(drawing, context),), () if keep is None else (*keep, *each.arrays)
+    # Only what is at work is kept compiled.
+    draw = functools.lru_cache(1)(lambda row: makers[row](leave))
+    several = len(makers) > 1
 
     def init() -> State:
         shape = (len(makers), n)
-        return {"done": np.zeros(shape, bool), "calls": np.zeros(shape, np.int64)} | each.init()
+        own = {f"row {row}": each.init() for row in range(len(makers))} if several else each.init()
+        return {"done": np.zeros(shape, bool), "calls": np.zeros(shape, np.int64)} | own
 
     def step(state: State) -> State:
         row, indices, mask = next_round(~state["done"], size)
-        arrays, calls, ok = draw(row)(context.params, context.guide, context.control, indices, extractor)
+        arrays, calls, ok = draw(row)(indices)
         indices, calls = indices[mask], calls[mask]
         refuse_failed(indices, ok[mask])
         arrays = {name: array[mask] for name, array in arrays.items()}
@@ -131,9 +163,16 @@ def drawn(
         store.write(kept, (len(makers), n), row * n + indices, begun=bool(state["done"].any()))
         done, by_sample = state["done"].copy(), state["calls"].copy()
         done[row, indices], by_sample[row, indices] = True, calls
-        return state | each.add(state, indices, arrays) | {"done": done, "calls": by_sample}
+        own = of_row(state, row)
+        own = own | each.add(own, indices, arrays)
+        return state | ({f"row {row}": own} if several else own) | {"done": done, "calls": by_sample}
 
     def end(state: State) -> Figures:
         return finish(state, store.read(needed=keep != ())) if is_main() else {}
 
     return Fold(context.key, lambda state: rounds_left(~state["done"], size), init, step, end)
+
+
+def of_row(state: State, row: int) -> State:
+    """Return what `Each` added up of the samples of a row."""
+    return state.get(f"row {row}", state)

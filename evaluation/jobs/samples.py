@@ -4,11 +4,15 @@ import numpy as np
 
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
-from evaluation.jobs.base import Job
+from evaluation.jobs import pngs, shared
+from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.rounds import drawn
 from evaluation.metrics.features import Judge
 from evaluation.report import page
 from evaluation.report.pictures import beside, save_grid
+from score_flow.config.options import EvalOptions
+from score_flow.experiment import Experiment
+from score_flow.runs.places import Place
 
 
 def build(context: Context, opened: None) -> Fold:
@@ -17,7 +21,8 @@ def build(context: Context, opened: None) -> Fold:
 
     def finish(state, arrays):
         arrays = {name: np.asarray(array[0]) for name, array in arrays.items()}
-        write_arrays(folder / "samples.npz", **arrays)
+        write_arrays(folder / shared.CALLS, calls=state["calls"][0])
+        write_arrays(folder / shared.IMAGES, **arrays)
         save_grid(folder / "samples.png", arrays["image"][:100], run.scaling.levels)
         if context.control:
             shown = [np.asarray(run.pixels(picture)) for picture in context.control.pictures]
@@ -29,7 +34,18 @@ def build(context: Context, opened: None) -> Fold:
             result |= Judge(run.train_source, run.test_source)(arrays["image"], arrays.get("label"))
         return result
 
-    return drawn(context, finish)
+    def leave():
+        if context.options.save_png:
+            pngs.write(folder / shared.IMAGES, folder / "png", run.scaling.levels)
+
+    return drawn(context, finish)._replace(leave=leave)
+
+
+def open_files(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
+    """Refuse PNG files (config.eval.save_png) of what is no picture."""
+    if options.save_png:
+        pngs.refuse_unfit(run)
+    return Opened()
 
 
 def section(record: page.Record) -> str:
@@ -65,4 +81,4 @@ def cards(record: page.Record) -> list[str]:
 
 
 NEEDS = frozenset({"denoiser", "sampler", "guidance", "training images", "test images"})
-job = Job(build, NEEDS, ("num_samples",), section=section, cards=cards, place=10)
+job = Job(build, NEEDS, ("num_samples", "save_png"), open_files, section, cards, place=10)

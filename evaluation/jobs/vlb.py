@@ -70,7 +70,7 @@ def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
 
 def build(context: Context, bound: VariationalBound) -> Fold:
     """Compute bits/dim of the levels, with the share of the prior and of the first step; all terms in vlb.npz."""
-    run, options, n = context.run, context.options, len(context.source)
+    run, options, n = context.run, context.options, len(context.images)
 
     def terms(params, batch, indices):
         denoiser, x0 = context.denoiser(params, batch), run.scaling.normalise(batch["image"])

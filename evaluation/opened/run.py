@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 
 from evaluation.context import Guidance
 from evaluation.drawing import refuse_failed
+from evaluation.labels import Labels as Chosen
 from evaluation.opened import given, programs
 from evaluation.opened.given import AnyArray, Labels, Levels
 from sampling import encoding
@@ -282,5 +283,5 @@ def _frozen(settings: Settings | None) -> tuple:
 
 
 def _with_labels(guide: Guidance, label: np.ndarray | None) -> Guidance:
-    """The guidance whose samples have some labels in turn."""
-    return guide if label is None else guide.replace(base=(guide.base or {}) | {"label": jnp.asarray(label)})
+    """The guidance whose samples have some labels in turn, whatever config.eval says."""
+    return guide if label is None else guide.replace(labels=Chosen(jnp.asarray(label)))

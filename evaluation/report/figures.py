@@ -72,6 +72,14 @@ def quality_by_calls(curves: dict[str, list[tuple[int, float]]], reference: floa
     return _png(figure)
 
 
+def by_scale(scales: Sequence[float], values: Sequence[float], ylabel: str) -> bytes:
+    """Plot a quality over scales of guidance."""
+    figure, axes = _axes("guidance scale", ylabel)
+    axes.plot(scales, values, color=BLUE, linewidth=1.4, marker="o", markersize=4)
+    _log_y(axes, np.asarray(values, float), ratio=20.0)
+    return _png(figure)
+
+
 def over_steps(curves: dict[str, list[tuple[int, float, float]]], ylabel: str) -> bytes:
     """Plot a line of (step, figure) with its standard errors, where they are known, for each name."""
     figure, axes = _axes("step", ylabel)

@@ -97,7 +97,8 @@ def checkpoints(record: Record) -> str:
         for job, result in _json(file).items():
             for figure, value, error in results.figures(result) if isinstance(result, dict) else ():
                 if figure in plots and math.isfinite(value):
-                    plots[figure].setdefault(job, []).append((int(file.parent.name), value, error))
+                    curve = plots[figure].setdefault(results.called(job, result), [])
+                    curve.append((int(file.parent.name), value, error))
     pictures = [
         page.picture(
             figures.over_steps(curves, results.OVER_STEPS[figure]),
@@ -113,7 +114,11 @@ def checkpoints(record: Record) -> str:
 def tables(record: Record) -> str:
     """Show every figure of every job, the facts, the configuration and the parameters."""
     jobs = page.two_columns(
-        *(page.table(values, caption=name) for name, result in record.results.items() if (values := plain(result)))
+        *(
+            page.table(values, caption=results.called(name, result))
+            for name, result in record.results.items()
+            if (values := plain(result))
+        )
     )
     setup = [
         page.table(record.facts) if record.facts else "",

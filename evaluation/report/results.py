@@ -56,8 +56,9 @@ def lines(
         about = [
             f"{result[n]} {n[2:]}" if n else "",
             calls,
-            f"data {data}" + (f" ({checksums[data]})" if checksums and data in checksums else ""),
-            f"weights {weights}",
+            ", ".join(["data " + data, *([result["subset"]] if "subset" in result else [])])
+            + (f" ({checksums[data]})" if checksums and data in checksums else ""),
+            f"weights {weights}" if weights else "",
             with_what(result, sampler if n == "n_samples" else ""),
             f"evaluator {result.get('evaluator') or result.get('features') or job}",
             f"score_flow {version}" if version else "",
@@ -65,13 +66,18 @@ def lines(
         for name, value, error in figures(result, options):
             spread = f" +- {error:.2g}" if math.isfinite(error) else ""
             said = [part for part in about if part and part != "data "]
-            found.append("; ".join([f"{job}.{name} = {value:.6g}{spread}", *said]))
+            found.append("; ".join([f"{called(job, result)}.{name} = {value:.6g}{spread}", *said]))
     return found
+
+
+def called(job: str, result: dict[str, Any]) -> str:
+    """Name a job for people: FID is said of a result that is one alone, of Inception's features."""
+    return "frechet" if job == "fid" and "fid" not in result else job
 
 
 def with_what(result: dict[str, Any], sampler: str) -> str:
     """Name the solver or sampler of a result, and whose labels its samples have."""
-    said = [f"{kind} {result[kind]}" for kind in ("solver", "sampler") if kind in result]
+    said = [f"{kind} {result[kind]}" for kind in ("solver", "sampler", "images") if kind in result]
     said = said or ([f"sampler {sampler}"] if sampler else [])
     return "; ".join([*said, *([f"labels {result['labels']}"] if "labels" in result else [])])
 

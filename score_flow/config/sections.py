@@ -7,6 +7,9 @@ from typing import Any
 from score_flow.config.components import Component, Registries
 from score_flow.config.limits import Limits
 
+WIDEST_EMA = 12**-0.5  # the relative width of the plain mean
+SPLITS = ("train", "test")
+
 
 def option(default: Any, doc: str, **limits: Any) -> Any:
     """A field of a section; `limits` as of `Limits`."""

@@ -26,9 +26,8 @@ from score_flow.types import Preempted
 
 TINY = (
     "path.name=vp", "sampling.name=ddim", "sampling.n_steps=2", "dequantizer.name=small", "dequantizer.width=4",
-    "eval.num_samples=300", "eval.solver.method=heun", "eval.solver.n_steps=2", "eval.vlb_steps=4",
-    "eval.bound_times=2", "eval.smallest_time=0.01", "eval.num_repeats=2", "eval.save_npz=True",
-    "eval.enable_loss=False", "eval.enable_sampling=False", "eval.enable_bpd=False",
+    "eval.num_samples=300", "eval.seeds=2", "eval.solver.method=heun", "eval.solver.n_steps=2", "eval.vlb_steps=4",
+    "eval.bound_times=2", "eval.smallest_time=0.01", "eval.num_repeats=2", "eval.save_npz=True", "eval.num_images=200",
 )  # fmt: skip
 DENOISER = ("network.name=mlp", "network.width=8", "network.depth=1", *TINY)
 CLASSIFIER = (
@@ -70,7 +69,18 @@ def dequantiser(workdir):
     found.close()
 
 
-FIRST = {"fid": statistics, "likelihood_variational": dequantiser}  # what a job needs in the workdir
+def existing(workdir):
+    statistics(workdir)
+    images = np.random.default_rng(0).integers(0, 17, (300, 8, 8, 1), np.uint8)
+    np.savez(workdir / "images.npz", image=images)
+
+
+# What a job needs in the workdir, and of the config
+FIRST = {"fid": statistics, "likelihood_variational": dequantiser, "images": existing, "sweep": statistics}
+FLAGS = {
+    "images": lambda workdir: (f"eval.samples={workdir}/images.npz",),
+    "sweep": lambda workdir: ("eval.sweep=(1.0,2.0)", "model.class_conditional=True", "training.label_dropout=0.1"),
+}
 
 
 @functools.cache
@@ -86,11 +96,14 @@ def made(flags, size, devices):
 
 def fold_of(job, workdir, folder, size, devices):
     """What a job does, on parameters that are drawn anew, in a folder."""
-    flags = (*(CLASSIFIER if find(job).needing("classifier") else DENOISER), f"eval.jobs=('{job}',)")
+    own = FLAGS.get(job, lambda workdir: ())(workdir)
+    flags = (*(CLASSIFIER if find(job).needing("classifier") else DENOISER), f"eval.only=('{job}',)", *own)
     run, config = made(flags, size, devices)
     wanted = prepared(run, config, workdir, "eval")
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(jax.jit(run.init)(jax.random.key(0)), replicated)
+    if job == "sweep":  # the last layer is 0 at first, which makes all scales equal
+        params = jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params)
     visit = Visit(Checkpoints(folder), 1, folder, {"weights": "raw", "checkpoint": "drawn"})
     [(_, fold)] = folds_of(wanted, visit, params)
     return fold
@@ -124,6 +137,13 @@ def result_of(folder):
 
 def same(one, other, name):
     """Numbers to 1e-5; levels may fall to the other side of a border, once in a thousand; else equal."""
+    if isinstance(one, list) and one and isinstance(one[0], dict):  # rows of a table
+        assert len(one) == len(other)
+        for row, another in zip(one, other, strict=True):
+            assert row.keys() == another.keys()
+            for key, value in row.items():
+                same(value, another[key], f"{name}.{key}")
+        return
     one, other = np.asarray(one), np.asarray(other)
     assert one.shape == other.shape, name
     if one.dtype == np.uint8:

@@ -13,7 +13,7 @@ import pytest
 from evaluation.context import Context, build_guide
 from evaluation.drawing import drawer
 from evaluation.fold import run as run_fold
-from evaluation.jobs import fid, rounds
+from evaluation.jobs import fid, judging, rounds
 from evaluation.metrics.extractors import small
 from evaluation.metrics.frechet import frechet_distance, inception_score, moments
 from evaluation.metrics.kernel_distance import kernel_distance
@@ -179,13 +179,13 @@ def test_labels_are_the_second_array(context):
 def test_one_sample_is_refused_early(prepared):
     workdir, run, config, _, _ = prepared
     options = dataclasses.replace(config.eval, num_samples=1)
-    with pytest.raises(UserError, match="num_samples is 1; the job fid needs at least 2"):
+    with pytest.raises(UserError, match="num_samples is 1; a Fréchet distance needs at least 2"):
         fid.open_reference(run, options, workdir)
 
 
 def state_of(pool, logits=None):
-    collector = fid.Collector(len(pool), pool.shape[1], len(pool))
-    classes = fid.ClassSums.empty(1, 1 if logits is None else logits.shape[1])
+    collector = judging.Collector(len(pool), pool.shape[1], len(pool))
+    classes = judging.ClassSums.empty(1, 1 if logits is None else logits.shape[1])
     if logits is not None:
         classes = classes.add(logits, np.zeros(len(pool), int))
     return collector.add(collector.init(), np.arange(len(pool)), pool) | {"classes": classes}
@@ -193,7 +193,8 @@ def state_of(pool, logits=None):
 
 def test_a_set_with_itself():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool), features=pool), names=fid.OTHER)
+    itself = Statistics(*moments(pool), features=pool)
+    figures = judging.figures(moments(pool), state_of(pool), itself, names=judging.OTHER)
     assert figures["frechet_distance"] < 1e-3
     assert figures["precision"] == figures["recall"] == 1
     assert figures["kid"] < 0  # unbiased: pairs of a vector with itself count across the sets alone
@@ -202,8 +203,8 @@ def test_a_set_with_itself():
 
 def test_a_reference_of_mu_and_sigma_has_a_distance_alone():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    for extractor, name in ((fid.OTHER, "frechet_distance"), (fid.INCEPTION, "fid")):
-        figures = fid.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), names=extractor)
+    for extractor, name in ((judging.OTHER, "frechet_distance"), (judging.INCEPTION, "fid")):
+        figures = judging.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), names=extractor)
         assert set(figures) == {name}
 
 
@@ -213,10 +214,9 @@ def test_only_inceptions_figures_have_its_names():
     reference, state = Statistics(*moments(pool), features=pool), state_of(pool, logits)
     named = {
         name
-        for name in fid.figures(moments(pool), state, reference, names=fid.INCEPTION)
+        for name in judging.figures(moments(pool), state, reference, names=judging.INCEPTION)
         if "score" in name or "fid" in name
     }
     assert named == {"fid", "inception_score", "inception_score_splits", "inception_score_splits_deviation"}
-    assert not [
-        n for n in fid.figures(moments(pool), state, reference, names=fid.OTHER) if "inception" in n or "fid" in n
-    ]
+    others = judging.figures(moments(pool), state, reference, names=judging.OTHER)
+    assert not [name for name in others if "inception" in name or "fid" in name]

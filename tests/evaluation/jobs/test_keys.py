@@ -11,7 +11,7 @@ import score_flow
 from evaluation.drawing import described
 from evaluation.fold import plain
 from evaluation.jobs import keys
-from evaluation.jobs.base import Job, asked, find, refuse_unfit
+from evaluation.jobs.base import BY_CONTENT, NO_FIGURES, Job, asked, find, refuse_unfit
 from sampling.base import Stream
 from score_flow.build import experiment
 from score_flow.config import hints, registries
@@ -48,7 +48,7 @@ def test_a_job_sees_what_it_declares_and_its_key_holds_it(job):
     view, held = keys.seen_by(find(job), EvalOptions()), key(job)["eval"]
     assert isinstance(view, EvalOptions)
     for field in dataclasses.fields(EvalOptions):
-        if field.name in held or field.name in ("batch_size", "stats"):  # a file of statistics is keyed by its content
+        if field.name in held or field.name in ("batch_size", *BY_CONTENT, *NO_FIGURES):
             continue
         with pytest.raises(AssertionError, match=field.name):
             getattr(view, field.name)
@@ -124,7 +124,7 @@ def test_no_job_imports_another():
 
 def test_streams_of_keys_stay():
     """Their numbers are in every sample and likelihood that was ever computed."""
-    names = ["OWN", "LIKELIHOOD", "LOSS", "SAMPLES", "SNAPSHOT", "VLB", "ACCURACY", "BOUND", "ENCODING"]
+    names = ["OWN", "LIKELIHOOD", "LOSS", "SAMPLES", "SNAPSHOT", "VLB", "ACCURACY", "BOUND", "ENCODING", "LABELS"]
     assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
@@ -132,7 +132,7 @@ def test_every_job_is_a_value():
     for name in JOBS:
         job = find(name)
         assert (isinstance(job, Job) and job.build.__doc__ and job.needs and "denoiser" in job.needs) or name in (
-            "loss", "accuracy"
+            "loss", "accuracy", "images"
         )  # fmt: skip
 
 
@@ -142,7 +142,8 @@ def test_a_job_that_does_not_fit_is_refused_with_those_that_do():
         refuse_unfit(run, {"accuracy": find("accuracy")})
     latent = dataclasses.replace(run, latent=True, autoencoder="x")
     object.__setattr__(latent, "pixel_shape", (8, 8, 1))
-    with pytest.raises(UserError, match="the job likelihood needs pixels.*; allowed: fid, loss, samples, trajectory"):
+    allowed = "allowed: fid, images, loss, samples, sweep, trajectory"
+    with pytest.raises(UserError, match=f"the job likelihood needs pixels.*; {allowed}"):
         refuse_unfit(latent, {"likelihood": find("likelihood")})
     with pytest.raises(UserError, match="'likelihod'.*Did you mean 'likelihood'"):
         find("likelihod")
@@ -150,6 +151,8 @@ def test_a_job_that_does_not_fit_is_refused_with_those_that_do():
 
 def test_jobs_of_the_options():
     assert list(asked(EvalOptions(jobs=("vlb",)))) == ["loss", "samples", "trajectory", "likelihood", "vlb"]
+    assert list(asked(EvalOptions(jobs=("vlb",), only=("fid", "samples")))) == ["samples", "fid"]
+    assert list(asked(EvalOptions(only=("fid",)), "sample")) == ["samples"]
     assert list(asked(EvalOptions(), "sample")) == list(asked(EvalOptions(), "control")) == ["samples"]
 
 
