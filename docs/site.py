@@ -63,20 +63,23 @@ def _modules() -> dict[str, str]:
     listed = dict(API)
     for name, (title, base, registry) in PLUG_INS.items():
         listed[name] = title, [*([base] if base else []), *(f"{registry.package}.{entry}" for entry in registry.names())]
-    return {name: f"# {title}\n\n" + "\n\n".join(f"::: {m}" for m in modules) for name, (title, modules) in listed.items()}
+    texts = {name: [f"# {title}", *(f"::: {module}" for module in modules)] for name, (title, modules) in listed.items()}
+    return {name: "\n\n".join(parts) for name, parts in texts.items()}
 
 
 def _face() -> str:
     """The names of `import score_flow as sf`."""
     where = {module: page for page, text in _modules().items() for module in re.findall(r"^::: (.*)$", text, re.M)}
-    where |= {registry.package: page for page, (_, _, registry) in PLUG_INS.items()} | {"sampling.kernels": "predictors"}
-    where["score_flow.types"] = ""
+    where |= {registry.package: page for page, (_, _, registry) in PLUG_INS.items()}
+    where |= {"sampling.kernels": "predictors", "score_flow.types": ""}
     rows = []
     for name, module in _FACE.items():
         page = where[module.partition(":")[0]]
-        rows.append(f"| `sf.{name}` | " + (f"[{page}]({page}.md)" if page else "") + f" | `{module.replace(':', '.')}` |")
-    about = "`import score_flow as sf` has these names, each loaded when it is asked for. The [guide](../guide/python.md) says how they are used."
-    return f"# The library\n\n{about}\n\n| name | page | where it lies |\n| --- | --- | --- |\n" + "\n".join(rows)
+        link = f"[{page}]({page}.md)" if page else ""
+        rows.append(f"| `sf.{name}` | {link} | `{module.replace(':', '.')}` |")
+    about = "`import score_flow as sf` has these names, each loaded when it is asked for."
+    about += " The [guide](../guide/python.md) says how they are used."
+    return "\n".join([f"# The library\n\n{about}\n", "| name | page | where it lies |", "| --- | --- | --- |", *rows])
 
 
 def of_notebook(file: Path) -> str:
@@ -114,7 +117,7 @@ def relinked(markdown: str, file: Path, known: set[str]) -> str:
 
 
 def with_mathml(page: str) -> str:
-    """HTML whose formulas, as pymdownx.arithmatex leaves them, are MathML: no script and no font is needed to read it."""
+    """HTML whose formulas, as pymdownx.arithmatex leaves them, are MathML: no script is needed to read it."""
     from latex2mathml.converter import convert
 
     def formula(found: re.Match) -> str:
@@ -146,10 +149,11 @@ def on_files(files, config):
 
 def linked() -> set[Path]:
     """The files that pages link to and that are no pages, such as those of launch/; notebooks, to take along."""
-    targets = {(file.parent / found[1]).resolve() for file in pages().values() for found in LINK.finditer(file.read_text())}
-    notebooks = {file for file in pages().values() if file.suffix == ".ipynb"}
-    known = {*pages().values()} - notebooks
-    return {t for t in targets | notebooks if t.is_file() and t.is_relative_to(ROOT) and t not in known and "docs" not in t.parts}
+    files = [*pages().values()]
+    notebooks = {file for file in files if file.suffix == ".ipynb"}
+    targets = {(file.parent / found[1]).resolve() for file in files for found in LINK.finditer(file.read_text())}
+    inside = {t for t in targets if t.is_file() and t.is_relative_to(ROOT) and not t.is_relative_to(ROOT / "docs")}
+    return (inside - {*files}) | notebooks
 
 
 def on_page_markdown(markdown, page, config, files):

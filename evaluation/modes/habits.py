@@ -34,7 +34,8 @@ SCRIPTS = {
         "configs/sit/",
         {
             "cfg_scale": "guidance.scale", "num_sampling_steps": "sampling.n_steps",
-            "num_fid_samples": "eval.num_samples", "per_proc_batch_size": "eval.batch_size", "seed": "seed", "atol": "sampling.atol", "rtol": "sampling.rtol",
+            "num_fid_samples": "eval.num_samples", "per_proc_batch_size": "eval.batch_size", "seed": "seed",
+            "atol": "sampling.atol", "rtol": "sampling.rtol",
         },
         "data_path", "ckpt",
         ("results_dir", "sample_dir", "num_workers", "wandb", "vae", "tf32", "sample_eps"),
