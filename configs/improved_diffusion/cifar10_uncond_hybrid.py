@@ -2,6 +2,8 @@
 
 52,546,438 parameters in the source.
 
+Weights    https://openaipublic.blob.core.windows.net/diffusion/march-2021/cifar10_uncond_50M_500K.pt
+Statistics --mode=stats makes them: its authors offer none.
 Hardware   not stated.
 Expected   3.17 bits/dim, FID 3.19 (500 000 steps).
 Reached    not yet reached: not trained here.

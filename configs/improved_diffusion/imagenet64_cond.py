@@ -2,6 +2,8 @@
 
 273,049,350 parameters in the source. Its label table has no row for the null class: ours has one more.
 
+Weights    https://openaipublic.blob.core.windows.net/diffusion/march-2021/imagenet64_cond_270M_250K.pt
+Statistics --mode=stats makes them: its authors offer none.
 Hardware   not stated.
 Expected   FID 2.92 (250 000 steps, 250 steps of sampling).
 Reached    not yet reached: not trained here.

@@ -2,6 +2,8 @@
 
 121,063,942 parameters in the source.
 
+Weights    https://openaipublic.blob.core.windows.net/diffusion/march-2021/imagenet64_uncond_vlb_100M_1500K.pt
+Statistics --mode=stats makes them: its authors offer none.
 Hardware   not stated.
 Expected   3.53 bits/dim, FID 40.1 (1.5 M steps).
 Reached    not yet reached: not trained here.

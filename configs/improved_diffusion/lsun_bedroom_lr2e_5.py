@@ -2,6 +2,8 @@
 
 113,676,678 parameters in the source.
 
+Weights    https://openaipublic.blob.core.windows.net/diffusion/march-2021/lsun_uncond_100M_2400K_bs64.pt
+Statistics --mode=stats makes them: its authors offer none.
 Hardware   not stated.
 Expected   no figure.
 Reached    not yet reached: not trained here.

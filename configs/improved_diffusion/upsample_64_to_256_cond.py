@@ -2,6 +2,8 @@
 
 279,792,390 parameters in the source. Its label table has no row for the null class: ours has one more.
 
+Weights    https://openaipublic.blob.core.windows.net/diffusion/march-2021/upsample_cond_500K.pt
+Statistics --mode=stats makes them: its authors offer none.
 Hardware   not stated.
 Expected   no figure.
 Reached    not yet reached: not trained here.

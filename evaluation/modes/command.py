@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from evaluation.modes import habits
+
 if TYPE_CHECKING:
     from score_flow.config.options import Config
     from score_flow.experiment import Experiment
@@ -306,7 +308,10 @@ def newest_saved(workdir: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code of a run, of the command line's flags if none are given; mistakes are one line, no traceback."""
-    options, overrides = flags(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if said := habits.answer(argv):
+        return report(said, EXIT_USER_ERROR)
+    options, overrides = flags(argv)
     from score_flow.runs import files, memory, peers, stores
     from score_flow.runs.preemption import EXIT_PREEMPTED
     from score_flow.types import NonFinite, Preempted, UserError, one_line

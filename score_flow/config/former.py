@@ -4,6 +4,7 @@ The names of networks' arguments, kernels and data sets are those by which their
 (score_flow/pretrained/layouts/score_sde_config.py).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,23 @@ def _of_another_value(key: str) -> str | None:
     if not isinstance(found, dict):
         return f"config.{key} is score_sde's: write --config.data.source.name=NAME (docs/guide/data.md says which)."
     return f"config.{key} is score_sde's: write {'; '.join(f'for {a} --config.{b}' for a, b in found.items())}."
+
+
+def expanded(overrides: list[str]) -> str | None:
+    """What to say of a path that a shell has made many of, "train-{0000..0127}.tar" without quotes; None of others."""
+    given = [word.partition("=") for word in overrides if word.startswith("--config.data.source.path=")]
+    numbers = [re.findall(r"\d+", path) for _, _, path in given]
+    alike = {re.sub(r"\d+", "#", path) for _, _, path in given}
+    if len(given) < 2 or len(alike) > 1 or len({path for _, _, path in given}) < len(given):
+        return None
+    differing = [i for i, column in enumerate(zip(*numbers, strict=True)) if len({*column}) > 1]
+    if len(differing) != 1:
+        return None
+    (key, _, path), last = given[0], numbers[-1][differing[0]]
+    parts = re.split(r"(\d+)", path)
+    at = 2 * differing[0] + 1
+    parts[at] = f"{{{parts[at]}..{last}}}"
+    return (
+        f"{key.removeprefix('--')} is given {len(given)} times: the shell has made many paths of one. "
+        f"Put it in quotes: {key}='{''.join(parts)}'."
+    )

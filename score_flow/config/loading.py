@@ -37,6 +37,8 @@ def load(file: str | None, overrides: list[str], settings: dict[str, Any] | None
         found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
         assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
     assign_all(values, settings or {})
+    if said := former.expanded(overrides):
+        raise UserError(said)
     assign_all(values, dict(map(read_override, overrides)))
     return checked(values)
 
@@ -84,7 +86,8 @@ def from_recipe(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--config {path}, line {_line_of(error, path)}: {_reason(error)}") from error
+        line = _line_of(error, path)
+        raise UserError(f"--config {path}, line {line}: {_former(path, line) or _reason(error)}") from error
     if found is None or (not isinstance(found, Mapping) and not hasattr(found, "to_dict")):
         got = f", which returns {type(found).__name__}" if module and hasattr(module, "get_config") else ""
         raise UserError(
@@ -110,6 +113,15 @@ def _line_of(error: Exception, path: Path) -> str:
         return str(error.lineno) if same else f"{error.lineno} of {error.filename}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return str(frames[-1].lineno) if frames else "1"
+
+
+def _former(path: Path, line: str) -> str | None:
+    """What to say of the line of a recipe that sets a key of score_sde's; None of other lines."""
+    lines = path.read_text(errors="replace").splitlines()
+    text = lines[int(line) - 1] if line.isdigit() and int(line) <= len(lines) else ""
+    found = re.match(r"\s*(?:\w+\.)?(\w+\.\w+)\s*=\s*(.+?)\s*(#.*)?$", text)
+    said = found and former.answer(found[1], parse(found[2]))
+    return said and said.replace("--config.", "config.")
 
 
 def _line_that_sets(key: str, path: Path) -> str:

@@ -11,6 +11,7 @@ from score_flow.config.hints import ValueRange, refuse_empty_range
 from score_flow.config.limits import Limits
 from score_flow.data import batches, fitting, splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
+from score_flow.data.formats import imagenet_pickle
 from score_flow.runs import files, places
 from score_flow.types import UserError, check_choice
 
@@ -112,7 +113,9 @@ def _batches(path: str, split: str, max_bytes: int) -> tuple[Source, bool] | Non
     place = Path(path).expanduser()
     if place.is_dir():
         train, test = batches.find(place)
-    elif place.is_file() and {"data", "labels"} <= set(files.names_in(place, max_bytes, LIMIT)):
+    elif place.is_file() and (
+        imagenet_pickle.is_one(place) or {"data", "labels"} <= set(files.names_in(place, max_bytes, LIMIT))
+    ):
         train, test = [place], []
     else:
         return None

@@ -1,4 +1,4 @@
-"""ImageNet at 32 or 64 pixels as Chrabaszcz et al. 2017 (arXiv:1707.08819) publish it: batches of .npz.
+"""ImageNet at 32 or 64 pixels as Chrabaszcz et al. 2017 (arXiv:1707.08819) publish it: batches of .npz, or pickles.
 
 `data` is uint8 (n, 3 s s), the red, green and blue planes; `labels` run from 1 to 1000. The batches of a split are read
 into one array.
@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Int32
 
 from score_flow.data.base import MAX_CLASSES, ArraySource
+from score_flow.data.formats import imagenet_pickle
 from score_flow.data.releases import of_batches
 from score_flow.runs import files
 from score_flow.types import UserError
 
-TRAIN, TEST = re.compile(r"^train_data_batch_(\d+)\.npz$"), re.compile(r"^val_data\.npz$")
+TRAIN, TEST = re.compile(r"^train_data_batch_(\d+)(\.npz)?$"), re.compile(r"^val_data(\.npz)?$")  # or pickles
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -26,10 +27,11 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
         *folder.iterdir(),
         *(file for inside in sorted(folder.iterdir()) if inside.is_dir() for file in inside.iterdir()),
     ]
+    there.sort(key=lambda file: file.suffix)  # of a batch in both forms, the .npz
     train = {int(match[1]): file for file in there if (match := TRAIN.match(file.name))}
     if missing := sorted(set(range(1, max(train, default=0) + 1)) - set(train)):
-        raise UserError(f"config.data.source.path: {folder} lacks train_data_batch_{missing[0]}.npz")
-    return [train[k] for k in sorted(train)], [file for file in there if TEST.match(file.name)][:1]
+        raise UserError(f"config.data.source.path: {folder} lacks train_data_batch_{missing[0]}.npz, or the pickle")
+    return [train[k] for k in sorted(train)], [file for file in there if TEST.match(file.name)][-1:]
 
 
 def read(
@@ -57,8 +59,11 @@ def read(
         )
     rows, at = np.empty((n, width), np.uint8), 0
     for file, shape in zip(chosen, shapes, strict=True):
-        with files.opened_arrays(file, max_bytes, limit) as archive:
-            rows[at : at + shape[0]] = archive["data"]
+        if imagenet_pickle.is_one(file):
+            rows[at : at + shape[0]] = imagenet_pickle.read(file, max_bytes, limit)[0]
+        else:
+            with files.opened_arrays(file, max_bytes, limit) as archive:
+                rows[at : at + shape[0]] = archive["data"]
         at += shape[0]
     side = math.isqrt(width // 3)
     image = rows.reshape(n, 3, side, side).transpose(0, 2, 3, 1)  # a view: it takes no memory of its own
@@ -66,11 +71,18 @@ def read(
 
 
 def _shape(file: Path, max_bytes: int, limit: str) -> tuple[int, int]:
-    """Return the shape of the images of a batch, by the header; raises UserError unless they are such."""
+    """Return the shape of the images of a batch, by the header of an .npz; raises UserError unless they are such."""
+    if imagenet_pickle.is_one(file):
+        image = imagenet_pickle.read(file, max_bytes, limit)[0]
+        return _checked(file, image.shape, image.dtype)
     with files.opened_arrays(file, max_bytes, limit) as archive, archive.zip.open("data.npy") as stream:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
+    return _checked(file, shape, dtype)
+
+
+def _checked(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int]:
     if (
         dtype != np.uint8
         or len(shape) != 2
@@ -83,8 +95,11 @@ def _shape(file: Path, max_bytes: int, limit: str) -> tuple[int, int]:
 
 
 def _labels(file: Path, max_bytes: int, limit: str) -> Int32[np.ndarray, "n"]:
-    with files.opened_arrays(file, max_bytes, limit) as archive:
-        label = np.asarray(archive["labels"])
+    if imagenet_pickle.is_one(file):
+        label = imagenet_pickle.read(file, max_bytes, limit)[1]
+    else:
+        with files.opened_arrays(file, max_bytes, limit) as archive:
+            label = np.asarray(archive["labels"])
     if (
         label.ndim != 1
         or label.dtype.kind not in "iu"

@@ -78,6 +78,38 @@ def test_the_command_answers(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("line, write", [
+    ("config.model.nf = 128  # wide", "line 4: config.model.nf is score_sde's: write config.network.width=128."),
+    ("config.training.sde = 'vesde'", "line 4: config.training.sde is score_sde's: write config.path.name=ve."),
+    ("model.num_scales = 500", "line 4: config.model.num_scales is score_sde's: write config.sampling.n_steps=500;"),
+    ("config.model.nff = 128", "line 4: unknown key 'nff'"),
+    ("raise ValueError('model.nf = 3')", "line 4: ValueError"),
+])  # fmt: skip
+def test_a_recipe_is_answered_as_a_flag_is(line, write, tmp_path):
+    """As score_sde's configs are written, too: model = config.model."""
+    recipe = tmp_path / "mine.py"
+    text = "from configs.base import get_config as base\ndef get_config():\n    config, model = base(), base().model\n"
+    recipe.write_text(f"{text}    {line}\n    return config\n")
+    with pytest.raises(UserError) as error:
+        load(str(recipe), [])
+    assert write in str(error.value) and "\n" not in str(error.value)
+
+
+def test_braces_that_a_shell_expanded_are_answered(capsys, tmp_path):
+    paths = [f"--config.data.source.path=/data/{{}}/train-{i:04}.tar".format("32x32") for i in range(128)]
+    flags = [f"--config={DIGITS}", f"--workdir={tmp_path}/run", "--mode=train", "--config.data.source.name=archive"]
+    assert main([*flags, *paths]) == EXIT_USER_ERROR
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith("Put it in quotes: --config.data.source.path='/data/32x32/train-{0000..0127}.tar'.")
+    assert "is given 128 times" in line and not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_given_twice_is_the_last_one():
+    first, second = (f"data.source.path=/data/{name}.tar" for name in ("a", "b1"))
+    source = load(DIGITS, [f"--config.{flag}" for flag in ("data.source.name=archive", first, second)]).data.source
+    assert source.arguments["path"] == "/data/b1.tar"
+
+
 @pytest.mark.parametrize("flag", THEIRS)
 def test_every_setting_of_their_configs_is_understood_or_answered(flag):
     """Misspelt keys of theirs are left to the nearest name."""

@@ -1,5 +1,8 @@
 """ImageNet's batches at 32 and 64 pixels, and files of keras: both splits, labels from 0, one line for what is odd."""
 
+import os
+import pickle
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,52 @@ def test_imagenet_batches(nested, first, tmp_path):
     assert "/test (ImageNet-4" in test.name
     (train / "train_data_batch_1.npz").unlink()
     assert "lacks train_data_batch_1.npz" in refusal(arrays.build, "train", str(tmp_path))
+
+
+def pickled(file, image, given, protocol=4, **other):
+    """A batch as the authors pickle it, or with other contents."""
+    batch = {"data": planes(image), "labels": [int(label) for label in given], "mean": planes(image).mean(axis=0)}
+    file.write_bytes(pickle.dumps(batch | other, protocol=protocol))
+    return file
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_pickled_batches(protocol, tmp_path):
+    image = noise(7, 4, 4, 3)
+    pickled(tmp_path / "train_data_batch_1", image[:3], LABELS[:3], protocol)
+    save_batch(tmp_path / "train_data_batch_2.npz", image[3:5], LABELS[3:5])
+    (tmp_path / "train_data_batch_2").write_bytes(b"\x80 of both, the npz")
+    pickled(tmp_path / "val_data", image[5:], LABELS[5:], protocol)
+    source, test = (arrays.build(split, str(tmp_path)) for split in ("train", "test"))
+    expect(source, image[:5], LABELS[:5] - 1)
+    expect(test, image[5:], LABELS[5:] - 1)
+    alone = arrays.build("train", str(tmp_path / "train_data_batch_1"), test_share=0.0)
+    expect(alone, image[:3], LABELS[:3] - 1)
+
+
+class Hostile:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_odd_pickles_are_one_line_and_none_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, file = noise(2, 4, 4, 3), tmp_path / "train_data_batch_1"
+    for fields, words in (
+        (dict(more=Hostile()), "which is code"),
+        (dict(labels=["a", "b"]), "no labels"),
+        (dict(data=np.zeros((2, 48))), "no images"),
+        (dict(labels=[1, 2, 3]), "3 labels"),
+    ):
+        pickled(file, image, [1, 2], **fields)
+        message = refusal(arrays.build, "train", str(tmp_path))
+        assert words in message and str(file) in message and not (tmp_path / "ran").exists()
+    file.write_bytes(pickled(file, image, [1, 2]).read_bytes()[:-40])
+    assert "cut off or damaged" in refusal(arrays.build, "train", str(tmp_path))
+    pickled(file, image, [1, 2])
+    assert "max_bytes = 90" in refusal(arrays.build, "train", str(tmp_path), max_bytes=90)
 
 
 def test_a_batch_alone_has_a_share_held_out(tmp_path):

@@ -1,6 +1,10 @@
 """DDPM++ cont., sub-VP, CIFAR-10 32 x 32 (Song et al. 2021, arXiv:2101.09258, table 2).
 
 Source     score_flow, configs/subvp/cifar10_ddpmpp_continuous.py.
+Weights    cifar10_subvp/checkpoints, with _likelihood, _iw and _flip behind the folder's name for what it was trained
+           with; its dequantiser in flowpp_dequantizer/checkpoints. At
+           https://drive.google.com/drive/folders/1gbDrVrFVSupFMRoK7HZo8aFgPvOtpmqB
+Statistics cifar10_stats.npz, in assets/stats there.
 Hardware   not stated.
 Expected   bits/dim 2.99 uniform, 2.88 variational dequantisation, FID 3.20.
 Reached    not yet reached: not trained here.

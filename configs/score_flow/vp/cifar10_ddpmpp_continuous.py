@@ -1,6 +1,10 @@
 """DDPM++ cont., VP, CIFAR-10 32 x 32 (Song et al. 2021, arXiv:2101.09258, table 2).
 
 Source     score_flow, configs/vp/cifar10_ddpmpp_continuous.py.
+Weights    cifar10_vp/checkpoints, with _likelihood, _iw and _flip behind the folder's name for what it was trained
+           with; its dequantiser in flowpp_dequantizer/checkpoints. At
+           https://drive.google.com/drive/folders/1gbDrVrFVSupFMRoK7HZo8aFgPvOtpmqB
+Statistics cifar10_stats.npz, in assets/stats there.
 Hardware   not stated.
 Expected   bits/dim 3.16 uniform, 3.04 variational dequantisation, FID 3.98;
            with --config.training.likelihood_weighting=True --config.training.importance_weighting=True 2.95, 2.83.

@@ -179,9 +179,9 @@ def _of_binary(content: bytes, layout: Layout, kind: str) -> tuple[np.ndarray, n
 
 def _of_pickle(content: bytes, layout: Layout, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the images (n, PIXELS) and the labels (n,) of a file of the python version."""
-    batch = _Machine(2 * len(content)).run(content)
+    batch = ArrayMachine(2 * len(content)).run(content)
     image, labels = batch["data"], batch[f"{kind}_labels" if kind else "labels"]
-    image = image.value if type(image) is _Array else image
+    image = value_of(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[1:] != (PIXELS,):
         raise UserError(f"holds no images: uint8 of shape (n, {PIXELS})")
     if type(labels) is not list or not all(type(label) is int and 0 <= label < 256 for label in labels):
@@ -193,7 +193,7 @@ def _classes(content: bytes, layout: Layout, kind: str) -> tuple[str, ...]:
     if layout.binary:
         names = content.decode().split()
     else:
-        names = _Machine(len(content)).run(content)[f"{kind}_label_names" if kind else "label_names"]
+        names = ArrayMachine(len(content)).run(content)[f"{kind}_label_names" if kind else "label_names"]
     if type(names) is not list or not names or not all(type(name) is str and name.isprintable() for name in names):
         raise UserError("holds no names of classes")
     return tuple(names)
@@ -217,7 +217,12 @@ class _Array:
     value: np.ndarray | None = None
 
 
-class _Machine(Machine):
+def value_of(found: Any) -> Any:
+    """The array of what a machine left for one; other things as they are."""
+    return found.value if type(found) is _Array else found
+
+
+class ArrayMachine(Machine):
     """The machine, with arrays of bytes as numpy has written them since Python 2, whose text is one byte a letter."""
 
     subject = "images"
