@@ -62,9 +62,12 @@ def _modules() -> dict[str, str]:
     """The API's pages: a heading, and a line for each module, in whose place mkdocstrings puts its docstrings."""
     listed = dict(API)
     for name, (title, base, registry) in PLUG_INS.items():
-        listed[name] = title, [*([base] if base else []), *(f"{registry.package}.{entry}" for entry in registry.names())]
-    texts = {name: [f"# {title}", *(f"::: {module}" for module in modules)] for name, (title, modules) in listed.items()}
-    return {name: "\n\n".join(parts) for name, parts in texts.items()}
+        files = [f"{registry.package}.{entry}" for entry in registry.names()]
+        listed[name] = title, [base, *files] if base else files
+    return {
+        name: "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)])
+        for name, (title, modules) in listed.items()
+    }
 
 
 def _face() -> str:

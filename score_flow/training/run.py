@@ -62,13 +62,7 @@ def train(
     told, faults = Told(config, workdir), Faults(options.non_finite)
     sheet = lambda step, params: told.picture(step, "samples", snapshot(step, whole(run.mesh, params)))  # noqa: E731
     saver = Saver(workdir, config, sheet, facts=run.data_facts, faults=faults)
-    source = run.train_source
-    first = indices(len(source), options.batch_size, seed=run.seed, step=0)
-    init = functools.partial(initial_state, run, n_averages(config.model))
-    shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
-    shardings = state_shardings(run.mesh, shapes)
-    begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
-    fresh = lambda: begin(run.loss, source.read(first))  # noqa: E731
+    fresh, shapes, shardings = fresh_state(run, config)
     warm = started(beginning, run, n_averages(config.model), fresh, target(shapes, shardings))
     resume = functools.partial(saver.resume, config, fresh, shapes, shardings, fixed, warm)
     start, state = resume()
@@ -102,6 +96,17 @@ def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callab
         ema_rates=averages.ema_rate, ema_warmup=averages.ema_warmup, ema_stds=averages.ema_std,
         non_finite=config.training.non_finite,
     )  # fmt: skip
+
+
+def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+    """(what makes the state that training begins in, its shapes, their layouts)."""
+    source = run.train_source
+    first = indices(len(source), config.training.batch_size, seed=run.seed, step=0)
+    init = functools.partial(initial_state, run, n_averages(config.model))
+    shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
+    shardings = state_shardings(run.mesh, shapes)
+    begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
+    return lambda: begin(run.loss, source.read(first)), shapes, shardings
 
 
 def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:

@@ -105,9 +105,7 @@ def make_train_steps(
         value, aux, grads = gradients(loss, state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        shares = [1 - ema_rate_at(rate, state.step, ema_warmup) for rate in ema_rates]
-        shares += [power_share(gamma, state.step) for gamma in gammas]
-        ema = tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
+        ema = _averaged(params, state, ema_rates, ema_warmup, gammas)
         metrics = Metrics(value, optax.tree.norm(grads))
         new = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)
         return _if_finite(new, state, metrics) if non_finite == "skip" else new, metrics
@@ -137,6 +135,15 @@ def _if_finite(new: TrainState, old: TrainState, metrics: Metrics) -> TrainState
     """Return the new state where loss and gradient are finite, else the old one with the new step: without a wait."""
     good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old).replace(step=new.step)
+
+
+def _averaged(
+    params: Params, state: TrainState, rates: Sequence[float], warmup: bool, gammas: Sequence[float]
+) -> tuple[PyTree, ...]:
+    """Return the averages after a step that led to some parameters."""
+    shares = [1 - ema_rate_at(rate, state.step, warmup) for rate in rates]
+    shares += [power_share(gamma, state.step) for gamma in gammas]
+    return tuple(optax.incremental_update(params, old, share) for share, old in zip(shares, state.ema, strict=True))
 
 
 def _repeated(
