@@ -95,9 +95,7 @@ def make_train_steps(
     """
     gammas = [gamma_of(std) for std in ema_stds]
 
-    def train_step(
-        loss: Loss, other_seed: Array | None, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(loss: Loss, other_seed: Array | None, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed if other_seed is None else other_seed), state.step)
         of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
         (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(state.params, state.time_state, key, batch)
