@@ -98,9 +98,7 @@ def make_train_steps(
     gradients = in_slices(microbatches, shardings.params, mesh) if microbatches > 1 else at_once(shardings.params)
     gammas = [gamma_of(std) for std in ema_stds]
 
-    def train_step(
-        loss: Loss, other_seed: Array | None, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(loss: Loss, other_seed: Array | None, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed if other_seed is None else other_seed), state.step)
         value, aux, grads = gradients(loss, state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)

@@ -14,6 +14,7 @@ from tests.training.fragile import fit, fragile, key_of
 
 run = pytest.fixture(fragile, scope="module")
 
+
 def rows(workdir):
     """The log, without what a clock says."""
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_lines(workdir / "metrics.jsonl")]

@@ -42,13 +42,13 @@ class Program:
         program = program_of(self.run, self.config, shardings)
         self.batches = Batches(source, BATCH, seed=0, sharding=batch_sharding(mesh, leading=1))
         self.compiled = program.func.lower(*program.args, self.state, self.batches(0, k)).compile()
-        self.loss = program.args[0]
+        self.held = program.args
 
     def losses(self, n: int) -> np.ndarray:
         """The losses and gradient norms of the first n steps."""
         rows = []
         for step in range(n):
-            self.state, metrics = self.compiled(self.loss, self.state, self.batches(step, 1))
+            self.state, metrics = self.compiled(*self.held, self.state, self.batches(step, 1))
             rows.append(np.concatenate(metrics))
         self.batches.close()
         return np.array(rows)

@@ -69,7 +69,9 @@ run = pytest.fixture(fragile, scope="module")
 QUICK = ("training.n_iters=6", "training.log_freq=2", "training.eval_freq=3", "training.snapshot_sampling=True")
 
 
-@pytest.mark.parametrize("service", [("wandb",), ("trackio",)], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "service", [("wandb",), pytest.param(("trackio",), marks=pytest.mark.slow)], indirect=True, ids=str
+)
 def test_it_gets_the_config_every_row_and_every_sheet_and_goes_on_with_the_same_run(run, tmp_path, service):
     def snapshot(step, params):
         (file := tmp_path / f"{step}.png").write_bytes(b"a picture")
@@ -93,7 +95,10 @@ def test_it_gets_the_config_every_row_and_every_sheet_and_goes_on_with_the_same_
     assert sheets == [{"step": n, "data": {"samples": ("image", str(tmp_path / f"{n}.png"))}} for n in (6, 8)]
 
 
-@pytest.mark.parametrize("service", [("wandb", "init"), ("trackio", "log", "finish")], indirect=True, ids=str)
+FAILURES = ("wandb", "init"), pytest.param(("trackio", "log", "finish"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("service", FAILURES, indirect=True, ids=str)
 def test_a_failure_is_said_once_and_training_goes_on(run, tmp_path, capsys, service):
     fit(run, tmp_path, *QUICK, f"training.logger.name={service.__name__}")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]

@@ -7,8 +7,17 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from evaluation.modes import plan
-from evaluation.plan import chips
-from evaluation.plan.compiling import Compiled, Need, cudnn_of, said_to_need, shares, step_of, useful_flops
+from evaluation.plan import chips, compiling
+from evaluation.plan.compiling import (
+    Compiled,
+    Need,
+    cudnn_of,
+    least_seconds,
+    said_to_need,
+    shares,
+    step_of,
+    useful_flops,
+)
 from evaluation.plan.fitting import Fit
 from evaluation.plan.program import read
 from main import EXIT_USER_ERROR, main
@@ -80,6 +89,21 @@ def test_shares_and_flops():
     assert size / 8 <= shares(split)["parameters"] < size / 4 and shares(split)["batch"] == 16 * 8 * 8 / 8
     products = sum(leaf.size for leaf in jax.tree.leaves(whole.state.params) if leaf.ndim == 2)
     assert useful_flops(whole) == 3 * 2 * 16 * products
+
+
+def test_the_least_time_of_a_step_is_that_at_the_peak(monkeypatch):
+    """Of eight devices; of what no peak is published nothing is known."""
+    config, machine = load("configs/digits.py", MLP[1:]), chips.machine("here")
+    step = step_of(config, machine)
+    assert least_seconds(step.run, config) is None
+    monkeypatch.setattr(compiling, "chip_of", lambda kind: chips.CHIPS["h100"]._replace(peak=1e6))
+    assert least_seconds(step.run, config) == useful_flops(step) / 8e6
+
+    def uncounted(step):
+        raise ValueError("cannot count the FLOPs of a while loop")
+
+    monkeypatch.setattr(compiling, "useful_flops", uncounted)
+    assert least_seconds(step.run, config) is None
 
 
 def test_a_workdir_says_which_config(capsys, tmp_path):
