@@ -89,7 +89,7 @@ def remedies(
 
 
 def _doubled(now: int, each: int) -> list[int]:
-    """Return what microbatches may be instead: twice as many, three times over, of so many examples of a device."""
+    """Return what microbatches may be instead: twice, four and eight times as many, of so many of a device."""
     return [now * 2**i for i in range(1, 4) if each % (now * 2**i) == 0]
 
 

@@ -26,7 +26,7 @@ HARMLESS = tuple(
     f"training.{name}"
     for name in (
         "n_jitted_steps", "log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption", "save_minutes",
-        "snapshot_sampling", "fsdp", "init", "accept",
+        "snapshot_sampling", "fsdp", "init", "accept", "logger",
     )
 )  # fmt: skip
 

@@ -43,7 +43,7 @@ def sliceable(loss: Loss) -> bool:
     return isinstance(loss, ByExample) and type(loss).__call__ is ByExample.__call__
 
 
-def at_once(layout: Params) -> Gradients:
+def at_once(layout: PyTree) -> Gradients:
     """Return the gradients of the whole batch, laid out as the parameters are."""
 
     def gradients(loss, params, time_state, key, batch):
@@ -54,7 +54,7 @@ def at_once(layout: Params) -> Gradients:
     return gradients
 
 
-def in_slices(n: int, layout: Params, mesh: Mesh) -> Gradients:
+def in_slices(n: int, layout: PyTree, mesh: Mesh) -> Gradients:
     """Return the same, of n slices one after the other: activations are of one slice, gradients are summed.
 
     What is random is drawn for the batch before it is sliced, but for dropout, whose masks differ. A slice has examples
@@ -71,13 +71,15 @@ def in_slices(n: int, layout: Params, mesh: Mesh) -> Gradients:
             return jnp.sum(part.weight * losses) / b, losses
 
         def add(total: Params, each: tuple[PyTree, Array]) -> tuple[Params, Float[Array, "m"]]:
+            total, each = jax.lax.optimization_barrier((total, each))  # one after the other, unrolled too
             grads, losses = jax.grad(share, has_aux=True)(params, *each)
             grads = jax.lax.with_sharding_constraint(grads, layout)
             return jax.tree.map(jnp.add, total, grads), losses
 
         zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), layout)
         parts = jax.tree.map(lambda leaf: _sliced(leaf, n, mesh), drawn), jnp.arange(n)
-        grads, losses = jax.lax.scan(add, zeros, parts)
+        # XLA:CPU compiles gradients of convolutions badly in loops: twenty times the time.
+        grads, losses = jax.lax.scan(add, zeros, parts, unroll=devices.platform() == "cpu")
         value, aux = loss.value(time_state, drawn, _joined(losses, mesh))
         return value, aux, grads
 
