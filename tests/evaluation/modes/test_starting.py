@@ -7,14 +7,18 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation.modes.compare import compare
 from evaluation.modes.importing import open_published
 from evaluation.modes.starting import beginning
 from main import EXIT_USER_ERROR, main
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
+from score_flow.runs import stores
 from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.places import local, place_of
 from score_flow.runs.sharding import replicated
 from score_flow.training import history
+from tests import emulators
 from tests.golden_data import golden_dir
 from tests.golden_data import load as golden
 from tests.launch import TINY, losses, run, weights
@@ -144,6 +148,38 @@ def test_interrupted_without_its_source_it_is_bitwise_the_same(tmp_path, cache):
     for one, other in zip(weights(broken, 40), weights(whole, 40), strict=True):
         np.testing.assert_array_equal(one, other)
     assert json.loads((broken / "history.json").read_text()) == json.loads((whole / "history.json").read_text())
+
+
+@pytest.mark.slow
+def test_split_over_devices_it_begins_alike(source, tmp_path):
+    """The source was not split, the run that begins with it is."""
+    init = (*CLASSES, f"--config.training.init={source}")
+    assert command(tmp_path / "one", *init) == 0
+    assert command(tmp_path / "split", *init, "--config.training.fsdp=True") == 0
+    for ours, theirs in zip(losses(tmp_path / "one").values(), losses(tmp_path / "split").values(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")
+def test_a_source_on_a_store_and_a_run_there(source, tmp_path, cache):
+    """The run begins, is gone on with otherwise, and is compared, as on a disk."""
+    flags, there = (*SMALL[len(TINY) :], *CLASSES), "gs://bucket/run"
+    more = ["--config.training.n_iters=4", "--config.training.batch_size=32", "--config.training.accept=batch_size"]
+    with emulators.here("gs") as variables:
+        place = place_of("gs://bucket/source")
+        for file in (f for f in source.rglob("*") if f.is_file()):
+            stores.put(place / str(file.relative_to(source)), file.read_bytes())
+        run(there, *flags, f"--config.training.init={place}:3", cache=cache, **variables)
+        run(there, *flags, *more, cache=cache, **variables)
+        compare([there, str(source)])
+        copy = local(place_of(there))
+        assert (copy / "compare.html").exists()
+    assert command(tmp_path, *CLASSES, f"--config.training.init={source}:3") == 0
+    ours, theirs = losses(tmp_path), losses(copy)
+    np.testing.assert_allclose([theirs[step] for step in ours], [*ours.values()], rtol=1e-5)
+    told = history.told(history.read(copy))
+    assert told["training.batch_size"] == "16 until step 3, 32 after" and "gs://bucket/source" in told["began with"]
 
 
 def test_without_init_there_is_nothing_to_begin_with():
