@@ -1,4 +1,5 @@
 # make demo: train, evaluate and report on the embedded digits.  make test: the tests.  Needs Python >= 3.11 and make.
+# make docs: the site of the documentation, in site/.
 # make install DEVICE=cuda13: into .venv, with the jax of a device: cpu (as the others do), cuda12, cuda13, tpu.
 PYTHON ?= python3
 DEVICE ?= cpu
@@ -6,7 +7,7 @@ REQUIREMENTS = requirements$(patsubst %,-%,$(filter-out cpu,$(DEVICE))).txt
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo gallery test test-all lint bench clean
+.PHONY: install demo gallery docs test test-all lint bench clean
 
 install: $(VENV)/bin/python
 	@test -f $(REQUIREMENTS) || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
@@ -20,6 +21,9 @@ demo: $(VENV)/.installed
 gallery: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=train
 	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=eval
+
+docs: $(VENV)/.installed-docs
+	$(RUN) -m mkdocs build --strict
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
@@ -49,5 +53,9 @@ $(VENV)/.installed-dev-all: $(VENV)/.installed-dev requirements-dev-all.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev-all.txt
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

@@ -62,12 +62,10 @@ def _modules() -> dict[str, str]:
     """The API's pages: a heading, and a line for each module, in whose place mkdocstrings puts its docstrings."""
     listed = dict(API)
     for name, (title, base, registry) in PLUG_INS.items():
-        files = [f"{registry.package}.{entry}" for entry in registry.names()]
-        listed[name] = title, [base, *files] if base else files
-    return {
-        name: "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)])
-        for name, (title, modules) in listed.items()
-    }
+        entries = [f"{registry.package}.{entry}" for entry in registry.names()]
+        listed[name] = title, [base, *entries] if base else entries
+    texts = {name: [f"# {title}", *(f"::: {m}" for m in modules)] for name, (title, modules) in listed.items()}
+    return {name: "\n\n".join(parts) for name, parts in texts.items()}
 
 
 def _face() -> str:
@@ -93,14 +91,15 @@ def of_notebook(file: Path) -> str:
         if not cell.markdown and draws(cell.text):
             shown += 1
             picture = PICTURES / f"{file.stem}-{shown}.png"
-            parts.append(f"![Picture {shown}](../{picture.relative_to('docs').as_posix()})")
+            if (ROOT / picture).exists():
+                parts.append(f"![Picture {shown}](../{picture.relative_to('docs').as_posix()})")
     head, *rest = parts
     return "\n\n".join([head, f"[This page as a notebook]({file.name}){{ download }}", *rest]) + "\n"
 
 
 def draws(code: str) -> bool:
     """Whether a cell shows a picture: by pyplot at its end, or by a function `show` of the notebook."""
-    return code.rstrip().endswith(SHOWN) or bool(re.search(r"^show\(", code, re.MULTILINE))
+    return code.rstrip().splitlines()[-1] == SHOWN or bool(re.search(r"^show\(", code, re.MULTILINE))
 
 
 # ---- links and mathematics

@@ -22,7 +22,7 @@ def test_nav_names_every_page_once():
 
 def test_modules_of_the_api_are_there():
     named = re.findall(r"^::: (.*)$", "\n".join(site.written().values()), re.MULTILINE)
-    assert len(named) > 100
+    assert len(named) > 70
     for module in named:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), module

@@ -37,7 +37,7 @@ def is_one(file: Path) -> bool:
         return stream.read(1) == PICKLE
 
 
-def read(file: Path, most: int, allowed: str) -> tuple[UInt8[np.ndarray, "n d"], Int32[np.ndarray, "n"]]:
+def read(file: Path, most: int, allowed: str) -> tuple[UInt8[np.ndarray, "n d"], Int32[np.ndarray, "m"]]:
     """Read images and labels of a batch; raises UserError, naming the file, for other contents or more than `most`."""
     size = regular_file(file, "image").stat().st_size
     if size > most:
