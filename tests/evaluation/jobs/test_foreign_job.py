@@ -69,7 +69,8 @@ def test_it_is_run_keyed_and_shown(lab, capsys):
     result = json.loads((folder / NAME / "result.json").read_text())
     levels = experiment(load("configs/digits.py", TINY[1:])).test_source.image
     assert result["mean_level"] == pytest.approx(levels.mean(), rel=1e-6)  # sums of whole numbers in float32
-    assert result["key"]["job"] == NAME and result["key"]["eval"].keys() == {"smallest_time", "bpd_dataset", "num_images"}
+    assert result["key"]["job"] == NAME
+    assert result["key"]["eval"].keys() == {"smallest_time", "bpd_dataset", "num_images"}
     assert f"{NAME}.mean_level = {result['mean_level']:.6g}; 297 images" in (folder / "results.txt").read_text()
     written = json.loads((folder / "results.json").read_text())
     assert written[NAME]["mean_level"] == result["mean_level"]
