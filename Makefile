@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 .PHONY: install demo gallery docs test test-all lint bench clean
 
 install: $(VENV)/bin/python
-	@test -f $(REQUIREMENTS) || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
+	@test -n "$(filter $(DEVICE),cpu cuda12 cuda13 tpu)" || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $(VENV)/.installed
 

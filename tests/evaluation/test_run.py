@@ -82,7 +82,7 @@ def test_stopped_between_jobs(tmp_path):
             Fold({}, lambda state: 1, dict, lambda state: state, lambda state: {}),
             tmp_path,
             "loss",
-            step=1,
+            of="step 1",
             preemption=preemption,
         )
 

@@ -31,6 +31,7 @@ MLP = ["--config=configs/digits.py", BATCH, *(f"--config.network.{of}" for of in
 SIT = [f"--config.network.{of}" for of in ("width=16", "depth=1", "num_heads=2")]
 PROGRAM = "ENTRY %f (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}"
 REMAT, FSDP = "--config.network.remat=True", "--config.training.fsdp=True"
+SLICES = "--config.training.microbatches=2"
 
 
 def planned(capsys, *flags: str) -> dict[str, str]:
@@ -57,9 +58,9 @@ def test_here(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "memory, expected",
     [
-        (900, f"{REMAT}: 800 B"),
-        (500, rf"{REMAT} {FSDP}: 400 B, \({REMAT} does not: 800 B\), \({FSDP} does not: 600 B\)"),
-        (300, rf"a smaller batch, or larger machines, \({REMAT} .*{FSDP} does not: 400 B\)"),
+        (900, rf"{REMAT}: 800 B, \({SLICES} does not: 1 kB\)"),
+        (500, rf"{REMAT} {FSDP}: 400 B, .*\({REMAT} does not: 800 B\), \({FSDP} does not: 600 B\)"),
+        (300, rf"a smaller batch, or larger machines, .*\({REMAT} .*{FSDP} does not: 400 B\)"),
     ],
 )
 def test_what_does_not_fit(capsys, monkeypatch, memory, expected):
@@ -70,9 +71,10 @@ def test_what_does_not_fit(capsys, monkeypatch, memory, expected):
         split = not all(layout.is_fully_replicated for layout in jax.tree.leaves(step.shardings.params))
         full = 1000 - 200 * step.run.loss.network.remat - 400 * split
         total = full * step.batch["image"].shape[1] // 16
-        return Compiled(Need(total, 0, 0, 0, total), total, read(PROGRAM))
+        return Compiled(Need(0, total, 0, 0, total), total, read(PROGRAM))
 
     monkeypatch.setattr(plan, "compiled", compiled)
+    monkeypatch.setattr(plan, "shares", lambda step: {"parameters": 0})  # else only what splits them would help
     monkeypatch.setattr(chips, "_here", lambda: machine)
     lines = planned(capsys, *MLP[:2], *SIT)
     assert f"1 kB on each device, of {memory} B: it does not fit" in lines["memory"]

@@ -302,7 +302,7 @@ def test_card_of_the_fid(run):
     result = {"fid": 3.14159, "n_samples": 5000, "features": "InceptionV3", "recall": 0.625}
     (run[1] / "fid" / "result.json").write_text(json.dumps(result))
     texts = report(run).texts()
-    assert texts[texts.index("FID") + 1 :][:2] == ["3.14", "5,000 samples, InceptionV3"]
+    assert texts[texts.index("FID") + 1 :][:2] == ["3.14", "5,000 samples, features: InceptionV3"]
     assert texts[texts.index("recall") + 1] == "0.625"  # of no card: like every figure, in a table
 
 
