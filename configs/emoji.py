@@ -1,0 +1,31 @@
+"""Emoji at 32 x 32 by class."""
+
+from configs.base import component
+from configs.base import get_config as base
+
+
+def get_config():
+    config = base()
+    config.path = component("linear")
+    config.network = component(
+        "ddpm", width=32, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(8,), groups=None
+    )
+    config.data.source = component("emoji", image_size=32)
+
+    config.model.prediction = "velocity"
+    config.model.class_conditional = True
+    config.model.ema_rate = (0.999, 0.996)
+
+    config.training.weighting = "velocity"
+    config.training.time_sampler = component("stratified")
+    config.training.label_dropout = 0.1
+    config.training.batch_size = 16
+    config.training.n_iters = 6500
+    config.training.log_freq = 20
+    config.training.eval_freq = 250
+    config.training.snapshot_freq = 1000
+    config.training.snapshot_freq_for_preemption = 250
+
+    config.optim.lr = 8e-4
+    config.optim.warmup = 200
+    return config
