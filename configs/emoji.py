@@ -11,6 +11,8 @@ def get_config():
         "ddpm", width=32, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(8,), groups=None
     )
     config.data.source = component("emoji", image_size=32)
+    config.data.image_shape = (32, 32, 3)
+    config.data.num_classes = 9
 
     config.model.prediction = "velocity"
     config.model.class_conditional = True
@@ -28,4 +30,13 @@ def get_config():
 
     config.optim.lr = 8e-4
     config.optim.warmup = 200
+
+    config.guidance.scale = 2.0
+    config.sampling = component("multistep", n_steps=16)
+    config.eval.batch_size = 32
+    config.eval.solver.method = "heun"
+    config.eval.solver.n_steps = 24
+    config.eval.solver.grid = "log_snr"
+    config.eval.jobs = ("baselines", "fid", "nearest", "gallery", "interpolation")
+    config.eval.num_samples = 128
     return config

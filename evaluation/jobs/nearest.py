@@ -1,7 +1,7 @@
 """Samples beside the training images that are nearest to them, so that copies would be seen."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from threadpoolctl import threadpool_limits
 
 from evaluation.context import Context
@@ -56,7 +56,7 @@ def nearest(image: Pixels, train: Source, levels: int) -> tuple[Int[np.ndarray, 
     return index, np.sqrt(np.maximum(square, 0) / flat.shape[1])
 
 
-def sheet(image: Pixels, index: Int[np.ndarray, "n k"], train: Source) -> Pixels:
+def sheet(image: Pixels, index: Int[np.ndarray, "n k"], train: Source) -> UInt8[np.ndarray, "cells h w c"]:
     """Return cells of rows of COLUMNS: a sample, its nearest training images, the next sample, ..."""
     near = [train.read(numbers)["image"] for numbers in index]
     return np.concatenate([np.stack([one, *few]) for one, few in zip(image, near, strict=True)])
@@ -77,7 +77,8 @@ def section(record: page.Record) -> str:
         f"Distance to the nearest training image (rms of pixels in [0, 1], median): samples {result['distance']:.3f}, "
         f"test images {result['distance_of_test_images']:.3f}."
     )
-    return page.section("Nearest training images", page.sheet(cells, record.levels, caption, columns=COLUMNS), note=note)
+    sheet_of_all = page.sheet(cells, record.levels, caption, columns=COLUMNS)
+    return page.section("Nearest training images", sheet_of_all, note=note)
 
 
 NEEDS = frozenset({"denoiser", "sampler", "guidance", "pixels", "levels", "training images", "test images"})

@@ -19,7 +19,7 @@ from score_flow.types import UserError, check_choice, one_line
 PACKAGE = "emoji-datasource-twitter"
 TABLE, PICTURES = "emoji.json", "img/twitter/64"
 LEFT_OUT = "Component"  # five plain squares: the skin tones themselves
-# Code points by which pictures of one thing differ: man, woman, person; their signs; skin tones; joiners; the direction.
+# Code points by which pictures of one thing differ: man, woman, person; their signs; skin tones; joiners; direction
 VARIANTS = {"1F468", "1F469", "1F9D1", "2640", "2642", *(f"1F3F{i}" for i in "BCDEF"), "200D", "FE0F", "27A1"}
 ONE_IN = 10
 
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 @takes_reader
 def build(split: splits.Split = "train", path: str = f"node_modules/{PACKAGE}", *, reader: ImageReader) -> Source:
-    """The pictures of emoji-datasource-twitter, by file name; the class is the category; `path` is the package's folder.
+    """The pictures of emoji-datasource-twitter, by file name; the class is the category, `path` the package's folder.
 
     They are 64 x 64 with alpha. Signs that differ by skin tone, gender or direction alone stay in one split, which a
     hash of the sign decides: one in ten is a test sign, in every release. Of equal files one is read. Raises UserError.
