@@ -6,7 +6,7 @@ REQUIREMENTS = requirements$(patsubst %,-%,$(filter-out cpu,$(DEVICE))).txt
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo gallery test test-all lint bench clean
+.PHONY: install demo gallery gallery-colour test test-all lint bench clean
 
 install: $(VENV)/bin/python
 	@test -f $(REQUIREMENTS) || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
@@ -20,6 +20,18 @@ demo: $(VENV)/.installed
 gallery: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=train
 	$(RUN) main.py --config=configs/digits_conditional.py --workdir=runs/gallery --mode=eval
+
+EMOJI := node_modules/emoji-datasource-twitter
+WITHOUT = $(foreach job,loss bpd sampling,--config.eval.enable_$(job)=False)
+
+# Train on colour, by class, and make the pictures and the figures of docs/guide/gallery.md; it goes on where it stopped.
+gallery-colour: $(VENV)/.installed
+	@test -d $(EMOJI) || { echo "error: no $(EMOJI) here; to install it: npm install emoji-datasource-twitter" >&2; exit 2; }
+	$(RUN) main.py --config=configs/emoji.py --workdir=runs/emoji --mode=train
+	$(RUN) main.py --workdir=runs/emoji --mode=stats
+	$(RUN) main.py --workdir=runs/emoji --mode=eval
+	for scale in 1 1.5 2 3 4; do $(RUN) main.py --workdir=runs/emoji --mode=eval --eval_folder=scale$$scale \
+	  --config.guidance.scale=$$scale --config.eval.jobs="('fid',)" $(WITHOUT) || exit; done
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
