@@ -25,13 +25,15 @@ EMOJI := node_modules/emoji-datasource-twitter
 WITHOUT = $(foreach job,loss bpd sampling,--config.eval.enable_$(job)=False)
 
 # Train on colour, by class, and make the pictures and the figures of docs/guide/gallery.md; it goes on where it stopped.
-gallery-colour: $(VENV)/.installed
-	@test -d $(EMOJI) || { echo "error: no $(EMOJI) here; to install it: npm install emoji-datasource-twitter" >&2; exit 2; }
+gallery-colour: $(EMOJI)/emoji.json $(VENV)/.installed
 	$(RUN) main.py --config=configs/emoji.py --workdir=runs/emoji --mode=train
 	$(RUN) main.py --workdir=runs/emoji --mode=stats
 	$(RUN) main.py --workdir=runs/emoji --mode=eval
 	for scale in 1 1.5 2 3 4; do $(RUN) main.py --workdir=runs/emoji --mode=eval --eval_folder=scale$$scale \
 	  --config.guidance.scale=$$scale --config.eval.jobs="('fid',)" $(WITHOUT) || exit; done
+
+$(EMOJI)/emoji.json:
+	@echo "error: $(EMOJI) is not here; to install it: npm install emoji-datasource-twitter" >&2; exit 2
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest

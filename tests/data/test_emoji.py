@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from score_flow.data import emoji
 from tests.data.writers import emoji_package, refusal
+from tests.launch import ROOT
 
 TONES = ("1F3FB", "1F3FD", "1F3FF")
 WAVES = [(f"1F44{i}", "People & Body", TONES, True) for i in "ABCDEF"]
@@ -104,3 +106,12 @@ def test_what_is_absent_or_damaged_is_one_line(package, tmp_path, monkeypatch):
     (damaged / emoji.TABLE).write_text(json.dumps(table))
     next((damaged / emoji.PICTURES).iterdir()).unlink()
     assert "no such file" in refusal(emoji.build, "train", str(damaged))
+
+
+def test_make_says_how_to_install_the_package_before_it_does_anything(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run(["make", "gallery-colour"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 2 and first.endswith("to install it: npm install emoji-datasource-twitter")
+    assert all(line.startswith("make:") for line in rest) and not done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["Makefile"]
