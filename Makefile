@@ -7,7 +7,7 @@ REQUIREMENTS = requirements$(patsubst %,-%,$(filter-out cpu,$(DEVICE))).txt
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo gallery docs test test-all lint bench clean
+.PHONY: install demo gallery gallery-colour docs test test-all lint bench clean
 
 install: $(VENV)/bin/python
 	@test -n "$(filter $(DEVICE),cpu cuda12 cuda13 tpu)" || { echo "error: DEVICE is '$(DEVICE)'; allowed: cpu, cuda12, cuda13, tpu." >&2; exit 2; }
@@ -24,6 +24,18 @@ gallery: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	$(RUN) -m mkdocs build --strict
+
+EMOJI := node_modules/emoji-datasource-twitter
+
+# Train on colour, by class, and make the pictures and the figures of docs/guide/gallery.md; it goes on where it stopped.
+gallery-colour: $(EMOJI)/emoji.json $(VENV)/.installed
+	$(RUN) main.py --config=configs/emoji.py --workdir=runs/emoji --mode=train
+	$(RUN) main.py --workdir=runs/emoji --mode=stats
+	$(RUN) main.py --workdir=runs/emoji --mode=eval
+	$(RUN) main.py --workdir=runs/emoji --mode=eval --config.eval.only="('sweep',)" --config.eval.sweep="(1.0, 1.5, 2.0, 3.0, 4.0)"
+
+$(EMOJI)/emoji.json:
+	@echo "error: $(EMOJI) is not here; to install it: npm install emoji-datasource-twitter" >&2; exit 2
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest

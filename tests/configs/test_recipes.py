@@ -76,7 +76,10 @@ CASES = [
     *improved_diffusion_cases(),
 ]
 RECIPES = [file for file, _, _ in CASES]
-OURS = {f"configs/{name}.py" for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier")}
+OURS = {
+    f"configs/{name}.py"
+    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "emoji")
+}
 
 
 loaded = functools.cache(lambda file: load(file, []))  # a config is a value that does not change

@@ -67,6 +67,8 @@ def stand_ins(path):
         writers.write_tfrecord(prepared / f"cifar10-{split}.tfrecord-00000-of-00001", rows)
     writers.stylegan(path / "ffhq", noise(N, 32, 32, 3))
     writers.write_tfrecord(path / "tfrecords/train-00000-of-00001", rows)
+    signs = [(f"1F{i}", "Symbols", (), True) for i in range(600, 640)]
+    writers.emoji_package(path / "node_modules/emoji-datasource-twitter", signs)
     writers.write_parquet(path / "parquet/train-00000-of-00001.parquet", PNGS, np.arange(N) % 3, ("a", "b", "c"))
 
 

@@ -113,6 +113,11 @@ def tfds_sample(path):
     return {"dataset": "tiny", "data_dir": str(path)}
 
 
+def emoji_sample(path):
+    signs = [(f"1F{i}", ("Flags", "Objects")[i % 2], (), True) for i in range(600, 640)]
+    return {"path": str(writers.emoji_package(path, signs)), "image_size": 8}
+
+
 def sample_of(name):
     """What writes a small data set for a source to read, and returns its fields; one more may need nothing."""
     return globals().get(f"{name}_sample", lambda path: {})

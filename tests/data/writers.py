@@ -278,3 +278,18 @@ def save(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def emoji_package(folder: Path, signs) -> Path:
+    """emoji-datasource-twitter with pictures of noise: signs are (unified, category, skin tones, of the set or not)."""
+    table, files = [], {}
+    for i, (unified, category, tones, there) in enumerate(signs):
+        points = [unified, *(f"{unified}-{tone}" for tone in tones)]
+        entries = [{"unified": p, "image": f"{p.lower()}.png", "has_img_twitter": there} for p in points]
+        table.append(entries[0] | {"name": f"SIGN {i}", "short_name": f"sign_{i}", "category": category})
+        if tones:
+            table[-1]["skin_variations"] = dict(zip(tones, entries[1:], strict=True))
+        pictures = noise(len(points), 64, 64, 4, seed=i)
+        files |= {f"img/twitter/64/{e['image']}": png(x) for e, x in zip(entries, pictures, strict=True) if there}
+    save_all(folder, files | {"emoji.json": json.dumps(table).encode(), "package.json": b"{}"})
+    return folder
