@@ -17,6 +17,7 @@ QUICK = {
     "sit_in_latents": {"AUTOENCODER_STEPS": 1, "STEPS": 2, "WIDTH": 8, "DEPTH": 1, "CHANNELS": (8, 8)},
     "add_your_own": {"STEPS": 2, "WIDTH": 8},
 }
+LONG = ("play_with_a_checkpoint", "sit_in_latents")  # compiling what they contain takes a minute
 
 
 @pytest.fixture
@@ -30,7 +31,10 @@ def place(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(file, marks=[pytest.mark.slow] * (file.stem in LONG), id=file.stem) for file in NOTEBOOKS],
+)
 def test_a_few_steps(notebook, place):
     """Every cell runs, and draws the pictures of which the site shows those of a full run."""
     drawn = {}

@@ -62,7 +62,7 @@ def test_a_skipped_step_changes_nothing_but_the_step(run, skipped, tmp_path, cap
 @pytest.mark.parametrize(
     "moments",
     [
-        [(8, "SIGTERM"), (25, "SIGKILL")],
+        pytest.param([(8, "SIGTERM"), (25, "SIGKILL")], marks=pytest.mark.slow),
         pytest.param([(9, "SIGKILL"), (20, "SIGTERM"), (21, "SIGKILL")], marks=pytest.mark.slow),
     ],
     ids=str,

@@ -157,7 +157,7 @@ def test_non_finite_loss_stops_names_the_step_and_spares_the_checkpoints(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "moment", ["saving:20:SIGKILL", *(pytest.param(m, marks=pytest.mark.slow) for m in KILLS)], ids=str
+    "moment", [pytest.param(m, marks=pytest.mark.slow) for m in ("saving:20:SIGKILL", *KILLS)], ids=str
 )
 def test_a_kill_inside_a_save_costs_the_steps_since_the_one_before(whole, tmp_path, cache, moment):
     """While orbax writes, while files are hashed, between the manifest and what it replaces."""

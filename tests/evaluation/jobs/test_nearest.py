@@ -44,7 +44,7 @@ def test_a_sample_stands_before_its_neighbours():
 
 def test_the_report_shows_them_with_both_distances(tmp_path):
     found = {"nearest": {"distance": 0.123, "distance_of_test_images": 0.456}}
-    record = Record("", {}, [], "", found, None, tmp_path, TRAIN.image[:2], 256, {})
+    record = Record("", {}, [], "", found, None, tmp_path, TRAIN.image[:2], 256, {}, [])
     assert nearest.section(record) == ""  # there is nothing to show
     (tmp_path / "nearest").mkdir()
     np.savez(tmp_path / "nearest/nearest.npz", sheet=TRAIN.image[:16])

@@ -65,6 +65,7 @@ def state(workdir, step, folder="checkpoints"):
     return found["params"], found["ema"], found["train"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_other_classes(source, shapes, tmp_path, capsys):
     """The state at step 0: the source's first average everywhere but in the embedding, fresh averages, no moments."""
     workdir = tmp_path / "run"
