@@ -110,7 +110,8 @@ def test_what_is_absent_or_damaged_is_one_line(package, tmp_path, monkeypatch):
 
 def test_make_says_how_to_install_the_package_before_it_does_anything(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    done = subprocess.run(["make", "--no-print-directory", "gallery-colour"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = ["make", "--no-print-directory", "gallery-colour"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     first, *rest = done.stderr.splitlines()
     assert done.returncode == 2 and first.endswith("to install it: npm install emoji-datasource-twitter")
     assert all(line.startswith("make") for line in rest) and not done.stdout
