@@ -61,9 +61,10 @@ class Trained:
         self.rows, self.state = np.array(rows), to_host(state)
 
 
-def assert_same(one, other):
+def assert_same(one, other, norms=1e-6):
     """To 1e-6: losses and norms of gradients, parameters and what the time sampler learnt."""
-    np.testing.assert_allclose(one.rows, other.rows, rtol=1e-6)
+    np.testing.assert_allclose(one.rows[:, 0], other.rows[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(one.rows[:, 1], other.rows[:, 1], rtol=norms)
     assert distance(one.state.params, other.state.params) <= 1e-6
     assert len(set(other.rows[:, 0])) == STEPS
     if jax.tree.leaves(other.state.time_state):
@@ -85,7 +86,9 @@ def test_every_loss_on_every_mesh(objective, monkeypatch):
     flags = flags_of(objective)
     whole = Trained(1, 1, False, objective, flags)
     for n, n_devices, fsdp in ((4, 1, False), (32, 1, False), (2, 8, False), (4, 8, True), (2, 8, 4)):
-        assert_same(Trained(n, n_devices, fsdp, objective, flags), whole)
+        # The gradient of a dequantiser is a difference of larger terms: float32 knows it to 3e-5 (float64 to 5e-15).
+        norms = 1e-4 if objective == "dequantiser" else 1e-6
+        assert_same(Trained(n, n_devices, fsdp, objective, flags), whole, norms)
 
 
 @pytest.mark.slow
@@ -93,7 +96,7 @@ def test_every_time_sampler_that_learns():
     """By the losses of the whole batch, in its order."""
     path, learning = experiment(settings()).model.path, []
     for name, make in TIME_SAMPLERS.items():
-        learning += [name] if jax.tree.leaves(make(path, t_min=1e-3, t_max=1.0).init()) else []
+        learning += [name] if jax.tree.leaves(make(path, t_min=1e-3, t_max=0.999).init()) else []
     assert "loss_second_moment" in learning
     for name in learning:
         flags = (f"training.time_sampler.name={name}", *(ADAPTIVE if name == "loss_second_moment" else ()))
@@ -105,8 +108,8 @@ def test_every_time_sampler_that_learns():
 
 @pytest.mark.slow
 def test_dropout_alone_differs():
-    """Each slice has masks of its own: another loss, by little; without dropout there is no difference."""
-    flags = tuple(f"network.{each}" for each in (*SIT, "dropout=.5"))
+    """Each slice has masks of its own: other gradients, by little. (A SiT's gates let none of them through at first.)"""
+    flags = tuple(f"network.{each}" for each in (*UNET, "dropout=0.5"))
     one, other = (Trained(n, 1, False, flags=flags) for n in (1, 4))
     assert 1e-5 < abs(other.rows[-1, 1] / one.rows[-1, 1] - 1) < 0.5
 
