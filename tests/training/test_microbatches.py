@@ -62,10 +62,10 @@ class Trained:
 
 
 def assert_same(one, other, norms=1e-6):
-    """To 1e-6: losses and norms of gradients, parameters and what the time sampler learnt."""
+    """To 1e-6: losses and what the time sampler learnt; to `norms`: sizes of gradients, and so parameters."""
     np.testing.assert_allclose(one.rows[:, 0], other.rows[:, 0], rtol=1e-6)
     np.testing.assert_allclose(one.rows[:, 1], other.rows[:, 1], rtol=norms)
-    assert distance(one.state.params, other.state.params) <= 1e-6
+    assert distance(one.state.params, other.state.params) <= norms  # Adam divides by the gradient's size
     assert len(set(other.rows[:, 0])) == STEPS
     if jax.tree.leaves(other.state.time_state):
         assert distance(one.state.time_state, other.state.time_state) <= 1e-6
@@ -108,8 +108,8 @@ def test_every_time_sampler_that_learns():
 
 @pytest.mark.slow
 def test_dropout_alone_differs():
-    """Each slice has masks of its own: other gradients, by little. (A SiT's gates let none of them through at first.)"""
-    flags = tuple(f"network.{each}" for each in (*UNET, "dropout=0.5"))
+    """Each slice has masks of its own: other gradients, by little."""
+    flags = ("network.dropout=.5",)
     one, other = (Trained(n, 1, False, flags=flags) for n in (1, 4))
     assert 1e-5 < abs(other.rows[-1, 1] / one.rows[-1, 1] - 1) < 0.5
 
