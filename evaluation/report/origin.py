@@ -2,16 +2,14 @@
 
 from typing import Any
 
+from score_flow.runs import provenance
 from score_flow.runs.places import Place
-from score_flow.runs.progress import read_lines
 from score_flow.training import history
-
-STARTS = "runs.jsonl"  # a line a start: step, time, command, commit, version, host, devices
 
 
 def origin(workdir: Place) -> dict[str, str]:
     """Say it for people: {"began with": ..., "training.batch_size": "128 until step 5000, 256 after", ...}."""
-    starts = {f"start at step {line['step']}": _start(line) for line in read_lines(workdir / STARTS)}
+    starts = {f"start at step {line['step']}": _start(line) for line in provenance.starts(workdir)}
     return history.told(history.read(workdir)) | starts
 
 

@@ -37,6 +37,14 @@ def skipped(run, tmp_path_factory):
     return workdir
 
 
+def assert_same_with_interruptions(run, workdir, whole, moments, policy, bad):
+    for moment in moments:
+        with pytest.raises((Preempted, LookupError)):
+            fit(run, workdir, policy, bad=bad, moment=moment)
+    fit(run, workdir, policy, bad=bad)
+    assert_same(workdir, whole)
+
+
 def test_a_skipped_step_changes_nothing_but_the_step(run, skipped, tmp_path, capsys):
     """Counted and logged; the optimiser, its rate, the averages and the time sampler saw the other 27 steps."""
     found = {row["step"]: row for row in rows(skipped)}
@@ -68,11 +76,7 @@ def test_a_skipped_step_changes_nothing_but_the_step(run, skipped, tmp_path, cap
     ids=str,
 )
 def test_interrupted_it_skips_the_same(run, skipped, tmp_path, moments):
-    for moment in moments:
-        with pytest.raises((Preempted, LookupError)):
-            fit(run, tmp_path, SKIP, bad=BAD, moment=moment)
-    fit(run, tmp_path, SKIP, bad=BAD)
-    assert_same(tmp_path, skipped)
+    assert_same_with_interruptions(run, tmp_path, skipped, moments, SKIP, BAD)
 
 
 @pytest.mark.slow
@@ -131,11 +135,7 @@ def test_a_rollback_goes_on_from_the_last_state_with_other_batches(run, rolled, 
     ids=str,
 )
 def test_interrupted_it_goes_back_to_the_same(run, rolled, tmp_path, moments):
-    for moment in moments:
-        with pytest.raises((Preempted, LookupError)):
-            fit(run, tmp_path, BACK, bad=ONCE, moment=moment)
-    fit(run, tmp_path, BACK, bad=ONCE)
-    assert_same(tmp_path, rolled)
+    assert_same_with_interruptions(run, tmp_path, rolled, moments, BACK, ONCE)
 
 
 @pytest.mark.slow

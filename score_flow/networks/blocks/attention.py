@@ -50,12 +50,8 @@ def attention(q: Heads, k: Float[Array, "b m heads d"], v: Float[Array, "b m hea
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
     takes = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     kernel: Kernel = "fused" if devices.platform() == "gpu" and takes else "short"
-    match _ORDER.get():
-        case "backward":
-            return _value(kernel, q, k, v)
-        case "forward inside backward":
-            return _forward_once(kernel, q, k, v)
-    return _differentiable(kernel, q, k, v)
+    order = _ORDER.get()
+    return _value(kernel, q, k, v) if order == "backward" else _differentiable(kernel, order, q, k, v)
 
 
 def _value(kernel: Kernel, q: Heads, k: Heads, v: Heads) -> Heads:
@@ -63,24 +59,16 @@ def _value(kernel: Kernel, q: Heads, k: Heads, v: Heads) -> Heads:
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn") if kernel == "fused" else _short(q, k, v)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(kernel: Kernel, q: Heads, k: Heads, v: Heads) -> Heads:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiable(kernel: Kernel, order: Order, q: Heads, k: Heads, v: Heads) -> Heads:
     return _value(kernel, q, k, v)
 
 
 @_differentiable.defjvp
-def _(kernel, primals, tangents):
-    return _differentiable(kernel, *primals), _direction(*primals, *tangents)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward_once(kernel: Kernel, q: Heads, k: Heads, v: Heads) -> Heads:
-    return _value(kernel, q, k, v)
-
-
-@_forward_once.defjvp
-def _(kernel, primals, tangents):
-    return _value(kernel, *primals), _direction(*primals, *tangents)
+def _(kernel, order, primals, tangents):
+    # What has one forward-mode derivative may have the kernel's own backward pass.
+    value = _differentiable(kernel, order, *primals) if order == "any" else _value(kernel, *primals)
+    return value, _direction(*primals, *tangents)
 
 
 def _weights(q: Heads, k: Heads) -> Weights:
