@@ -21,11 +21,11 @@ from score_flow.experiment import Experiment
 from score_flow.pretrained import autoencoder_kl
 from score_flow.runs.files import sha256_of
 from score_flow.runs.places import place_of
+from score_flow.training.accepting import HARMLESS
 
 # What training decides of a run's speed and logs, but not of its loss
 NOT_OF_THE_LOSS = (
-    "batch_size", "n_iters", "n_jitted_steps", "log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption",
-    "save_minutes", "snapshot_sampling", "fsdp", "init", "accept",
+    "batch_size", "n_iters", "microbatches", "non_finite", *(key.removeprefix("training.") for key in HARMLESS)
 )  # fmt: skip
 OF_SPLIT = ("bpd_dataset", "num_images")  # what every job over the images of a split looks at
 

@@ -181,3 +181,15 @@ def test_the_version_is_one():
     numbers = [tuple(map(int, version.split("."))) for version in (score_flow.FIGURES, score_flow.__version__)]
     assert numbers == sorted(numbers)
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == score_flow.__version__
+
+
+def test_a_loss_depends_on_nothing_that_only_training_is_told():
+    """How a batch is cut, what tells a service, what becomes of bad steps: a result is there under any of them."""
+    others = ("microbatches=2", "non_finite=skip", "logger.name=none", "n_jitted_steps=5", "accept=('batch_size',)")
+
+    def of_training(*flags):
+        config = load("configs/digits.py", [*FLAGS, *(f"--config.training.{flag}" for flag in flags)])
+        return keys.settings_of(experiment(config), config, False)["training"]
+
+    assert of_training(*others) == of_training() and "logger" not in of_training()
+    assert of_training("smallest_time=1e-3") != of_training()
