@@ -153,6 +153,11 @@ def _read_out(
         if any(tensor not in tensors for tensor in leaf.names):  # it has no classes
             model, plain = _of_classes(run, config, 0)
             return published.params(model, run.image_shape, plain, kind), of_classes
+        rows = {len(tensors[tensor]) for tensor in leaf.names if name.endswith("label/embedding")}
+        if rows == {run.conditioning.num_classes} and config.training.label_dropout:
+            # As many rows as classes here: the last is of the null class there, as everywhere where labels are dropped.
+            model, other = _of_classes(run, config, run.conditioning.num_classes - 1)
+            return published.params(model, run.image_shape, other, kind), of_classes
         made = leaf.read(*(tensors[tensor] for tensor in leaf.names))
         own[name] = jax.ShapeDtypeStruct(made.shape, "float32")
     return published.params(run.model, run.image_shape, unflatten_dict(own, sep="/"), kind), of_classes

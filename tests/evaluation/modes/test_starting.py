@@ -193,28 +193,34 @@ def test_without_init_there_is_nothing_to_begin_with():
 SIT = golden_dir() / "sit/models"
 
 
-def of_file(classes):
-    """(what a run of the golden SiT for so many classes begins with by its file, the file, its number of classes)."""
-    file = next(SIT.glob("*.pt"))
+FILES = sorted(file for file in SIT.glob("*.pt") if file.with_suffix(".json").exists())
+
+
+def of_file(file, more=0, **flags):
+    """(what a run of a golden SiT, for more classes than it has, begins with, the file, the run, its shapes)."""
     published, settings = open_published(str(file)), golden(f"sit/models/{file.stem}")[0]["kwargs"]
-    ours = {"data.num_classes": classes or settings["num_classes"], "training.init": str(file)}
-    config = with_settings(load("configs/base.py", [], published.source.translate(settings)), ours)
+    ours = {"data.num_classes": settings["num_classes"] + more, "training.init": str(file)}
+    config = with_settings(load("configs/base.py", [], published.source.translate(settings)), ours | flags)
     run = experiment(config)
     wanted = jax.eval_shape(run.init, jax.random.key(0))
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), wanted)
     return beginning(run, config)(wanted), published, run, wanted
 
 
-@pytest.mark.skipif(not SIT.is_dir(), reason="no golden file of SiT")
-def test_a_published_file(capsys):
-    """For as many classes, all of it; for others, all but the embedding. What it does not say is said."""
-    start, published, run, wanted = of_file(0)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_published_file(file, capsys):
+    """For as many classes, all of it; for others, all but the embedding. What it does not say is said.
+
+    One class more, where labels are dropped: the last of as many rows is the null class of the file.
+    """
+    start, published, run, wanted = of_file(file)
     theirs = published.params(run.model, run.image_shape, wanted, "ema")
     jax.tree.map(np.testing.assert_array_equal, start.params, theirs)
     assert start.facts | {"weights": "ema", "project": "sit", "drawn": []} == start.facts
     assert len(start.facts["sha256"]) == 64
     assert "does not say what its output means: taken for what this config says, velocity" in capsys.readouterr().out
-    start, *_ = of_file(11)
-    assert start.facts["drawn"] == ["embedding/label/embedding"] and "label" not in start.params["embedding"]
     del theirs["embedding"]["label"]
-    jax.tree.map(np.testing.assert_array_equal, start.params, theirs)
+    for more in (1, 6):
+        start, *_ = of_file(file, more, **{"training.label_dropout": 0.1})
+        assert start.facts["drawn"] == ["embedding/label/embedding"] and "label" not in start.params["embedding"]
+        jax.tree.map(np.testing.assert_array_equal, start.params, theirs)
