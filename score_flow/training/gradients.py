@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from score_flow.losses.base import Aux, ByExample, Loss
 from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding
+from score_flow.training.flat import as_in, tree_of
 from score_flow.types import Batch, Key, Params, UserError
 
 # (loss, params, time_state, key, batch) -> (value, what else it says, gradients)
@@ -48,8 +49,9 @@ def at_once(layout: PyTree) -> Gradients:
 
     def gradients(loss, params, time_state, key, batch):
         of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
-        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(params, time_state, key, batch)
-        return value, aux, jax.lax.with_sharding_constraint(grads, layout)  # summed and scattered: each has its part
+        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(tree_of(params), time_state, key, batch)
+        # Summed and scattered: each device has its part.
+        return value, aux, jax.lax.with_sharding_constraint(as_in(params, grads), layout)
 
     return gradients
 
@@ -63,7 +65,7 @@ def in_slices(n: int, layout: PyTree, mesh: Mesh) -> Gradients:
 
     def gradients(loss, params, time_state, key, batch):
         drawn, dropout_key = loss.draw(time_state, key, batch, True)
-        b = len(drawn.t)
+        b, tree = len(drawn.t), tree_of(params)
 
         def share(params: Params, part: PyTree, i: Array) -> tuple[Float[Array, ""], Float[Array, "m"]]:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
@@ -72,8 +74,8 @@ def in_slices(n: int, layout: PyTree, mesh: Mesh) -> Gradients:
 
         def add(total: Params, each: tuple[PyTree, Array]) -> tuple[Params, Float[Array, "m"]]:
             total, each = jax.lax.optimization_barrier((total, each))  # one after the other, unrolled too
-            grads, losses = jax.grad(share, has_aux=True)(params, *each)
-            grads = jax.lax.with_sharding_constraint(grads, layout)
+            grads, losses = jax.grad(share, has_aux=True)(tree, *each)
+            grads = jax.lax.with_sharding_constraint(as_in(params, grads), layout)
             return jax.tree.map(jnp.add, total, grads), losses
 
         zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), layout)

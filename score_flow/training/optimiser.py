@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from score_flow.config.options import OptimOptions
 from score_flow.training import matrices
+from score_flow.training.flat import LARGE, Layout, layout_of
 from score_flow.types import UserError
 
 
@@ -93,6 +95,20 @@ def make_optimiser(
         "Muon": lambda: (clip, matrices.muon(momentum, adam), decay),
     }[name]()
     return optax.chain(*order, optax.scale_by_learning_rate(rate if rate.changes else lr))
+
+
+def layout_for(options: OptimOptions, params: PyTree, mesh: Mesh) -> Layout | None:
+    """Return how parameters lie in vectors while they are trained on some devices; None: they stay a tree.
+
+    They do where each is split over devices, and on a TPU, whose arrays of several axes are no vectors in memory.
+    """
+    platform = mesh.devices.flat[0].platform
+    if mesh.shape["fsdp"] > 1 or platform == "tpu":
+        return None
+    muon = options.optimizer == "Muon"  # which needs the axes of its matrices
+    kind = matrices.kind if muon or options.decay_on == "matrices" else lambda path, ndim: "all"
+    apart = lambda kind, size: size >= LARGE or (muon and kind == "hidden")  # noqa: E731
+    return layout_of(params, kind, apart, outputs_first=platform == "gpu")
 
 
 def updates_of(opt_state: PyTree) -> int:
