@@ -182,11 +182,11 @@ def shares(step: Step) -> dict[str, int]:
     state, layout = step.state, step.shardings
     batch = jax.tree.map(lambda _: batch_sharding(step.run.mesh, leading=1), step.batch)
     return {
-        "parameters": _held(state.params, layout.params), "averages": _held(state.ema, layout.ema),
-        "optimiser": _held(state.opt_state, layout.opt_state), "batch": _held(step.batch, batch),
+        "parameters": _share(state.params, layout.params), "averages": _share(state.ema, layout.ema),
+        "optimiser": _share(state.opt_state, layout.opt_state), "batch": _share(step.batch, batch),
     }  # fmt: skip
 
 
-def _held(tree: PyTree, shardings: PyTree) -> int:
+def _share(tree: PyTree, shardings: PyTree) -> int:
     sizes = jax.tree.map(lambda x, s: x.dtype.itemsize * math.prod(s.shard_shape(x.shape)), tree, shardings)
     return sum(jax.tree.leaves(sizes))

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Shaped
 
-LARGE = 1 << 21  # numbers of a parameter from which on a kernel of its own is long: a copy would take more than it saves
-
-# (names of the modules and of the parameter, number of axes) -> a kind, of which each has vectors of its own
-Kind = Callable[[tuple[str, ...], int], str]
+# (names of the modules and of the parameter, shape) -> its kind, of which each has a vector; None: it stays as it is
+Kind = Callable[[tuple[str, ...], tuple[int, ...]], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +40,13 @@ class Layout:
     structure: Any
     places: tuple[Place, ...]
     outputs_first: bool = False
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:  # asked for at each call of a program
+        return hash((self.structure, self.places, self.outputs_first))
 
     def packed(self, tree: PyTree) -> "Flat":
         """Return a tree of these parameters' structure in vectors; optax.MaskedNode stands for what is not there."""
@@ -76,13 +81,13 @@ class Flat(flax.struct.PyTreeNode):
     layout: Layout = flax.struct.field(pytree_node=False)
 
 
-def layout_of(params: PyTree, kind: Kind, apart: Callable[[str, int], bool], outputs_first: bool = False) -> Layout:
-    """Return the layout of parameters, a vector for each kind and dtype; apart(kind, size) says which stay as they are."""
+def layout_of(params: PyTree, kind: Kind, outputs_first: bool = False) -> Layout:
+    """Return the layout of parameters, a vector for each kind and dtype."""
     places = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = _names(keys)
-        its = kind(path, leaf.ndim)
-        places.append(Place(path, leaf.shape, None if apart(its, leaf.size) else f"{its} {leaf.dtype}"))
+        its = kind(path, leaf.shape)
+        places.append(Place(path, leaf.shape, its and f"{its} {leaf.dtype}"))
     return Layout(jax.tree.structure(params), tuple(places), outputs_first)
 
 
@@ -112,20 +117,25 @@ def is_flat(part: Any) -> bool:
 
 
 def tree_of(state: PyTree) -> PyTree:
-    """Return a state, or a part of one, with a tree in place of whatever is flat in it."""
+    """Return a state, or a part of one, with a tree in place of all that is flat in it."""
     return jax.tree.map(lambda part: part.layout.tree(part) if is_flat(part) else part, state, is_leaf=is_flat)
 
 
 def as_in(like: PyTree, state: PyTree) -> PyTree:
-    """Return a state with flat in place of each tree that is flat in another state of its kind."""
-    return jax.tree.map(lambda part, own: part.layout.packed(own) if is_flat(part) else own, like, state, is_leaf=is_flat)
+    """Return a state with vectors in place of each tree that has them in another state of its kind."""
+
+    def packed(part: Any, own: PyTree) -> Any:
+        return part.layout.packed(own) if is_flat(part) else own
+
+    return jax.tree.map(packed, like, state, is_leaf=is_flat)
 
 
 # Compiled each on its own: of a state outside of a program nothing is copied but what changes its form.
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _joined(leaves: list[Shaped[Array, "..."]], outputs_first: bool) -> Shaped[Array, "n"]:
     moved = [jnp.moveaxis(leaf, -1, -4) if outputs_first and leaf.ndim > 3 else leaf for leaf in leaves]
-    return jnp.concatenate([leaf.reshape(-1) for leaf in moved])
+    dtype = jnp.result_type(*leaves)
+    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in moved])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
