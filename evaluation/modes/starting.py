@@ -1,5 +1,6 @@
 """`training.init`: a new run begins with the weights of another run, or of a published file."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -147,17 +148,16 @@ def _read_out(
 ) -> tuple[PyTree, frozenset[str]]:
     """(the file's parameters, the names of those that are of classes), whatever its number of classes is."""
     of_classes, tensors = classes_of(run, config), published.checkpoint.weights[kind]
+    if config.training.label_dropout and of_classes:
+        model, fewer = _of_classes(run, config, run.conditioning.num_classes - 1)
+        with contextlib.suppress(UserError):  # as many rows as classes here: the last is the null class's
+            return published.params(model, run.image_shape, fewer, kind), of_classes
     layout, own = published.source.layout(run.model, run.image_shape), flatten_dict(shapes, sep="/")
     for name in of_classes & set(layout.leaves):
         leaf = layout.leaves[name]
         if any(tensor not in tensors for tensor in leaf.names):  # it has no classes
             model, plain = _of_classes(run, config, 0)
             return published.params(model, run.image_shape, plain, kind), of_classes
-        rows = {len(tensors[tensor]) for tensor in leaf.names if name.endswith("label/embedding")}
-        if rows == {run.conditioning.num_classes} and config.training.label_dropout:
-            # As many rows as classes here: the last is of the null class there, as everywhere where labels are dropped.
-            model, other = _of_classes(run, config, run.conditioning.num_classes - 1)
-            return published.params(model, run.image_shape, other, kind), of_classes
         made = leaf.read(*(tensors[tensor] for tensor in leaf.names))
         own[name] = jax.ShapeDtypeStruct(made.shape, "float32")
     return published.params(run.model, run.image_shape, unflatten_dict(own, sep="/"), kind), of_classes
