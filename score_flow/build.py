@@ -209,7 +209,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
 # What a network may be asked for: the argument of its `build`, and the option that asks.
 ASKED = {
     "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
-    "augment_dim": "data.augment",
+    "augment_dim": "data.augment", "dtype": "model.precision",
 }  # fmt: skip
 
 
@@ -219,6 +219,8 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
     Raises UserError where the config asks for what the network has no argument for.
     """
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
+    if config.model.precision != "float32":  # what networks compute in unless they are told
+        offered["dtype"] = config.model.precision
     if config.model.learn_sigma:
         offered["out_channels"] = 2 * channels
     if config.data.augment:
@@ -238,7 +240,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         )
     network = call(build, section, "config.network", **offered)
     if getattr(network, "dtype", None) == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("config.network.dtype is 'float64': start with JAX_ENABLE_X64=1, or jax computes in float32.")
+        raise UserError("config.model.precision is 'float64': start with JAX_ENABLE_X64=1, or jax computes in float32.")
     return network
 
 

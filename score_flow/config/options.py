@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from score_flow.config import registries
 from score_flow.config.components import Component
 from score_flow.config.evaluation import EvalOptions, GuidanceOptions
+from score_flow.config.limits import DTYPES
 from score_flow.config.sections import WIDEST_EMA, Section, option, plug_in
 
 
@@ -24,6 +25,10 @@ class ModelOptions(Section):
     time_shift: float = option(0.0, "... plus this")
     input: str = option("none", "scaling of the network's input", among=("none", "2x-1", "unit_variance"))
     data_std: float = option(0.5, "standard deviation of the data, for unit_variance and edm", above=0)
+    precision: str = option(
+        "float32", "what the network computes in; parameters, norms, softmax, losses and integrals stay in float32",
+        **DTYPES,
+    )  # fmt: skip
     class_conditional: bool = option(False, "give the labels of the data to the network")
     low_res: int = option(
         0, "super-resolution: give the image at this many pixels a side to the network; 0 = no", least=0

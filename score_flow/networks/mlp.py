@@ -7,7 +7,7 @@ from typing import Annotated
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Dtype, Positive, Whole, check_fields
+from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.layers import scaled_uniform
@@ -34,7 +34,7 @@ class MLP(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     out_channels: layers.ChannelsGiven = None
-    dtype: Dtype = "float32"
+    dtype: layers.PrecisionGiven = "float32"
 
     def __post_init__(self):
         check_fields(self)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Given
+from score_flow.config.hints import Dtype, Given
 from score_flow.config.limits import Limits
 from score_flow.types import Condition, UserError
 
@@ -17,6 +17,7 @@ from score_flow.types import Condition, UserError
 ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]
 AugmentGiven = Annotated[int, Given("the number of labels of config.data.augment, 0 without it")]
 ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
+PrecisionGiven = Annotated[Dtype, Given("config.model.precision")]
 Dropout = Annotated[float, Limits(least=0, below=1)]
 
 MAX_PERIOD = 10_000.0
