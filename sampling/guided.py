@@ -194,7 +194,7 @@ class Thresholded(Around):
     low: float
     high: float
     percentile: float | None = None
-    spans = False  # what an average velocity decodes to is no x0
+    spans = False  # what an average velocity decodes to is no E[x0 | x_t]
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         estimate = self.denoiser.estimate(x, t)

@@ -113,7 +113,8 @@ class Denoiser(abc.ABC):
         if not self.spans:
             raise UserError(
                 "an average velocity needs a network that is told of two times: config.model.span = True, trained by "
-                "training.objective = flow_map; without a classifier's guidance and thresholding."
+                "training.objective = flow_map; a classifier, thresholds and config.control.method = pseudo_inverse "
+                "ask for posterior means, which it has not."
             )
         span = jnp.broadcast_to(jnp.asarray(t - s, x.dtype), x.shape[:1])
         return self.given((self.condition or {}) | {"span": span}).velocity(x, t)

@@ -16,13 +16,13 @@ from score_flow.types import Condition
 def mapped(denoiser: Denoiser, x, t, law) -> Estimate | None:
     """What a denoiser that is told of two times reads out: the velocity that leads to x_s in one step; None for one.
 
-    law(t) -> (mean, std) of x_t: the flow of Gaussian data keeps (x_t - mean)/std.
+    law(t, x) -> (mean, std) of x_t: the flow of Gaussian data keeps (x_t - mean)/std.
     """
     span = (denoiser.condition or {}).get("span")
     if span is None:
         return None
     t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-    (mean, std), (mean_s, std_s) = ([expand(part, x) for part in law(time)] for time in (t, t - span))
+    (mean, std), (mean_s, std_s) = (law(time, x) for time in (t, t - span))
     average = (x - mean_s - std_s / std * (x - mean)) / expand(jnp.where(span == 0, 1.0, span), x)
     return velocity.decode(average, x, denoiser.path.at(t).expand(x))
 
@@ -47,8 +47,8 @@ class GaussianDenoiser(Denoiser):
         same = expand(self.condition["span"], x) == 0
         return jax.tree.map(lambda one, two: jnp.where(same, one, two), exact, average)
 
-    def _law(self, t):
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+    def _law(self, t, x):
+        alpha, sigma = (expand(f(t), x) for f in (self.path.alpha, self.path.sigma))
         return alpha * self.mean, jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
 
     def _at_one_time(self, x, t):

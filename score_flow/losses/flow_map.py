@@ -134,10 +134,12 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, learn_sigma: bool, options: TrainOptions
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
-    unused(
-        options, "vlb_weight", "decoder", "variance", "weighting", "likelihood_weighting", "min_snr_gamma",
-        "reduce_mean",
-    )  # fmt: skip
+    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean")
+    if options.weighting != "velocity":
+        raise UserError(
+            f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "
+            "velocities, weighted by training.flow_map_power; set it to 'velocity'."
+        )
     if learn_sigma:
         raise UserError("config.model.learn_sigma is True: training.objective = flow_map trains no variance.")
     if not getattr(model.network, "span", False):

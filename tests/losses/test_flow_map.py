@@ -55,8 +55,10 @@ def test_a_perfect_network_makes_no_error(kind, path):
     assert float(jnp.abs(wrong).max()) > 1e-2
 
 
-SMALL = {"network.name": "mlp", "network.width": 8, "network.depth": 1, "data.source.name": "digits",
-         "network.dtype": "float64", "model.span": True, "training.objective": "flow_map"}  # fmt: skip
+SMALL = {
+    "network.name": "mlp", "network.width": 8, "network.depth": 1, "network.dtype": "float64", "model.span": True,
+    "data.source.name": "digits", "training.objective": "flow_map", "training.weighting": "velocity",
+}  # fmt: skip
 
 
 def small(**settings):
@@ -123,7 +125,7 @@ def test_the_pairs_of_times():
         ({"model.span": False}, "config.model.span=True"),
         ({"training.objective": "simple"}, "model.span"),
         ({"training.time_sampler.name": "grid"}, "between any two"),
-        ({"training.weighting": "velocity"}, "training.weighting"),
+        ({"training.weighting": "simple"}, "set it to 'velocity'"),
         ({"network.name": "ncsnv2"}, "span"),
     ],
 )
