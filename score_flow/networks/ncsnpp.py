@@ -70,6 +70,7 @@ class NCSNpp(nn.Module):
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
+    span: layers.SpanGiven = False
     out_channels: layers.ChannelsGiven = None
     remat: Remat = "none"
     dtype: layers.PrecisionGiven = "float32"
@@ -82,6 +83,8 @@ class NCSNpp(nn.Module):
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
         if self.augment_dim and not self.conditional:
             raise UserError("config.data.augment needs config.network.conditional = True, got False.")
+        if self.span and not self.conditional:
+            raise UserError("config.model.span needs config.network.conditional = True, got False.")
         if not sum(self.fir_kernel):
             raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
@@ -109,7 +112,7 @@ class NCSNpp(nn.Module):
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
             4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity,
-            augment_dim=self.augment_dim, name="embedding",
+            augment_dim=self.augment_dim, span=self.span, name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all
 

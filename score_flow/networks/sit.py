@@ -42,6 +42,7 @@ class SiT(nn.Module):
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
+    span: layers.SpanGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -71,8 +72,9 @@ class SiT(nn.Module):
         features = layers.transformer_features(time, TIME_FEATURES)
         normal = nn.initializers.normal(0.02)
         embed = layers.Embedding(
-            self.width, self.num_classes, normal, self.dtype, augment_dim=self.augment_dim, name="embedding"
-        )
+            self.width, self.num_classes, normal, self.dtype, augment_dim=self.augment_dim, span=self.span,
+            name="embedding",
+        )  # fmt: skip
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 
         h, _ = self._blocks(deterministic)(h, embedding)

@@ -40,12 +40,13 @@ class PerfectNetworks(Denoiser):
 
     path: Path
     condition: Condition
+    spans = True
 
     def given(self, condition):
         return dataclasses.replace(self, condition=condition)
 
     def estimate(self, x, t):
-        exact, c = GaussianDenoiser(self.path, MEAN, STD).estimate(x, t), self.path.at(t).expand(x)
+        exact, c = GaussianDenoiser(self.path, MEAN, STD, self.condition).estimate(x, t), self.path.at(t).expand(x)
         decoded = [exact, *(p.decode(p.target(exact, c), x, c) for p in PREDICTIONS.values())]
         readout = self.condition["readout"].reshape(-1, *(1,) * (x.ndim - 1))
         chosen = [readout == k for k in range(len(decoded))]
