@@ -1,5 +1,6 @@
 """`training.init`: a new run begins with the weights of another run, or of a published file."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -17,6 +18,7 @@ from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
 from score_flow.config.loading import changes, read_json, with_settings, within
 from score_flow.config.options import Config
+from score_flow.data.conditioning import Conditioning
 from score_flow.experiment import Experiment
 from score_flow.model import Model
 from score_flow.runs import places
@@ -73,7 +75,7 @@ def _of_run(
     _say_classes(run, meta.get("data") or {}, where)
     which = weights_of(meta, Which(0, 0.0, as_saved(config)))
     shapes = checkpoints.layout(step, "ema")
-    of_classes = classes_of(run, config)
+    of_classes = classes_of(run, config) | spans_of(run, config)
     fitted(shapes[0], wanted, of_classes, where)  # before anything is read
     params = checkpoints.restore(step, {"ema": _laid_out(shapes, wanted)})["ema"][0]
     if not to_host(all_finite(params)):
@@ -147,17 +149,16 @@ def _read_out(
 ) -> tuple[PyTree, frozenset[str]]:
     """(the file's parameters, the names of those that are of classes), whatever its number of classes is."""
     of_classes, tensors = classes_of(run, config), published.checkpoint.weights[kind]
+    if config.training.label_dropout and of_classes:
+        model, fewer = _of_classes(run, config, run.conditioning.num_classes - 1)
+        with contextlib.suppress(UserError):  # as many rows as classes here: the last is the null class's
+            return published.params(model, run.image_shape, fewer, kind), of_classes
     layout, own = published.source.layout(run.model, run.image_shape), flatten_dict(shapes, sep="/")
     for name in of_classes & set(layout.leaves):
         leaf = layout.leaves[name]
         if any(tensor not in tensors for tensor in leaf.names):  # it has no classes
             model, plain = _of_classes(run, config, 0)
             return published.params(model, run.image_shape, plain, kind), of_classes
-        rows = {len(tensors[tensor]) for tensor in leaf.names if name.endswith("label/embedding")}
-        if rows == {run.conditioning.num_classes} and config.training.label_dropout:
-            # As many rows as classes here: the last is of the null class there, as everywhere where labels are dropped.
-            model, other = _of_classes(run, config, run.conditioning.num_classes - 1)
-            return published.params(model, run.image_shape, other, kind), of_classes
         made = leaf.read(*(tensors[tensor] for tensor in leaf.names))
         own[name] = jax.ShapeDtypeStruct(made.shape, "float32")
     return published.params(run.model, run.image_shape, unflatten_dict(own, sep="/"), kind), of_classes
@@ -175,12 +176,26 @@ def classes_of(run: Experiment, config: Config) -> frozenset[str]:
     return frozenset(name for name in one if name not in other or one[name].shape != other[name].shape)
 
 
+def spans_of(run: Experiment, config: Config) -> frozenset[str]:
+    """Return the names of the parameters by which the network is told of a second time, in vain at first."""
+    if not config.model.span:
+        return frozenset()
+    without = build_model(with_settings(config, {"model.span": False}), run.image_shape[-1], run.conditioning)
+    here, plain = (flatten_dict(_shapes(run, model, run.conditioning), sep="/") for model in (run.model, without))
+    return frozenset(here) - frozenset(plain)
+
+
 def _of_classes(run: Experiment, config: Config, n: int) -> tuple[Model, PyTree]:
     """(the run's model for n classes, the shapes of its parameters)."""
-    conditioning, shape = dataclasses.replace(run.conditioning, num_classes=n), (1, *run.image_shape)
-    model = build_model(config, shape[-1], conditioning)
-    condition = conditioning.example(1, shape[-1])
-    return model, jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0))
+    conditioning = dataclasses.replace(run.conditioning, num_classes=n)
+    model = build_model(config, run.image_shape[-1], conditioning)
+    return model, _shapes(run, model, conditioning)
+
+
+def _shapes(run: Experiment, model: Model, conditioning: Conditioning) -> PyTree:
+    """Return the shapes of a model's parameters."""
+    shape, condition = (1, *run.image_shape), conditioning.example(1, run.image_shape[-1])
+    return jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0))
 
 
 def _refuse_other_meaning(theirs: dict[str, Any], config: Config, where: str) -> None:

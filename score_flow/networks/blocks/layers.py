@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Given
+from score_flow.config.hints import Dtype, Given
 from score_flow.config.limits import Limits
 from score_flow.types import Condition, UserError
 
 # Of the fields that all networks have.
 ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]
 AugmentGiven = Annotated[int, Given("the number of labels of config.data.augment, 0 without it")]
+SpanGiven = Annotated[bool, Given("whether the network is told of two times: config.model.span")]
 ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
+PrecisionGiven = Annotated[Dtype, Given("config.model.precision")]
 Dropout = Annotated[float, Limits(least=0, below=1)]
 
 MAX_PERIOD = 10_000.0
@@ -100,6 +102,8 @@ class Embedding(nn.Module):
 
     `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0. With augment_dim labels
     of augmentation it has W condition["augment"] too, W without a bias: nothing where they are missing, as in samples.
+    With span it has W4 act(W3 features of condition["span"]), the time from t back to another, 0 where it is missing;
+    W4 starts at 0, as if it were not there.
     Raises UserError when the network has classes and the label is missing.
     """
 
@@ -110,6 +114,7 @@ class Embedding(nn.Module):
     nonlinearity: str = "swish"
     label_std: float = 0.02
     augment_dim: int = 0
+    span: bool = False
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
@@ -118,6 +123,10 @@ class Embedding(nn.Module):
         if self.augment_dim:
             labels = (condition or {}).get("augment", jnp.zeros((len(features), self.augment_dim)))
             embedding += dense(name="augment", use_bias=False)(labels)
+        if self.span:
+            spans = transformer_features((condition or {}).get("span", jnp.zeros(len(features))), features.shape[-1])
+            hidden = NONLINEARITIES[self.nonlinearity](dense(name="span_0")(spans))
+            embedding += dense(name="span_1", kernel_init=nn.initializers.zeros)(hidden)
         if not self.num_classes:
             return embedding
         return embedding + label_embedding(condition, self.num_classes, self.width, self.dtype, self.label_std)
