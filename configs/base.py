@@ -3,6 +3,10 @@
 A section with a `name` is a component: the name is a file of its folder, the other entries are arguments of that file's
 `build`, and what stands here is not the limit: any argument that `build` takes may be given. Elsewhere a recipe may add
 nothing: a field that does not exist is an error in its line.
+
+All recipes compute in float32 (model.precision): those of papers as the figures that they are held against, the small
+ones for CPUs, which emulate bfloat16. For a GPU or a TPU there is --config.model.precision=bf16, whose loss `python -m
+benchmarks.precision` compares; the state is float32 in both.
 """
 
 import functools

@@ -9,7 +9,13 @@ from evaluation import weights
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
 from score_flow.experiment import Experiment
-from score_flow.losses.dequantisation import DecoderDequantiser, Dequantiser, UniformDequantiser, VariationalDequantiser
+from score_flow.losses.dequantisation import (
+    DecoderDequantiser,
+    Dequantiser,
+    TruncatedNormalDequantiser,
+    UniformDequantiser,
+    VariationalDequantiser,
+)
 from score_flow.runs.checkpoint import Checkpoints, target
 from score_flow.runs.places import Place
 from score_flow.runs.processes import decided
@@ -17,6 +23,9 @@ from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
 from score_flow.training import dequantiser as train_deq
 from score_flow.types import UserError
+
+# Those that begin at a time with noise, at which they read levels off x.
+AT_A_TIME = {"decoder": DecoderDequantiser, "truncated_normal": TruncatedNormalDequantiser}
 
 
 class Chosen(NamedTuple):
@@ -42,8 +51,8 @@ def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Place, 
         of = said | {"dequantizer": checkpoints.digest(step)}
         return Chosen(load(run, checkpoints, step), of, {"dequantisation": name} | said)
     built = UniformDequantiser(run.scaling)
-    if name == "decoder":
-        built = DecoderDequantiser(run.model.path, run.scaling, start_time(options, name), run.dequantised)
+    if name in AT_A_TIME:
+        built = AT_A_TIME[name](run.model.path, run.scaling, start_time(options, name), run.dequantised)
     return Chosen(built, {}, {"dequantisation": name})
 
 
@@ -66,16 +75,16 @@ def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir:
         raise UserError(
             f"no variational dequantiser in {folder}; train it: python main.py --workdir={workdir} --mode=train_deq"
         )
-    if name == "decoder" and (t >= options.largest_time or not run.model.path.sigma(jnp.asarray(t)) > 0):
+    if name in AT_A_TIME and (t >= options.largest_time or not run.model.path.sigma(jnp.asarray(t)) > 0):
         raise UserError(
-            f"the decoder reads levels off x at t = {t}; give a config.eval.decoder_time with noise, below "
+            f"the dequantiser {name} reads levels off x at t = {t}; give a config.eval.decoder_time with noise, below "
             f"config.eval.largest_time = {options.largest_time}."
         )
 
 
 def start_time(options: EvalOptions, name: str) -> float:
     """Return the time from which the flow carries what a dequantiser draws."""
-    return options.decoder_time if name == "decoder" and options.decoder_time else options.smallest_time
+    return options.decoder_time if name in AT_A_TIME and options.decoder_time else options.smallest_time
 
 
 def train_for(run: Experiment, config: Config, workdir: Place) -> None:

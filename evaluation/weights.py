@@ -27,6 +27,7 @@ MODEL = (
     "path",
     "network",
     "model.prediction",
+    "model.precision",
     "model.time",
     "model.time_scale",
     "model.time_shift",

@@ -90,6 +90,10 @@ class Around(Denoiser):
     def condition(self) -> Condition:
         return self.denoiser.condition
 
+    @property
+    def spans(self) -> bool:
+        return self.denoiser.spans
+
     def given(self, condition: Condition) -> "Around":
         return dataclasses.replace(self, denoiser=self.denoiser.given(condition))
 
@@ -168,6 +172,10 @@ class Autoguided(Around):
     bad: Denoiser
     guidance: Extrapolation
 
+    @property
+    def spans(self) -> bool:
+        return self.denoiser.spans and self.bad.spans
+
     def estimate(self, x: Images, t: Times) -> Estimate:
         good = self.denoiser.estimate(x, t)
         if self.guidance.scale == 1:
@@ -186,6 +194,7 @@ class Thresholded(Around):
     low: float
     high: float
     percentile: float | None = None
+    spans = False  # what an average velocity decodes to is no E[x0 | x_t]
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         estimate = self.denoiser.estimate(x, t)
@@ -213,6 +222,7 @@ class ClassifierGuided(Around):
 
     log_prob: LogProb
     scale: float = 1.0
+    spans = False  # the gradient is one of a time alone
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         estimate, label = self.denoiser.estimate(x, t), _label(self.condition)

@@ -209,7 +209,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
 # What a network may be asked for: the argument of its `build`, and the option that asks.
 ASKED = {
     "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
-    "augment_dim": "data.augment",
+    "augment_dim": "data.augment", "dtype": "model.precision", "span": "model.span",
 }  # fmt: skip
 
 
@@ -219,10 +219,14 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
     Raises UserError where the config asks for what the network has no argument for.
     """
     offered = {"num_classes": conditioning.num_classes, "super_resolution": conditioning.low_res > 0}
+    if config.model.precision != "float32":  # what networks compute in unless they are told
+        offered["dtype"] = config.model.precision
     if config.model.learn_sigma:
         offered["out_channels"] = 2 * channels
     if config.data.augment:
         offered["augment_dim"] = N_LABELS
+    if config.model.span:
+        offered["span"] = True
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
         build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
@@ -238,7 +242,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         )
     network = call(build, section, "config.network", **offered)
     if getattr(network, "dtype", None) == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("config.network.dtype is 'float64': start with JAX_ENABLE_X64=1, or jax computes in float32.")
+        raise UserError("config.model.precision is 'float64': start with JAX_ENABLE_X64=1, or jax computes in float32.")
     return network
 
 
@@ -262,6 +266,11 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
         scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
         class_conditional=config.model.class_conditional, options=training,
     )  # fmt: skip
+    if config.model.span and not getattr(loss, "spans", False):
+        raise UserError(
+            f"config.model.span is True, but training.objective = {training.objective} knows of one time alone: "
+            "leave it False, or train training.objective = flow_map."
+        )
     if training.snapshot_sampling and loss.produces != "denoiser":
         raise UserError(
             f"config.training.snapshot_sampling is True, but training.objective = {training.objective} makes a "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, Prediction
-from score_flow.types import Condition, Images, Key, Keys, Params, Times, check_choice
+from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
 
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
@@ -71,6 +71,7 @@ class Denoiser(abc.ABC):
 
     path: Path
     condition: Condition = None
+    spans: bool = False  # whether condition["span"] means something to it: see average_velocity
 
     @abc.abstractmethod
     def given(self, condition: Condition) -> "Denoiser":
@@ -102,6 +103,21 @@ class Denoiser(abc.ABC):
     def velocity(self, x: Images, t: Times) -> Images:
         """dx/dt of the probability-flow ODE, alpha' E[x0 | x_t] + sigma' E[noise | x_t]."""
         return velocity_of(self.estimate(x, t), self.path.at(t).expand(x))
+
+    def average_velocity(self, x: Images, t: Times, s: Times) -> Images:
+        """u = (x_t - x_s)/(t - s) along the probability flow through (x, t): one network call (arXiv:2505.13447).
+
+        A network that is told t - s, condition["span"], reads u out as it does the velocity, which is u at s = t.
+        Raises UserError for a denoiser that knows the velocity alone.
+        """
+        if not self.spans:
+            raise UserError(
+                "an average velocity needs a network that is told of two times: config.model.span = True, trained by "
+                "training.objective = flow_map; a classifier, thresholds and config.control.method = pseudo_inverse "
+                "ask for posterior means, which it has not."
+            )
+        span = jnp.broadcast_to(jnp.asarray(t - s, x.dtype), x.shape[:1])
+        return self.given((self.condition or {}) | {"span": span}).velocity(x, t)
 
 
 def score_of(estimate: Estimate, c: Coefficients) -> Images:
@@ -135,6 +151,8 @@ class Model:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
+        if condition and "span" in condition:
+            condition = condition | {"span": self.preconditioning.time_scale * condition["span"]}
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
 
@@ -153,7 +171,7 @@ class NetworkDenoiser(Denoiser):
 
     def __init__(self, model: Model, params: Params, condition: Condition = None):
         self.model, self.params, self.condition = model, params, condition
-        self.path = model.path
+        self.path, self.spans = model.path, getattr(model.network, "span", False)
 
     def given(self, condition: Condition) -> "NetworkDenoiser":
         return NetworkDenoiser(self.model, self.params, condition)

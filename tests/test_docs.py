@@ -36,7 +36,6 @@ PROGRAM = "python main.py "
 # is trained on images of the user's own has the quickest network.
 NETWORKS = {
     "configs/digits_classifier.py": ("blocks_per_group=1",),
-    "configs/digits": ("width=16", "depth=1", "num_heads=2"),
     "configs/": ("name=mlp", "width=8", "depth=1"),
 }
 TRAINED = (

@@ -36,7 +36,6 @@ RUN = [
     "--config.eval.enable_loss=False",
     "--config.eval.enable_sampling=False",
     "--config.eval.enable_bpd=True",
-    "--config.eval.jobs=('interpolation',)",
     "--config.eval.solver.n_steps=4",
     "--config.eval.solver.method=heun",
     "--config.eval.batch_size=40",
@@ -205,7 +204,9 @@ def test_decoding_undoes_encoding_and_interpolation_is_that_of_the_job(run, work
     z = run.encode(images, labels=label)
     assert np.array_equal(run.decode(z, labels=label), images)
     assert not np.array_equal(run.encode(images, labels=label, solver={"n_steps": 3}), z)
-    found = np.load(workdir / "eval/2/interpolation/interpolation.npz")
+    command = [*RUN, f"--workdir={workdir}", "--mode=eval", "--eval_folder=between", "--config.eval.enable_bpd=False"]
+    assert main([*command, "--config.eval.jobs=('interpolation',)"]) == 0
+    found = np.load(workdir / "between/2/interpolation/interpolation.npz")
     labels = tuple(digits["label"][found["index"]].T)
     between = run.interpolate(found["image"][:, 0], found["image"][:, -1], 8, labels=labels)
     off = np.abs(between.astype(int) - found["image"][:, 1:-1])

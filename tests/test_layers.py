@@ -92,6 +92,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """What a file imports, at its top or in a function: "package.module.name"."""
     found = set()
@@ -104,6 +105,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@functools.cache
 def named(path: Path) -> set[str]:
     """What a file reaches by text: an entry of a registry, a module by its dotted name or by its file's."""
     found = set()

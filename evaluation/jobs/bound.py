@@ -133,8 +133,8 @@ def open_bound(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     t, refused = options.smallest_time, "which the job bound cannot use"
     if not run.model.path.sigma(jnp.asarray(t)) > 0:
         raise UserError(f"config.eval.smallest_time is {t}, without noise, {refused}; give a later one.")
-    if options.dequantizer == "decoder":
-        raise UserError(f"config.eval.dequantizer is decoder, {refused}; allowed: uniform, variational.")
+    if options.dequantizer in dequantisers.AT_A_TIME:
+        raise UserError(f"config.eval.dequantizer is {options.dequantizer}, {refused}; allowed: uniform, variational.")
     dequantisers.refuse_missing(run, options, options.dequantizer, workdir=workdir)
     return Opened()
 

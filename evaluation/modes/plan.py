@@ -101,10 +101,10 @@ def place(origin: str, most: int = 70) -> str:
 
 def first_that_fits(config: Config, machine: Machine, remembered: Remembered, step: Step) -> str:
     """Return the first flags that make a step fit, each compiled, and what those before them came to."""
-    tried, rematted = [], getattr(step.run.loss.network, "remat", None)
+    tried, remat = [], getattr(step.run.loss.network, "remat", None)
     state_fits = sum(shares(step).values()) <= machine.memory
     can = {"sliceable": sliceable(step.run.loss), "state_fits": state_fits}
-    for remedy in remedies(config, rematted, len(machine.devices), **can):
+    for remedy in remedies(config, remat, len(machine.devices), **can):
         done = compiled(step_of(remedy.config, machine, remembered), machine)
         total = "too much" if done.total is None else said(done.total)
         if done.fits(machine):

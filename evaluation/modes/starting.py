@@ -18,6 +18,7 @@ from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
 from score_flow.config.loading import changes, read_json, with_settings, within
 from score_flow.config.options import Config
+from score_flow.data.conditioning import Conditioning
 from score_flow.experiment import Experiment
 from score_flow.model import Model
 from score_flow.runs import places
@@ -74,7 +75,7 @@ def _of_run(
     _say_classes(run, meta.get("data") or {}, where)
     which = weights_of(meta, Which(0, 0.0, as_saved(config)))
     shapes = checkpoints.layout(step, "ema")
-    of_classes = classes_of(run, config)
+    of_classes = classes_of(run, config) | spans_of(run, config)
     fitted(shapes[0], wanted, of_classes, where)  # before anything is read
     params = checkpoints.restore(step, {"ema": _laid_out(shapes, wanted)})["ema"][0]
     if not to_host(all_finite(params)):
@@ -175,12 +176,26 @@ def classes_of(run: Experiment, config: Config) -> frozenset[str]:
     return frozenset(name for name in one if name not in other or one[name].shape != other[name].shape)
 
 
+def spans_of(run: Experiment, config: Config) -> frozenset[str]:
+    """Return the names of the parameters by which the network is told of a second time, in vain at first."""
+    if not config.model.span:
+        return frozenset()
+    without = build_model(with_settings(config, {"model.span": False}), run.image_shape[-1], run.conditioning)
+    here, plain = (flatten_dict(_shapes(run, model, run.conditioning), sep="/") for model in (run.model, without))
+    return frozenset(here) - frozenset(plain)
+
+
 def _of_classes(run: Experiment, config: Config, n: int) -> tuple[Model, PyTree]:
     """(the run's model for n classes, the shapes of its parameters)."""
-    conditioning, shape = dataclasses.replace(run.conditioning, num_classes=n), (1, *run.image_shape)
-    model = build_model(config, shape[-1], conditioning)
-    condition = conditioning.example(1, shape[-1])
-    return model, jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0))
+    conditioning = dataclasses.replace(run.conditioning, num_classes=n)
+    model = build_model(config, run.image_shape[-1], conditioning)
+    return model, _shapes(run, model, conditioning)
+
+
+def _shapes(run: Experiment, model: Model, conditioning: Conditioning) -> PyTree:
+    """Return the shapes of a model's parameters."""
+    shape, condition = (1, *run.image_shape), conditioning.example(1, run.image_shape[-1])
+    return jax.eval_shape(lambda key: model.init(key, shape, condition), jax.random.key(0))
 
 
 def _refuse_other_meaning(theirs: dict[str, Any], config: Config, where: str) -> None:

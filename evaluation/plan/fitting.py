@@ -69,23 +69,23 @@ class Remedy(NamedTuple):
 
 
 def remedies(
-    config: Config, rematted: bool | None, n: int, *, sliceable: bool = True, state_fits: bool = True
+    config: Config, remat: str | bool | None, n: int, *, sliceable: bool = True, state_fits: bool = True
 ) -> Iterator[Remedy]:
     """Yield what may make a step on n devices fit, the cheapest first: microbatches, remat, fsdp, then some of them.
 
-    rematted: whether the network computes activations again; None: it cannot. sliceable: whether the loss has
+    remat: the network's field (score_flow/networks/blocks/remat.py); None: it has none. sliceable: whether the loss has
     microbatches. state_fits: whether what a step is given does: else only what splits it helps.
     """
     training = config.training
     slices = _doubled(training.microbatches, training.batch_size // n) if sliceable else []
-    can_remat, can_split = rematted is False, n > 1 and training.fsdp is not True
+    can_remat, can_split = remat not in (None, True, "full"), n > 1 and training.fsdp is not True
     most = slices[-1:]
     tried = [(n, False, False) for n in slices]
     tried += [(0, True, False), (0, False, True), *((n, True, False) for n in most), *((n, False, True) for n in most)]
     tried += [(0, True, True), *((n, True, True) for n in most)]
-    for k, remat, split in tried:
-        if remat <= can_remat and split <= can_split and (split or state_fits):
-            yield _changed(config, k, remat=remat, split=split)
+    for k, full, split in tried:
+        if full <= can_remat and split <= can_split and (split or state_fits):
+            yield _changed(config, k, remat=full, split=split)
 
 
 def _doubled(now: int, each: int) -> list[int]:
@@ -96,7 +96,7 @@ def _doubled(now: int, each: int) -> list[int]:
 def _changed(config: Config, microbatches: int, *, remat: bool, split: bool) -> Remedy:
     """Return a config with another number of microbatches, if it is not 0, with remat and fsdp if told so."""
     given = ({"microbatches": microbatches} if microbatches else {}) | ({"fsdp": True} if split else {})
-    flags = [*(["--config.network.remat=True"] * remat), *(f"--config.training.{name}={given[name]}" for name in given)]
-    network = config.network.with_arguments(remat=True) if remat else config.network
+    flags = [*(["--config.network.remat=full"] * remat), *(f"--config.training.{name}={given[name]}" for name in given)]
+    network = config.network.with_arguments(remat="full") if remat else config.network
     training = dataclasses.replace(config.training, **given)
     return Remedy(" ".join(flags), dataclasses.replace(config, network=network, training=training))

@@ -92,7 +92,7 @@ class Replaced(Knowing):
         if not self.chained:
             raise UserError(
                 "config.control.method = replacement works between the kernels of a chain: take config.sampling.name = "
-                "predictor_corrector, ancestral, ddim, or sde with method = noise_first_heun; "
+                "predictor_corrector, ancestral, ddim, flow_map, or sde with method = noise_first_heun; "
                 "with any sampler config.control.method = pseudo_inverse works."
             )
         return self.denoiser.estimate(x, t)
@@ -118,6 +118,7 @@ class PseudoInverseGuided(Knowing):
 
     sigma_y: float = 0.0
     data_std: float = 0.5
+    spans = False  # what an average velocity decodes to is no E[x0 | x_t]
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         def posterior(x):

@@ -62,10 +62,12 @@ class EvalOptions(Section):
     enable_sampling: bool = option(True, "draw num_samples samples and compare them with the data")
     enable_bpd: bool = option(True, "bits per dimension by the probability-flow ODE")
     dequantizer: str = option(
-        "uniform", "of bits/dim: uniform, variational (of --mode=train_deq), decoder (of levels)",
-        among=("uniform", "variational", "decoder"),
+        "uniform", "of bits/dim: uniform, variational (of --mode=train_deq), decoder (of levels), truncated_normal",
+        among=("uniform", "variational", "decoder", "truncated_normal"),
     )  # fmt: skip
-    decoder_time: float = option(0.0, "t at which the decoder reads levels off x; 0 = smallest_time", least=0, most=1)
+    decoder_time: float = option(
+        0.0, "t at which decoder and truncated_normal read levels off x; 0 = smallest_time", least=0, most=1
+    )
     jobs: tuple = option((), "further jobs, by their file in evaluation/jobs/", each=str, among=registries.JOBS)
     only: tuple = option((), "these jobs alone, whatever else is asked for", each=str, among=registries.JOBS)
     batch_size: int = option(128, "global; changes speed, not results", least=1)

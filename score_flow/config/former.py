@@ -1,12 +1,15 @@
-"""Keys of score_sde and score_flow that are named otherwise here, and what to write in their place.
+"""Keys that are named otherwise now: of older programs, which are understood, and of score_sde and score_flow.
 
-The names of networks' arguments, kernels and data sets are those by which their configs are imported, too
-(score_flow/pretrained/layouts/score_sde_config.py).
+Of the latter it is said what to write in their place. The names of networks' arguments, kernels and data sets are those
+by which their configs are imported, too (score_flow/pretrained/layouts/score_sde_config.py).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from score_flow.config.options import SCHEMA
+from score_flow.types import UserError
 
 NCSNPP = {
     "nf": "width", "ch_mult": "channel_mult", "num_res_blocks": "num_res_blocks", "dropout": "dropout",
@@ -85,6 +88,44 @@ FORMER: dict[str, dict[str, str] | Callable[[str], str | None]] = {
     "eval.dsm": {"True": "eval.bound_form=dsm", "False": "eval.bound_form=ssm"},
     "deq.dropout": _same("dequantizer.dropout"),
 }  # fmt: skip
+
+
+# Ours of older programs -> its name now.
+RENAMED = {"network.dtype": "model.precision"}
+
+
+def renamed(settings: Mapping[str, Any], network: str, unsaid: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the names that their keys have now; raises UserError for one that is given by both names.
+
+    network: the one that they are for, unless they name another; one of another package has arguments of its own.
+    unsaid: what a recipe has of keys that it does not set, as it has all.
+    """
+    own = "." not in str(settings.get("network.name", network))
+    old = {key: new for key, new in RENAMED.items() if own and key in settings}
+    for key, new in old.items():
+        if new in settings and settings[new] != unsaid.get(new):
+            raise UserError(f"config.{key} is the older name of config.{new}: give one of them.")
+    return {old.get(key, key): value for key, value in settings.items() if key not in old.values()}
+
+
+def as_it_ran(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, in which an older program overlooked some beside others: as it understood them."""
+    settings = renamed(settings, "", {})
+    if settings.get("network.remat") is True and "." not in settings.get("network.name", ""):
+        settings["network.remat"] = "full"
+    if settings.get("training.likelihood_weighting"):
+        settings["training.weighting"] = "likelihood"
+    if settings.get("training.importance_weighting"):
+        drawn = {key for key in settings if key.startswith("training.time_sampler.")}
+        settings = {key: value for key, value in settings.items() if key not in drawn}
+        settings["training.time_sampler.name"] = "log_snr"
+    without_use = {
+        "training.min_snr_gamma": settings.get("training.weighting") != "min_snr",
+        "training.vlb_weight": settings.get("training.objective") != "hybrid",
+        "training.label_dropout": not settings.get("model.class_conditional"),
+    }
+    settings |= {key: SCHEMA[key].default for key, unused in without_use.items() if unused and key in settings}
+    return settings
 
 
 def answer(key: str, value: Any) -> str | None:

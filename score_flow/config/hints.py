@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from score_flow.config.limits import ANY, Limits, convert, shown
+from score_flow.config.limits import ANY, DTYPES, Limits, convert, shown
 from score_flow.config.registries import Registry
 from score_flow.errors import UserError
 
@@ -24,15 +24,7 @@ NotNegative = Annotated[float, Limits(least=0)]
 Share = Annotated[float, Limits(least=0, most=1)]
 ValueRange = Annotated[tuple[int | float, ...], Limits(lengths=(0, 2))]  # (lowest, highest) of real-valued data
 UnitTime = Annotated[float, Limits(least=0, most=1)]
-# float16 is missing: its gradients underflow unless the loss is scaled, which nothing here does.
-Dtype = Annotated[
-    str,
-    Limits(
-        among=("bfloat16", "float32", "float64"),
-        aliases=(("bf16", "bfloat16"), ("fp32", "float32"), ("f32", "float32"), ("fp64", "float64")),
-        note="There is no loss scaling, which half precision (fp16) would need.",
-    ),
-]
+Dtype = Annotated[str, Limits(**DTYPES)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +178,9 @@ def check_fields(built: Any, where: str = "") -> None:
 
     `where` begins the message, by default the class's name.
     """
-    for name, parameter in arguments_of(type(built)).items():
+    for name, parameter in parameters_of(type(built)).items():
+        if note_of(parameter.annotation, Given) and not note_of(parameter.annotation, Limits):
+            continue
         field, value = f"{where or type(built).__name__}.{name}", getattr(built, name)
         if isinstance(accepted := accept(field, value, hint_of(parameter)), str) and accepted != value:
             raise UserError(f"{field} is {value!r}; write {accepted!r}.")

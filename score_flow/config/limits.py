@@ -98,6 +98,12 @@ class Limits:
 
 
 ANY = Limits()
+# Of arithmetic. float16 is missing: its gradients underflow unless the loss is scaled, which nothing here does.
+DTYPES = {
+    "among": ("bfloat16", "float32", "float64"),
+    "aliases": (("bf16", "bfloat16"), ("fp32", "float32"), ("f32", "float32"), ("fp64", "float64")),
+    "note": "There is no loss scaling, which half precision (fp16) would need.",
+}
 
 
 def convert(where: str, value: Any, kind: type, limits: Limits = ANY) -> Any:

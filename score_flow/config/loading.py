@@ -34,8 +34,8 @@ def load(file: str | None, overrides: list[str], settings: dict[str, Any] | None
     values = {key: field.default for key, field in SCHEMA.items()}
     if file is not None:
         path = existing(file)
-        found = as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
-        assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ")
+        found = former.as_it_ran(flatten(read_json(path))) if path.suffix == ".json" else flatten(from_recipe(path))
+        assign_all(values, found, lambda key: f"{path}{_line_that_sets(key, path)}: ", unsaid=dict(values))
     assign_all(values, settings or {})
     if said := former.expanded(overrides):
         raise UserError(said)
@@ -168,24 +168,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def as_it_ran(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, in which an older program overlooked some beside others: as it understood them."""
-    settings = dict(settings)
-    if settings.get("training.likelihood_weighting"):
-        settings["training.weighting"] = "likelihood"
-    if settings.get("training.importance_weighting"):
-        drawn = {key for key in settings if key.startswith("training.time_sampler.")}
-        settings = {key: value for key, value in settings.items() if key not in drawn}
-        settings["training.time_sampler.name"] = "log_snr"
-    without_use = {
-        "training.min_snr_gamma": settings.get("training.weighting") != "min_snr",
-        "training.vlb_weight": settings.get("training.objective") != "hybrid",
-        "training.label_dropout": not settings.get("model.class_conditional"),
-    }
-    settings |= {key: SCHEMA[key].default for key, unused in without_use.items() if unused and key in settings}
-    return settings
-
-
 class Text(str):
     """The value of an override as it was typed: what it means depends on the type of the field."""
 
@@ -208,11 +190,14 @@ def _refuse_bare(key: str, value: Any, kinds: set[type]) -> None:
         raise UserError(f"cannot read '--config.{key}'; write --config.section.key=value.")
 
 
-def assign_all(values: Values, settings: dict[str, Any], where: Callable[[str], str] = lambda key: "") -> None:
+def assign_all(
+    values: Values, settings: dict[str, Any], where: Callable[[str], str] = lambda key: "", unsaid: Values | None = None
+) -> None:
     """Set every key; names of components first, as naming another one drops the arguments of the old.
 
-    where: of a key, how a message about it begins.
+    where: of a key, how a message about it begins. unsaid: what the settings hold of keys that nobody has set.
     """
+    settings = former.renamed(settings, values["network"].name, unsaid or {})
     for key in sorted(settings, key=lambda key: key.rpartition(".")[2] != "name"):
         try:
             assign(values, key, settings[key])
@@ -317,8 +302,10 @@ def resolved(config: Config) -> str:
             lines.append(f"  {key:42} {about}  [{value!r}]")
             continue
         lines.append(f"  {key + '.name':42} {about}  [{value.name!r}]")
-        entire = components.with_defaults(field.metadata["limits"].among, value, f"config.{key}").arguments
-        lines += [f"  {f'{key}.{name}':42} of {value.name}  [{given!r}]" for name, given in entire.items()]
+        among = field.metadata["limits"].among
+        entire = components.with_defaults(among, value, f"config.{key}").arguments
+        shown = {name: given for name, given in entire.items() if kinds(among, value, name, f"config.{key}")}
+        lines += [f"  {f'{key}.{name}':42} of {value.name}  [{given!r}]" for name, given in shown.items()]
     return "\n".join(lines)
 
 
@@ -335,7 +322,7 @@ def changes(saved: dict, current: dict, sections: tuple[str, ...]) -> list[tuple
     """
 
     def plain(tree: dict) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in as_it_ran(flatten(tree)).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in former.as_it_ran(flatten(tree)).items()}
 
     old, new, base = plain(saved), plain(current), plain(Config().to_dict())
     names = {k: f"{k.rpartition('.')[0]}.name" for k in base}

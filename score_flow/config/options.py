@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from score_flow.config import registries
 from score_flow.config.components import Component
 from score_flow.config.evaluation import EvalOptions, GuidanceOptions
+from score_flow.config.limits import DTYPES
 from score_flow.config.sections import WIDEST_EMA, Section, option, plug_in
 
 
@@ -24,6 +25,10 @@ class ModelOptions(Section):
     time_shift: float = option(0.0, "... plus this")
     input: str = option("none", "scaling of the network's input", among=("none", "2x-1", "unit_variance"))
     data_std: float = option(0.5, "standard deviation of the data, for unit_variance and edm", above=0)
+    precision: str = option(
+        "float32", "what the network computes in; parameters, norms, softmax, losses and integrals stay in float32",
+        **DTYPES,
+    )  # fmt: skip
     class_conditional: bool = option(False, "give the labels of the data to the network")
     low_res: int = option(
         0, "super-resolution: give the image at this many pixels a side to the network; 0 = no", least=0
@@ -31,6 +36,7 @@ class ModelOptions(Section):
     learn_sigma: bool = option(
         False, "twice the output channels: the second half is a variance (unused by interpolants)"
     )
+    span: bool = option(False, "tell the network of two times: what a flow map needs (training.objective = flow_map)")
     ema_rate: tuple = option(
         (0.9999,), "one average of the weights for each rate; evaluation uses the first",
         each=float, least=0, below=1, fewest=1,
@@ -95,12 +101,20 @@ class TrainOptions(Section):
     init: str = option("", "a new run begins with weights of WORKDIR[:STEP] (its first average) or a published file")
     accept: tuple = option((), "keys in which this command goes on otherwise than its state: ('batch_size',)", each=str)
     objective: str = option(
-        "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), classifier",
+        "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), flow_map, classifier",
         among=registries.LOSSES,
     )  # fmt: skip
     vlb_weight: float = option(
         1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0
     )
+    flow_map: str = option(
+        "meanflow", "flow_map: what it is trained on: meanflow, improved (iMF), shortcut or consistency",
+        among=("meanflow", "improved", "shortcut", "consistency"),
+    )  # fmt: skip
+    flow_map_equal: float = option(
+        0.5, "flow_map: share of a batch at equal times, where it is the velocity", least=0, most=1
+    )
+    flow_map_power: float = option(1.0, "flow_map: p of the weight 1/(|error|^2 + .01)^p of each example", least=0)
     variance: str = option(
         "range", "of a step, for the bound: small, large, or learned (model.learn_sigma): range, log",
         among=("small", "large", "range", "log"),

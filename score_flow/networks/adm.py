@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Dtype, Given, Whole, check_fields
+from score_flow.config.hints import Count, Given, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks.attention import attention
+from score_flow.networks.blocks.remat import Remat, rematted
 from score_flow.types import Condition, UserError
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
@@ -56,7 +57,7 @@ class ADM(nn.Module):
         scale_shift_norm: the time scales and shifts the second norm of a block, instead of adding to its input.
         conv_resample: resample by convolutions, instead of plain averages and repetition.
         super_resolution: condition["low_res"], an image of smaller size, is upsampled bilinearly and joins x.
-        remat: keep nothing of a block for the backward pass.
+        remat: what the backward pass keeps of a block: all (none), what weights give (dots), nothing (full).
         out_channels: as the input if None; twice as many for a learned variance.
     Raises:
         UserError: sides that are no multiples of 2^(levels - 1), heads that do not divide the channels, no low_res.
@@ -71,12 +72,13 @@ class ADM(nn.Module):
     scale_shift_norm: bool = True
     conv_resample: bool = True
     super_resolution: Annotated[bool, Given("whether config.model.low_res is above 0")] = False
-    remat: bool = False
+    remat: Remat = "none"
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
+    span: layers.SpanGiven = False
     out_channels: layers.ChannelsGiven = None
-    dtype: Dtype = "float32"
+    dtype: layers.PrecisionGiven = "float32"
 
     casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
 
@@ -99,7 +101,7 @@ class ADM(nn.Module):
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         embed = layers.Embedding(
             4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, augment_dim=self.augment_dim,
-            name="embedding",
+            span=self.span, name="embedding",
         )
         # Every block starts with a swish of it: once for all.
         embedding = nn.swish(embed(layers.transformer_features(time, self.width), condition))
@@ -155,11 +157,11 @@ class ADM(nn.Module):
         return h
 
     def _block(self, name: str, features: int, deterministic: bool) -> nn.Module:
-        block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        block = rematted(ResidualBlock, self.remat)
         return block(features, self.dropout, self.scale_shift_norm, deterministic, self.dtype, name=name)
 
     def _attention(self, name: str, num_heads: int) -> nn.Module:
-        block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        block = rematted(AttentionBlock, self.remat)
         return block(num_heads, self.dtype, name=name)
 
     def _check_size(self, x: Float[Array, "..."]) -> None:

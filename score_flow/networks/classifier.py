@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Dtype, Given, Positive, check_fields
+from score_flow.config.hints import Count, Given, Positive, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.resample import downsample
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
     data_mean: Annotated[tuple[float, ...], Limits(fewest=1)] = (0.0,)
     data_std: Annotated[tuple[float, ...], Limits(above=0, fewest=1)] = (1.0,)
     dropout: layers.Dropout = 0.0
-    dtype: Dtype = "float32"
+    dtype: layers.PrecisionGiven = "float32"
 
     def __post_init__(self):
         check_fields(self)

@@ -7,7 +7,7 @@ from typing import Annotated
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Dtype, Positive, Whole, check_fields
+from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.layers import scaled_uniform
@@ -33,8 +33,9 @@ class MLP(nn.Module):
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
+    span: layers.SpanGiven = False
     out_channels: layers.ChannelsGiven = None
-    dtype: Dtype = "float32"
+    dtype: layers.PrecisionGiven = "float32"
 
     def __post_init__(self):
         check_fields(self)
@@ -52,8 +53,9 @@ class MLP(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype)
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
-            self.width, self.num_classes, dtype=self.dtype, augment_dim=self.augment_dim, name="embedding"
-        )
+            self.width, self.num_classes, dtype=self.dtype, augment_dim=self.augment_dim, span=self.span,
+            name="embedding",
+        )  # fmt: skip
         embedding = nn.swish(embed(features, condition))
 
         h = dense(self.width, kernel_init=scaled_uniform(), name="in")(x.reshape(x.shape[0], -1))

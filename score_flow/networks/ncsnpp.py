@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Dtype, NotNegative, Positive, check_fields
+from score_flow.config.hints import Count, NotNegative, Positive, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks import ncsnpp as blocks
 from score_flow.networks.blocks.layers import scaled_uniform
+from score_flow.networks.blocks.remat import Remat, rematted
 from score_flow.types import Condition, UserError
 
 Resblock = Annotated[str, Limits(among=("biggan", "ddpm"))]
@@ -41,7 +42,7 @@ class NCSNpp(nn.Module):
             channels (progressive_combine: "sum", "cat"), "residual" adds the input resampled by convolutions.
         init_scale: of the last layer of every block and of the outputs (0: they start at 0).
         groups: of normalisation; None for min(channels / 4, 32).
-        remat: recompute residual blocks in the backward pass rather than keep what is inside.
+        remat: what the backward pass keeps of a block: all (none), what weights give (dots), nothing (full).
         out_channels: as the input if None.
     Raises:
         UserError: an unknown choice, labels without `conditional`, a FIR kernel that cannot be normalised, or an image
@@ -69,9 +70,10 @@ class NCSNpp(nn.Module):
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
+    span: layers.SpanGiven = False
     out_channels: layers.ChannelsGiven = None
-    remat: bool = False
-    dtype: Dtype = "float32"
+    remat: Remat = "none"
+    dtype: layers.PrecisionGiven = "float32"
 
     casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
 
@@ -81,6 +83,8 @@ class NCSNpp(nn.Module):
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
         if self.augment_dim and not self.conditional:
             raise UserError("config.data.augment needs config.network.conditional = True, got False.")
+        if self.span and not self.conditional:
+            raise UserError("config.model.span needs config.network.conditional = True, got False.")
         if not sum(self.fir_kernel):
             raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
@@ -108,7 +112,7 @@ class NCSNpp(nn.Module):
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
             4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity,
-            augment_dim=self.augment_dim, name="embedding",
+            augment_dim=self.augment_dim, span=self.span, name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all
 
@@ -191,7 +195,7 @@ class NCSNpp(nn.Module):
 
     def _blocks(self, embedding: Float[Array, "b e"] | None, deterministic: bool) -> Block:
         build = partial(
-            nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock,
+            rematted(blocks.ResidualBlock, self.remat),
             fir_kernel=self._kernel,
             shortcut_scale=1.0 if self.resblock == "biggan" else 0.1,  # score_sde's "NIN" layers start at scale .1
             init_scale=self.init_scale,
@@ -209,7 +213,8 @@ class NCSNpp(nn.Module):
         return block
 
     def _attention(self, name: str, h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return blocks.AttentionBlock(self.init_scale, self.skip_rescale, self.groups, self.dtype, name=name)(h)
+        block = rematted(blocks.AttentionBlock, self.remat)
+        return block(self.init_scale, self.skip_rescale, self.groups, self.dtype, name=name)(h)
 
     @property
     def _kernel(self) -> resample.Kernel | None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from score_flow.config.hints import Count, Dtype, Positive, check_fields
+from score_flow.config.hints import Count, Positive, check_fields
 from score_flow.config.limits import Limits
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.refinenet import (
@@ -19,6 +19,7 @@ from score_flow.networks.blocks.refinenet import (
     average_pool,
     max_pool,
 )
+from score_flow.networks.blocks.remat import Remat, rematted
 from score_flow.types import Condition, UserError
 
 
@@ -56,7 +57,7 @@ class NCSNv2(nn.Module):
         norm_out_epsilon: of the last normalisation; score_sde_pytorch gives InstanceNorm its number of noise levels.
         dropout, num_classes: no published network has them. Dropout precedes the last convolution of the encoder's
             blocks; a vector of the label, with a last row for the null class, is added to the encoder's input.
-        remat: recompute blocks in the backward pass rather than keep what is inside.
+        remat: what the backward pass keeps of a block: all (none), what weights give (dots), nothing (full).
         out_channels: as the input if None.
     Raises:
         UserError: an unknown choice, a missing label, or an image whose sides the stages cannot halve.
@@ -73,8 +74,8 @@ class NCSNv2(nn.Module):
     dropout: layers.Dropout = 0.0
     num_classes: layers.ClassesGiven = 0
     out_channels: layers.ChannelsGiven = None
-    remat: bool = False
-    dtype: Dtype = "float32"
+    remat: Remat = "none"
+    dtype: layers.PrecisionGiven = "float32"
 
     num_scales: ClassVar[int] = 0  # rows of the normalisations' tables; 0: no tables
     ignores_time: ClassVar[bool] = True
@@ -116,7 +117,7 @@ class NCSNv2(nn.Module):
     ) -> list[Float[Array, "b _ _ _"]]:
         """Return the output of each stage."""
         outputs = []
-        build = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        build = rematted(ResidualBlock, self.remat, static_argnums=(3,))
         for i, (mult, dilation) in enumerate(PLANS[self.resolution].stages):
             for j in range(2):
                 down = i > 0 and j == 0
@@ -131,7 +132,7 @@ class NCSNv2(nn.Module):
         mults = list(PLANS[self.resolution].refined)
         if self.narrow_refinement:
             mults[-2] = 1
-        h, build = None, nn.remat(RefineBlock) if self.remat else RefineBlock
+        h, build = None, rematted(RefineBlock, self.remat)
         for i, (mult, stage) in enumerate(zip(mults, reversed(stages), strict=True)):
             inputs = (stage,) if h is None else (stage, h)
             depth = 3 if i == len(mults) - 1 else 1

@@ -10,7 +10,7 @@ from score_flow.runs.files import first_line, is_full, said
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
 TRAINING = (
-    "raise training.microbatches (2, 4, ...: the same result), set network.remat=True (where the network has it) or "
+    "raise training.microbatches (2, 4, ...: the same result), set network.remat=full (where the network has it) or "
     "training.fsdp=True, or lower training.batch_size"
 )
 

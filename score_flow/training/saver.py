@@ -14,6 +14,7 @@ from score_flow.runs.sharding import to_host
 from score_flow.training import history
 from score_flow.training.accepting import FIXED, accepted, as_saved, going_on
 from score_flow.training.faults import Faults, warn, without_remedy
+from score_flow.training.flat import tree_of
 from score_flow.training.history import History
 from score_flow.training.recorder import Recorder
 from score_flow.training.restoring import items, restored, shapes_of
@@ -178,11 +179,11 @@ class Saver:
         if by_steps:
             self.faults.saves(step)
         self.meta.spared = self.faults.kept
-        checkpoints.save(step, items(state), self._saved | self.faults.saved(), wait=wait)
+        checkpoints.save(step, items(tree_of(state)), self._saved | self.faults.saved(), wait=wait)
 
     def _draw(self, step: int, state: TrainState) -> None:
         if self._options.snapshot_sampling:
-            self._snapshot(step, state.ema[0])
+            self._snapshot(step, tree_of(state.ema[0]))
 
 
 def refuse_other_config(

@@ -163,8 +163,9 @@ def test_a_range_of_times_lies_in_order_within_0_and_1(first, last, said):
 
 @pytest.mark.parametrize("text, value", [("bf16", "bfloat16"), ("fp32", "float32"), ("bfloat16", "bfloat16")])
 def test_dtypes_have_one_name(text, value):
-    config = check_components(load("configs/digits.py", [f"--config.network.dtype={text}"]))
-    assert config.network.arguments["dtype"] == value
+    for key in ("model.precision", "network.dtype"):  # the latter is its older name
+        config = check_components(load("configs/digits.py", [f"--config.{key}={text}"]))
+        assert config.model.precision == value and "dtype" not in config.network.arguments
 
 
 @pytest.mark.parametrize("text, value", [("none", ""), ("", ""), ("langevin", "langevin")])
@@ -177,8 +178,8 @@ def test_no_corrector_has_a_name(text, value):
 
 @pytest.mark.parametrize("text", ["float16", "fp16", "half"])
 def test_half_precision_without_loss_scaling_is_refused(text):
-    with pytest.raises(UserError, match="config.network.dtype is .*allowed: bfloat16.*no loss scaling"):
-        check_components(load("configs/digits.py", [f"--config.network.dtype={text}"]))
+    with pytest.raises(UserError, match="config.model.precision is .*allowed: bfloat16.*no loss scaling"):
+        load("configs/digits.py", [f"--config.model.precision={text}"])
 
 
 @pytest.mark.parametrize("key, text, value", [

@@ -106,9 +106,12 @@ def test_three_figures_side_by_side(whole, cache):
     assert abs(difference.mean()) < 4 * difference.std(ddof=1) / np.sqrt(len(difference))
     assert (bits["variational"] != bits["uniform"]).all()
     # Another time of the decoder has its own figure; the flow starts there.
-    later = [*EVAL, "--config.eval.enable_bpd=False", "--config.eval.jobs=('likelihood_decoder',)"]
+    jobs = "--config.eval.jobs=('likelihood_decoder','likelihood_truncated_normal')"
+    later = [*EVAL, "--config.eval.enable_bpd=False", jobs]
     run(whole, *later, "--config.eval.decoder_time=0.05", "--eval_folder=later", mode="eval", cache=cache)
-    later = json.loads((whole / "later" / "40" / "results.json").read_text())["likelihood_decoder"]
+    all_later = json.loads((whole / "later" / "40" / "results.json").read_text())
+    later, cut = all_later["likelihood_decoder"], all_later["likelihood_truncated_normal"]
+    assert cut["smallest_time"] == 0.05 and cut["dequantisation"] == "truncated_normal" and cut["bits_per_dim"] > 0
     assert later["smallest_time"] == 0.05 and later["bits_per_dim"] != results["likelihood_decoder"]["bits_per_dim"]
     # The same figure by eval.dequantizer, in a folder of its own: results of other settings are not mixed.
     chosen = [*EVAL[:-1], "--config.eval.dequantizer=variational"]

@@ -20,6 +20,7 @@ from score_flow.data.scaling import Scaling
 from score_flow.losses.dequantisation import (
     DecoderDequantiser,
     Dequantisation,
+    TruncatedNormalDequantiser,
     UniformDequantiser,
     VariationalDequantiser,
 )
@@ -66,6 +67,7 @@ def dequantizers(scaling):
         "variational": VariationalDequantiser(Skewed(), scaling, {}),
         "decoder of points": DecoderDequantiser(Linear(), scaling, 0.3, False),
         "decoder of cells": DecoderDequantiser(Linear(), scaling, 0.05, True),
+        "truncated normal": TruncatedNormalDequantiser(Linear(), scaling, 0.3, False),
     }
 
 
@@ -119,6 +121,8 @@ def test_each_estimates_the_probability_of_the_levels(kind):
     elif kind == "decoder of cells":
         low = 0.95 * (-1 + 2 * v / 3)
         q = norm.cdf((grid - low) / 0.05) - norm.cdf((grid - low - 0.95 * 2 / 3) / 0.05)
+    elif kind == "truncated normal":
+        q = (abs(grid - 0.7 * (v - 1)) < 0.35).astype(float)
     else:
         q = ((grid >= -1 + 2 * v / 3) & (grid < -1 + 2 * (v + 1) / 3)).astype(float)
     total = q.sum(0)

@@ -13,6 +13,7 @@ from score_flow.losses.weightings import WEIGHTINGS
 from score_flow.process.bound import tables
 from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.process.times import TIME_SAMPLERS, LossHistory, log_snr, uniform
+from tests.discover import thinned
 from tests.losses.test_objective import KEY, NOISE, T_MAX, T_MIN, X0, B, D, N, T, every_path, objective, on_a_chain
 from tests.paths.variants import DEFAULTS, EPS, evaluate
 from tests.test_model import MEAN, STD, perfect
@@ -46,7 +47,7 @@ def test_the_perfect_network_has_the_least_loss(path):
         assert abs(losses.mean() - least(path, weighting, T_MIN, T_MAX)) <= 3 * error, weighting
 
 
-@every_path
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 def test_every_prediction_has_the_same_loss(path):
     """At given times and noise, to the rounding of outputs and targets: | |a| - |b| | <= |a - b|, times the gain."""
     c = path.at(T)
@@ -156,7 +157,7 @@ def test_the_bound_of_the_perfect_network_is_its_known_minimum(path, kind, varia
     steps, losses = np.asarray(loss.variational.step(aux.t)), np.asarray(aux.losses, np.float64)
     groups = [losses[steps == i] for i in range(N)]
     z = [
-        (group.mean() - least) / (group.std() / len(group) ** 0.5)
+        (group.mean() - least) / max(group.std() / len(group) ** 0.5, EPS[False])  # a certain level costs no bits
         for group, least in zip(groups, expected, strict=True)
     ]
     assert np.square(z).sum() < scipy.stats.chi2.isf(2 * scipy.stats.norm.sf(3), N), z

@@ -36,6 +36,7 @@ FLAGS = {  # of each loss, what it needs
     "simple": (),
     "vlb": CHAIN,
     "hybrid": CHAIN,
+    "flow_map": ("model.span=True",),
     "classifier": ("network.name=classifier", "network.blocks_per_group=1", "network.channel_multiplier=1"),
 }
 

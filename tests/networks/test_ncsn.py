@@ -185,7 +185,7 @@ def test_published_sizes(network, parameters):
     assert size(shapes(network)) == parameters
 
 
-@pytest.mark.parametrize("build", [ncsnv2.build, ncsn.build])
+@pytest.mark.parametrize("build", [ncsnv2.build, pytest.param(ncsn.build, marks=pytest.mark.slow)])
 def test_it_computes_in_the_dtype_it_is_told(build):
     with jax.enable_x64(True):
         assert not re.search(r"\b(f32|bf16)\b", str(program(build, "float64")))

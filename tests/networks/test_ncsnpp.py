@@ -23,14 +23,14 @@ SMALL = {"width": 8, "channel_mult": (1, 1, 2), "num_res_blocks": 1, "attention_
 CHOICES = {
     name: limits_of(parameter.annotation).choices()
     for name, parameter in arguments_of(ncsnpp.NCSNpp).items()
-    if isinstance(parameter.default, str) and name != "dtype"
+    if isinstance(parameter.default, str) and name != "remat"
 }
 OPTIONS = CHOICES | {
     "conditional": (True, False),
     "resamp_with_conv": (True, False),
     "fir": (True, False),
     "skip_rescale": (True, False),
-    "remat": (True, False),
+    "remat": ("full", "none"),
     "groups": (None, 4),
 }
 draw = random.Random(1582)  # these draws hold nearly every pair of choices
@@ -226,7 +226,7 @@ def test_rematerialisation_keeps_no_inside_of_a_block():
         residuals = jax.eval_shape(lambda p: jax.vjp(lambda p: run({"params": p}, x, time), p)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(residuals))
 
-    plain, remat = (small(channel_mult=(1,), dropout=0.5, remat=remat) for remat in (False, True))
+    plain, remat = (small(channel_mult=(1,), dropout=0.5, remat=remat) for remat in ("none", "full"))
     assert shapes(plain) == shapes(remat)
     blocks = sum(path.endswith("conv_1/kernel") for path in shapes(plain))
     # Each block has at least the inputs of its convolutions and of its second norm.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_flow.paths import ddpm, subvp, ve, vp
+from score_flow.paths import ddpm, log_snr, subvp, ve, vp
 from score_flow.paths.base import Path
 from tests.discover import builds
 
@@ -15,6 +15,7 @@ PATHS: dict[str, Path] = DEFAULTS | {
     "subvp-other-betas": subvp.build(beta_min=0.2, beta_max=15.0),
     "ve-linear": ve.build(schedule="linear"),
     "ve-other-sigmas": ve.build(sigma_min=0.02, sigma_max=7.0),
+    "log_snr-straight": log_snr.build(schedule="straight"),
     "ddpm-cosine": ddpm.build(schedule="cosine"),
     "ddpm-100": ddpm.build(n=100),
     "ddpm-own-table": ddpm.build(betas=tuple(0.02 + 0.01 * i for i in range(40))),

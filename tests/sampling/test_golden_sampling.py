@@ -21,6 +21,7 @@ from score_flow.numerics import expand
 from score_flow.paths.base import Path
 from score_flow.process.prediction import score
 from score_flow.types import UserError
+from tests.discover import thinned
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Imported
@@ -35,6 +36,9 @@ pytestmark = pytest.mark.skipif(not HERE, reason=f"no {FOLDER}")
 PREDICTORS = {"euler_maruyama": "euler", "reverse_diffusion": "reverse_diffusion", "ancestral_sampling": "ancestral"}
 CORRECTORS = {"langevin": "langevin", "ald": "annealed_langevin"}
 CHAINS = {"vp": "ddpm", "ve": "smld", "subvp": "euler"}
+# In float32 it is the same formulas.
+every_precision = pytest.mark.parametrize("x64", thinned([True, False], 2), ids=["float64", "float32"])
+OTHER = {True: r".*(?<!64)", False: r".*64"}  # arrays of the other precision
 SCALERS = {"x": lambda x: x, "(x+1)/2": lambda x: (x + 1) / 2}
 
 
@@ -125,7 +129,8 @@ def update(kernels, denoiser, x, t, noises):
     return x, mean
 
 
-def test_updates():
+@every_precision
+def test_updates(x64):
     description, arrays = load(f"{FOLDER}/updates")
     processes = {tag: process_of(row) for tag, row in description["sdes"].items()}
     ours, missing = {}, []
@@ -136,18 +141,17 @@ def test_updates():
             with pytest.raises(UserError, match="ddim"):
                 predictor_corrector.build(predictor="ancestral", probability_flow=True)
             continue
-        for x64 in (False, True):
-            with jax.enable_x64(x64):
-                x, t = jnp.asarray(arrays[f"{parts['sde']}.x"], float), jnp.asarray(arrays["t"], float)
-                kernels = kernels_of(parts, process)
-                shape = (len(kernels), *x.shape)
-                recorded = arrays.get(f"{case['key']}.noise", np.random.default_rng(0).standard_normal(shape))
-                noises = jnp.asarray(recorded[: len(kernels)], float)
-                drawn, mean = update(kernels, toy(arrays, process, parts["labels"] == "cont"), x, t, noises)
-            if "error" in case:  # subVP has no correctors and no ancestral step there, Euler-Maruyama no flow
-                missing.append(bool(np.isfinite(drawn).all() and np.isfinite(mean).all()))
-            ours[f"{case['key']}.x", x64], ours[f"{case['key']}.x_mean", x64] = Ours(drawn), Ours(mean)
-    compare(f"{FOLDER} updates", arrays, ours, given=r"toy_.*|t|\w+\.x|.*\.noise")
+        with jax.enable_x64(x64):
+            x, t = jnp.asarray(arrays[f"{parts['sde']}.x"], float), jnp.asarray(arrays["t"], float)
+            kernels = kernels_of(parts, process)
+            shape = (len(kernels), *x.shape)
+            recorded = arrays.get(f"{case['key']}.noise", np.random.default_rng(0).standard_normal(shape))
+            noises = jnp.asarray(recorded[: len(kernels)], float)
+            drawn, mean = update(kernels, toy(arrays, process, parts["labels"] == "cont"), x, t, noises)
+        if "error" in case:  # subVP has no correctors and no ancestral step there, Euler-Maruyama no flow
+            missing.append(bool(np.isfinite(drawn).all() and np.isfinite(mean).all()))
+        ours[f"{case['key']}.x", x64], ours[f"{case['key']}.x_mean", x64] = Ours(drawn), Ours(mean)
+    compare(f"{FOLDER} updates", arrays, ours, given=rf"toy_.*|t|\w+\.x|.*\.noise|{OTHER[x64]}")
     assert all(missing)
 
 
@@ -197,16 +201,16 @@ def arrays_of(arrays, rows) -> dict:
     return {key: array for key, array in arrays.items() if any(key.startswith(row["key"] + ".") for row in rows)}
 
 
-def test_predictor_corrector_samplers(monkeypatch):
+@every_precision
+def test_predictor_corrector_samplers(x64, monkeypatch):
     _, arrays = load(f"{FOLDER}/samplers")
     rows, ours = cases("pc", network=False), {}
-    for row in rows:
-        for x64 in (False, True):
-            with jax.enable_x64(x64):
-                denoiser = toy(arrays, process_of(row["sde"]), row["continuous"])
-                noises = jnp.asarray(arrays[f"{row['key']}.noise"], float)
-                ours[f"{row['key']}.out", x64] = Ours(sample(monkeypatch, row, denoiser, noises))
-    compare(f"{FOLDER} pc", arrays_of(arrays, rows), ours, given=r".*\.noise")
+    with jax.enable_x64(x64):
+        for row in rows:
+            denoiser = toy(arrays, process_of(row["sde"]), row["continuous"])
+            noises = jnp.asarray(arrays[f"{row['key']}.noise"], float)
+            ours[f"{row['key']}.out", x64] = Ours(sample(monkeypatch, row, denoiser, noises))
+    compare(f"{FOLDER} pc", arrays_of(arrays, rows), ours, given=rf".*\.noise|{OTHER[x64]}")
 
 
 # The probability flow. The source is Dormand-Prince with one step size for the batch, ours under another control of it:
@@ -245,25 +249,24 @@ def test_flow_samplers():
 # The same with real networks.
 
 
+@every_precision
 @pytest.mark.parametrize("row", cases("pc", network=True) + cases("ode", network=True), ids=lambda row: row["key"])
-def test_networks(row, monkeypatch):
+def test_networks(row, x64, monkeypatch):
     file = golden_dir() / "score_sde" / row["checkpoint"].split()[0]
     if not file.exists():
         pytest.skip(f"no {file.name}")
     reference, arrays = load(f"score_sde/models/{file.stem}")[0]["config"], load(f"{FOLDER}/samplers")[1]
-    ours = {}
-    for x64 in (False, True):
-        with jax.enable_x64(x64):
-            imported = Imported(file, reference, "float64" if x64 else "float32")
-            model = imported.model()
-            assert model.path == process_of(row["sde"]).path
-            denoiser = model.bind(imported.params(model, "raw"))
-            noises = {k: jnp.moveaxis(jnp.asarray(arrays[f"{row['key']}.{k}"], float), -3, -1)
-                      for k in ("noise", "prior_noise") if f"{row['key']}.{k}" in arrays}  # fmt: skip
-            if row["key"].startswith("pc."):
-                value = Ours(jnp.moveaxis(sample(monkeypatch, row, denoiser, noises["noise"]), -1, 1))
-            else:
-                x, allowed = flow_sample(row, denoiser, noises["prior_noise"])
-                value = Ours(jnp.moveaxis(x, -1, 1), absolute=allowed)
-            ours[f"{row['key']}.out", x64] = value
-    compare(row["key"], arrays_of(arrays, [row]), ours, given=r".*noise")
+    with jax.enable_x64(x64):
+        imported = Imported(file, reference, "float64" if x64 else "float32")
+        model = imported.model()
+        assert model.path == process_of(row["sde"]).path
+        denoiser = model.bind(imported.params(model, "raw"))
+        noises = {k: jnp.moveaxis(jnp.asarray(arrays[f"{row['key']}.{k}"], float), -3, -1)
+                  for k in ("noise", "prior_noise") if f"{row['key']}.{k}" in arrays}  # fmt: skip
+        if row["key"].startswith("pc."):
+            value = Ours(jnp.moveaxis(sample(monkeypatch, row, denoiser, noises["noise"]), -1, 1))
+        else:
+            x, allowed = flow_sample(row, denoiser, noises["prior_noise"])
+            value = Ours(jnp.moveaxis(x, -1, 1), absolute=allowed)
+    name = f"{row['key']}.out"
+    compare(row["key"], arrays_of(arrays, [row]), {(name, x64): value}, given=rf".*noise|{OTHER[x64]}")

@@ -13,6 +13,7 @@ import pytest
 from sampling import base, reverse_sde, sde
 from sampling.flow import METHODS, Solver, flow
 from score_flow.paths.base import Path
+from tests.chains import every_chain
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load
 from tests.sampling.test_golden_transport import FORMS, INTERPOLANTS, toy_model
@@ -79,10 +80,11 @@ def sde_sample(monkeypatch, case, arrays, finite: bool = False):
     return result.x
 
 
+@every_chain
 @pytest.mark.parametrize("method", SDE_METHODS)
-def test_sde_samplers(method, monkeypatch):
+def test_sde_samplers(method, every, monkeypatch):
     _, arrays = load(f"{FOLDER}/samplers")
-    rows, ours, rescued = [row for row in cases("sde") if row["method"] == method], {}, []
+    rows, ours, rescued = [row for row in cases("sde")[::every] if row["method"] == method], {}, []
     with jax.enable_x64(True):
         for row in rows:
             reference = arrays.get(f"{row['key']}.out64", np.nan)
@@ -113,9 +115,10 @@ def ode_sample(case, arrays):
     return x, 2 * int(stats.n_steps[0]) * 1e-9 * (1 + float(jnp.abs(x).max())) if adaptive else 0.0
 
 
-def test_ode_samplers():
+@every_chain
+def test_ode_samplers(every):
     _, arrays = load(f"{FOLDER}/samplers")
-    rows, ours, rescued = [row for row in cases("ode") if row["method"] in ODE_METHODS], {}, []
+    rows, ours, rescued = [row for row in cases("ode")[::every] if row["method"] in ODE_METHODS], {}, []
     wrong = [row for row in rows if "error" in row or (row.get("reverse") and row["path"] == "VP")]
     with jax.enable_x64(True):
         for row in rows:

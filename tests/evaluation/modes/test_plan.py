@@ -30,7 +30,7 @@ BATCH = "--config.training.batch_size=16"
 MLP = ["--config=configs/digits.py", BATCH, *(f"--config.network.{of}" for of in ("name=mlp", "width=64", "depth=1"))]
 SIT = [f"--config.network.{of}" for of in ("width=16", "depth=1", "num_heads=2")]
 PROGRAM = "ENTRY %f (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}"
-REMAT, FSDP = "--config.network.remat=True", "--config.training.fsdp=True"
+REMAT, FSDP = "--config.network.remat=full", "--config.training.fsdp=True"
 SLICES = "--config.training.microbatches=2"
 
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit(capsys, monkeypatch, memory, expected):
 
     def compiled(step, machine):
         split = not all(layout.is_fully_replicated for layout in jax.tree.leaves(step.shardings.params))
-        full = 1000 - 200 * step.run.loss.network.remat - 400 * split
+        full = 1000 - 200 * (step.run.loss.network.remat == "full") - 400 * split
         total = full * step.batch["image"].shape[1] // 16
         return Compiled(Need(0, total, 0, 0, total), total, read(PROGRAM))
 
@@ -163,7 +163,7 @@ def test_without_the_machine(capsys, monkeypatch, topology, fsdp):
     except UserError as error:
         pytest.skip(str(error))
     monkeypatch.setattr(plan, "fitting", lambda total_of, limit, known, n: Fit(known[0], 0, None))
-    network = [*SIT[1:], "--config.network.width=64", "--config.network.dtype=bfloat16"]
+    network = [*SIT[1:], "--config.network.width=64", "--config.model.precision=bf16"]
     lines = planned(capsys, *MLP[:2], *network, f"--topology={topology}", f"--config.training.fsdp={fsdp}")
     name = "NVIDIA H100" if topology == "h100:8" else "TPU v5 lite"
     assert f"8 x {name}" in lines["machine"] and "ms at least" in lines["arithmetic"]

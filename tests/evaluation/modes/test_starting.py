@@ -114,6 +114,18 @@ def test_a_source_without_classes_and_one_that_has_more(source, tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_a_flow_map_begins_with_a_trained_velocity(source, tmp_path, capsys):
+    """What tells it of a second time is drawn anew, and changes nothing yet."""
+    flags = ("--config.model.span=True", "--config.training.objective=flow_map", "--config.training.weighting=velocity")
+    assert command(tmp_path, *CLASSES, f"--config.training.init={source}", *flags) == 0
+    drawn = history.read(tmp_path)["began"]["drawn"]
+    assert drawn == [f"embedding/span_{i}/{leaf}" for i in (0, 1) for leaf in ("bias", "kernel")]
+    params, theirs = state(tmp_path, 0, "checkpoints-meta")[0], state(source, 3)[1][0]
+    assert not np.any(params["embedding"].pop("span_1")["kernel"]) and params["embedding"].pop("span_0")
+    assert str(params) == str(theirs)
+
+
+@pytest.mark.slow
 def test_another_path_is_taken_on_purpose(source, tmp_path, capsys):
     flags = [*CLASSES, f"--config.training.init={source}", "--config.path.name=gvp"]
     assert command(tmp_path, *flags, "--config.training.accept=('path',)") == 0

@@ -51,11 +51,11 @@ def test_none_fits():
     assert fit.batch == 0 and fit.too_much == 8
 
 
-def flags(*overrides, rematted=False, n=8, **can):
-    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), rematted, n, **can)]
+def flags(*overrides, remat="none", n=8, **can):
+    return [remedy.flags for remedy in remedies(load("configs/digits.py", list(overrides)), remat, n, **can)]
 
 
-REMAT, FSDP = "--config.network.remat=True", "--config.training.fsdp=True"
+REMAT, FSDP = "--config.network.remat=full", "--config.training.fsdp=True"
 ONE_EACH = "--config.training.batch_size=8"  # no slices of it on eight devices
 
 
@@ -69,13 +69,13 @@ def test_remedies():
     both = [f"{REMAT} {eight}", f"{eight} {FSDP}", f"{REMAT} {FSDP}", f"{REMAT} {eight} {FSDP}"]
     assert flags() == [two, four, eight, REMAT, FSDP, *both]
     assert flags(ONE_EACH) == [REMAT, FSDP, f"{REMAT} {FSDP}"]
-    assert flags(ONE_EACH, rematted=True) == flags(ONE_EACH, rematted=None) == [FSDP]
-    assert flags(ONE_EACH, FSDP) == [REMAT] and flags(ONE_EACH, FSDP, rematted=None) == []
-    assert flags(rematted=None, n=1) == [two, four, eight]
-    assert flags("--config.training.batch_size=96", two, rematted=None, n=1) == slices(4, 8, 16)
-    assert flags("--config.training.batch_size=96", two, rematted=None) == [four, FSDP, f"{four} {FSDP}"]
+    assert flags(ONE_EACH, remat="full") == flags(ONE_EACH, remat=None) == [FSDP]
+    assert flags(ONE_EACH, FSDP) == [REMAT] and flags(ONE_EACH, FSDP, remat=None) == []
+    assert flags(remat=None, n=1) == [two, four, eight]
+    assert flags("--config.training.batch_size=96", two, remat=None, n=1) == slices(4, 8, 16)
+    assert flags("--config.training.batch_size=96", two, remat=None) == [four, FSDP, f"{four} {FSDP}"]
     assert flags(sliceable=False) == [REMAT, FSDP, f"{REMAT} {FSDP}"]
-    for remedy in remedies(load("configs/digits.py", []), False, 8):
+    for remedy in remedies(load("configs/digits.py", []), "dots", 8):
         assert remedy.config == load("configs/digits.py", remedy.flags.split())
 
 

@@ -1,0 +1,17 @@
+"""Sampling by a flow map: one network call, or a few."""
+
+from sampling.base import WHERE, Sampler, chain_sampler
+from sampling.kernels import flow_map
+from score_flow.config.hints import Count, UnitTime, limited
+from score_flow.config.limits import check_times
+from score_flow.process.grid import GridChoice, choose, intervals
+
+
+@limited(WHERE)
+def build(
+    t_min: UnitTime = 1e-5, t_max: UnitTime = 1.0, n_steps: Count = 1, *, grid: GridChoice = "uniform"
+) -> Sampler:
+    """Take n_steps steps of a network that knows average velocities (config.model.span) from t_max to t_min."""
+    check_times(WHERE, t_min, t_max)
+    times = choose(f"{WHERE}.grid", grid)
+    return chain_sampler([flow_map.predictor()], lambda path: intervals(times(path, n_steps, t_min, t_max)))

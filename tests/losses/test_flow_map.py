@@ -1,0 +1,134 @@
+"""The flow map: its identities on Gaussian data, where the average velocity has a closed form; its objective."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_flow.build import experiment
+from score_flow.config.loading import load, with_settings
+from score_flow.losses.flow_map import ERRORS, Point
+from score_flow.numerics import expand
+from score_flow.types import UserError
+from tests.exact import GaussianDenoiser
+from tests.paths.variants import DEFAULTS
+
+every_path = pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS)
+T = np.linspace(0.2, 0.95, 6)
+S = T * np.linspace(0.1, 0.9, 6)
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def gaussian(path):
+    """(a perfect network, x, t, s)."""
+    return GaussianDenoiser(path), jax.random.normal(jax.random.key(0), (6, 2, 2, 1)), jnp.asarray(T), jnp.asarray(S)
+
+
+@every_path
+def test_the_average_velocity_composes_and_ends_in_the_velocity(path):
+    denoiser, x, t, s = gaussian(path)
+    m = (2 * t + s) / 3
+    first, moved = denoiser.average_velocity(x, t, m), denoiser.average_velocity(x, t, s)
+    second = denoiser.average_velocity(x - expand(t - m, x) * first, m, s)
+    whole = expand(t - m, x) * first + expand(m - s, x) * second
+    np.testing.assert_allclose(expand(t - s, x) * moved, whole, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(denoiser.average_velocity(x, t, t), denoiser.velocity(x, t), rtol=1e-12)
+    near = denoiser.average_velocity(x, t, t - 1e-6)
+    np.testing.assert_allclose(near, denoiser.velocity(x, t), rtol=1e-4, atol=1e-4)
+
+
+@every_path
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_perfect_network_makes_no_error(kind, path):
+    """At any two times and at equal ones, with the flow's own velocity in the place of a pair's."""
+    denoiser, x, t, s = gaussian(path)
+    average = lambda x, t, span: denoiser.average_velocity(x, t, t - span)  # noqa: E731
+    for span in (t - s, jnp.zeros_like(t)):
+        error = ERRORS[kind](average, Point(x, t, span, denoiser.velocity(x, t)))
+        np.testing.assert_allclose(error, jnp.zeros_like(x), atol=1e-11)
+    wrong = ERRORS[kind](lambda *args: 1.1 * average(*args), Point(x, t, t - s, denoiser.velocity(x, t)))
+    assert float(jnp.abs(wrong).max()) > 1e-2
+
+
+SMALL = {
+    "network.name": "mlp", "network.width": 8, "network.depth": 1, "network.dtype": "float64", "model.span": True,
+    "data.source.name": "digits", "training.objective": "flow_map", "training.weighting": "velocity",
+}  # fmt: skip
+
+
+def small(**settings):
+    return experiment(with_settings(load("configs/base.py", []), SMALL | settings))
+
+
+def drawn(run, n=256):
+    batch = {"image": jax.random.randint(jax.random.key(2), (n, 8, 8, 1), 0, 17, jnp.uint8)}
+    params = run.init(jax.random.key(0))
+    noise = lambda i, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)  # noqa: E731
+    leaves, tree = jax.tree.flatten(params)
+    params = tree.unflatten([noise(i, leaf) for i, leaf in enumerate(leaves)])
+    return params, run.loss.draw((), jax.random.key(1), batch, True)[0]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_its_gradient_is_that_of_the_error_alone(kind):
+    """Against central differences of |u - target|^2 w with the target and w held at the parameters."""
+    run = small(**{"training.flow_map": kind})
+    params, batch = drawn(run, 8)
+    loss = run.loss
+    direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params)
+
+    def average(params):
+        bound = loss.model.bind(params)
+        return lambda x, t, span: bound.given({"span": span}).velocity(x, t)
+
+    def error(params):
+        c = loss.model.path.at(batch.t).expand(batch.x0)
+        x = loss.model.path.perturb(batch.x0, batch.noise, batch.t)
+        point = Point(x, batch.t, batch.condition["span"], c.dalpha * batch.x0 + c.dsigma * batch.noise)
+        u = average(params)(*point[:3])
+        return ERRORS[kind](average(params), point), u
+
+    held, u = error(params)
+    weight = 1 / (jnp.sum(held**2, axis=(1, 2, 3)) + 0.01)
+
+    def with_target_held(amount):
+        moved = jax.tree.map(lambda leaf, way: leaf + amount * way, params, direction)
+        return jnp.sum(weight * jnp.sum((error(moved)[1] - u + held) ** 2, axis=(1, 2, 3)))
+
+    found = jax.grad(lambda params: jnp.sum(loss.examples(params, batch)))(params)
+    slope = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(direction), strict=True))
+    step = 1e-5
+    expected = (with_target_held(step) - with_target_held(-step)) / (2 * step)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_the_pairs_of_times():
+    """Half of them equal, the others two draws in order; all spans to t_min for consistency."""
+    _, batch = drawn(small())
+    span = np.asarray(batch.condition["span"])
+    assert 0.4 < np.mean(span == 0) < 0.6 and (span >= 0).all() and (batch.t - span >= 1e-5).all()
+    # Of two uniform draws the later has mean 2/3, the earlier 1/3: within four standard errors of 128 pairs.
+    later, span = np.asarray(batch.t)[span > 0], span[span > 0]
+    np.testing.assert_allclose([later.mean(), (later - span).mean()], [2 / 3, 1 / 3], atol=4 * 0.236 / 128**0.5)
+    _, batch = drawn(small(**{"training.flow_map": "consistency", "training.flow_map_equal": 0.0}))
+    np.testing.assert_allclose(batch.condition["span"], batch.t - 1e-5, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"model.span": False}, "config.model.span=True"),
+        ({"training.objective": "simple"}, "model.span"),
+        ({"training.time_sampler.name": "grid"}, "between any two"),
+        ({"training.weighting": "simple"}, "set it to 'velocity'"),
+        ({"network.name": "ncsnv2"}, "span"),
+    ],
+)
+def test_what_it_cannot_be_is_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        small(**settings)
