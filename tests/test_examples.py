@@ -13,8 +13,10 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PICTURES = ROOT / "docs/pictures/examples"
 QUICK = {
     "score_from_nothing": {"STEPS": 3, "WIDTH": 8, "N": 20, "GRID": 4},
-    "play_with_a_checkpoint": {"STEPS": 2, "WIDTH": 8, "DEPTH": 1, "PC_STEPS": 2, "N_BITS": 5},
-    "sit_in_latents": {"AUTOENCODER_STEPS": 1, "STEPS": 2, "WIDTH": 8, "DEPTH": 1, "CHANNELS": (8, 8)},
+    "play_with_a_checkpoint": {"STEPS": 2, "NETWORK": "mlp", "WIDTH": 8, "DEPTH": 1, "PC_STEPS": 2, "N_BITS": 5},
+    "sit_in_latents": {
+        "AUTOENCODER_STEPS": 1, "STEPS": 2, "NETWORK": "mlp", "WIDTH": 8, "DEPTH": 1, "CHANNELS": (8, 8),
+    },
     "add_your_own": {"STEPS": 2, "WIDTH": 8},
 }
 LONG = ("play_with_a_checkpoint", "sit_in_latents")  # compiling what they contain takes a minute

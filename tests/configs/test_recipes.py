@@ -78,7 +78,7 @@ CASES = [
 RECIPES = [file for file, _, _ in CASES]
 OURS = {
     f"configs/{name}.py"
-    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "emoji")
+    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji")
 }
 
 
@@ -190,7 +190,7 @@ def parameters(run):
     return count_parameters(jax.eval_shape(run.init, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("file", thinned(COUNTS, 16))
+@pytest.mark.parametrize("file", thinned(COUNTS, 17))
 def test_sizes_are_the_published_ones(file):
     assert parameters(experiment(loaded(file))) == COUNTS[file]
 

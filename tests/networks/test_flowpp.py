@@ -222,7 +222,11 @@ def test_dropout_only_when_asked():
 # tables of positions that it never reads (4 of 64 x 32 x 96 and one of 64 x 32 x 32).
 @pytest.mark.parametrize(
     "name, size, parameters",
-    [("cifar10", 32, 3_466_976), ("imagenet32", 32, 35_482_720), ("imagenet64", 64, 4_868_008)],
+    [
+        ("cifar10", 32, 3_466_976),
+        pytest.param("imagenet32", 32, 35_482_720, marks=pytest.mark.slow),
+        ("imagenet64", 64, 4_868_008),
+    ],
 )
 def test_presets_have_the_published_sizes(name, size, parameters):
     image = jnp.zeros((1, size, size, 3))

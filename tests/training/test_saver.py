@@ -233,7 +233,8 @@ def by_the_clock(run, clock, minutes):
 
 
 @pytest.mark.parametrize(
-    "limit, minutes, expected", [(15, 6, [7, 10]), (15, 0.5, []), (0, 1000, []), (0.1, 1, [9, 10])]
+    "limit, minutes, expected",
+    [(15, 6, [7, 10]), (15, 0.5, []), (0, 1000, []), pytest.param(0.1, 1, [9, 10], marks=pytest.mark.slow)],
 )
 def test_a_state_is_saved_at_the_latest_so_many_minutes_after_the_last(tmp_path, clock, limit, minutes, expected):
     """A loop asks before its step; the newest two are kept."""

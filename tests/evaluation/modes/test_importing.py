@@ -65,7 +65,7 @@ def test_every_mutation_is_refused_by_name(imported, kind):
     imported, model = imported
     tensors = imported.published.checkpoint.weights[kind]
     names = parameters_of(imported, model, kind)
-    for name in (names[0], names[len(names) // 2], names[-1]):
+    for name in (names[0], names[-1]):
         assert f"{name} is missing" in refused(imported, model, kind, lambda t, n=name: t.pop(n))
         said = refused(imported, model, kind, lambda t, n=name: t.__setitem__(f"{n}_2", t.pop(n)))
         assert f"{name} is missing" in said and f"{name}_2 is not part of this network" in said
@@ -74,7 +74,7 @@ def test_every_mutation_is_refused_by_name(imported, kind):
             imported, model, kind, lambda t, n=name: t.__setitem__(n, np.full_like(t[n], np.nan))
         )
     oblong = [n for n in names if tensors[n].ndim > 1 and tensors[n].shape != tensors[n].T.shape]
-    for name in oblong[:: max(1, len(oblong) // 5)]:
+    for name in oblong[:: max(1, len(oblong) // 2)]:
         assert name in refused(imported, model, kind, lambda t, n=name: t.__setitem__(n, t[n].T))
     said = refused(imported, model, kind, lambda t: t.__setitem__("left.over", np.zeros(3, np.float32)))
     assert "left.over is not part of this network" in said
