@@ -66,9 +66,7 @@ SEAMS = {
     "sklearn": ("score_flow/data/digits.py", "evaluation/metrics/extractors/small.py"),
     "optax": tuple(
         f"score_flow/{file}.py"
-        for file in (
-            "training/steps", "training/optimiser", "training/matrices", "training/flat", "losses/coupling", "experiment",
-        )  # fmt: skip
+        for file in ("training/steps", "training/optimiser", "training/matrices", "losses/coupling", "experiment")
     ),
     "tensorflow": (),
     "torch": (),
