@@ -1,7 +1,11 @@
 """Digits in one network call: a flow map (MeanFlow) of the size of configs/digits.py.
 
 Model      As configs/digits.py, told of two times: an average velocity.
-Expected   One call within 10 % of the Frechet distance of the same network's ODE.
+Hardware   2 CPU cores, minutes.
+Expected   One call within 10 % of the Frechet distance of an ODE's many.
+Reached    In 2 000 steps, the Frechet distance of 1 024 samples to the training digits, in the features of a small
+           classifier: 1.45 in one call, .73 in two, .58 in four; of the same network's ODE by Heun's method 1.57 in 8
+           calls, .44 in 198. So one call is as good as 8, and not yet as good as many.
 """
 
 from configs.base import component

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -18,17 +18,31 @@ from score_flow.paths.base import Path
 from score_flow.process.grid import Grid, choose, listed
 from score_flow.types import UserError
 
+
+def library() -> ModuleType:
+    """Return diffrax, loaded when it is first needed: that takes a second, which a start of training need not wait."""
+    with jax.ensure_compile_time_eval():  # of a trace that needs it first, its constants are no part
+        import diffrax
+
+    return diffrax
+
+
+def of_diffrax(name: str) -> Callable[[], Any]:
+    """Return what makes a solver of diffrax."""
+    return lambda: getattr(library(), name)()
+
+
 # name -> (solver, right-hand sides a step, right-hand sides before the first step). First-same-as-last methods carry
 # their last stage over; rejected steps cost the same as accepted ones. diffrax reports steps only: tests count calls.
 METHODS = {
-    "euler": (diffrax.Euler, 1, 0),
-    "midpoint": (diffrax.Midpoint, 2, 0),
-    "heun": (diffrax.Heun, 2, 0),
-    "ralston": (diffrax.Ralston, 2, 0),
-    "bosh3": (diffrax.Bosh3, 3, 1),
-    "tsit5": (diffrax.Tsit5, 6, 1),
-    "dopri5": (diffrax.Dopri5, 6, 1),
-    "dopri8": (diffrax.Dopri8, 13, 1),
+    "euler": (of_diffrax("Euler"), 1, 0),
+    "midpoint": (of_diffrax("Midpoint"), 2, 0),
+    "heun": (of_diffrax("Heun"), 2, 0),
+    "ralston": (of_diffrax("Ralston"), 2, 0),
+    "bosh3": (of_diffrax("Bosh3"), 3, 1),
+    "tsit5": (of_diffrax("Tsit5"), 6, 1),
+    "dopri5": (of_diffrax("Dopri5"), 6, 1),
+    "dopri8": (of_diffrax("Dopri8"), 13, 1),
 }
 
 # name -> (proportional, integral) exponents of the step control (Hairer & Wanner 1996, IV.2). integral is what scipy's
@@ -116,6 +130,7 @@ def solve_flow(
     field sees whole batches, (1, ...) ones when per_example. It is never called outside [t0, t1]. Nothing raises inside
     jit: a failed example has ok = False.
     """
+    diffrax = library()
     method, per_step, first = solver.rows()[0]
     steps, max_steps = _steps(solver, path, t0=t0, t1=t1)
 
@@ -144,8 +159,9 @@ def solve_flow(
     return y, Stats(jnp.max(n_steps) * per_step + first, n_steps, ok, n_steps * per_step + first)
 
 
-def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[diffrax.AbstractStepSizeController, int]:
-    """Return what chooses the steps, and how many there may be."""
+def _steps(solver: Solver, path: Path, *, t0: Time, t1: Time) -> tuple[Any, int]:
+    """Return diffrax's controller of the steps, and how many there may be."""
+    diffrax = library()
     if not solver.fixed:
         proportional, integral = solver.rows()[1]
         controller = diffrax.PIDController(

@@ -1,11 +1,11 @@
-"""The types that every layer speaks in (shapes are jaxtyping's: b = batch, *d = the axes of one example)."""
+"""The types that every layer speaks in (jaxtyping: b = batch, *d = the axes of one example), and the errors."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import jaxtyping
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from score_flow.errors import NonFinite, Preempted, UserError, check_choice, nearest, one_line, printable
 
 Key = PRNGKeyArray  # one typed key, jax.random.key(seed)
 Keys = jaxtyping.Key[Array, "b"]  # one key for each example
@@ -15,39 +15,7 @@ Params = PyTree[Float[Array, "..."]]
 Condition = dict[str, Array] | None  # {"label": (b,)}, {"low_res": (b, h, w, c)}, ...
 Batch = dict[str, Any]  # {"image": uint8 (b, h, w, c), "label": int32 (b,)}
 
-
-class UserError(ValueError):
-    """Something that the person can mend (a flag, a file, a folder): one line and exit code 2."""
-
-
-class NonFinite(ArithmeticError):
-    """A loss, a gradient or a result was not finite; nothing later was saved. Exit code 3."""
-
-
-class Preempted(Exception):
-    """The run was asked to stop; its state is saved and the same command goes on from there. Exit code 75."""
-
-
-def check_choice(what: str, got: object, allowed: Iterable[str | int]) -> None:
-    """Raise a UserError that names the choices and the nearest one, unless `got` is one of `allowed`."""
-    names = sorted(allowed)
-    if got not in names:
-        names = [str(name) or "'' (none)" for name in names]
-        raise UserError(f"{what} is {got!r}; allowed: {', '.join(names)}.{nearest(str(got), names)}")
-
-
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """ " Did you mean 'x'?", of the nearest of some names; nothing where none is near (likeness below the cutoff)."""
-    near = difflib.get_close_matches(name, list(names), 1, cutoff)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def printable(name: str, most: int = 60) -> str:
-    """Return a name from foreign bytes as it may be shown: in one line, and not for ever."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in name[:most])
-    return shown + "..." * (len(name) > most)
-
-
-def one_line(error: Exception) -> str:
-    """Return the kind and the first line of an error that a library raised, for use inside a UserError."""
-    return printable(f"{type(error).__name__}: {error}".splitlines()[0], 300)
+__all__ = [
+    "Batch", "Condition", "Images", "Key", "Keys", "NonFinite", "Params", "Preempted", "Times", "UserError",
+    "check_choice", "nearest", "one_line", "printable",
+]  # fmt: skip

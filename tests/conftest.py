@@ -7,6 +7,8 @@ from tests.compiler import FAST, taken
 # Before jax starts: the flags are read once. Most of the time of these tests is compilation of small programs: compile
 # fast rather than well. The workers of a run inherit what its first process found.
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # no test depends on what another run compiled
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *taken(FAST)]
     os.environ["XLA_FLAGS"] = " ".join(flags)

@@ -48,6 +48,7 @@ def launch(
     """Start main.py on the tiny recipe, by the command `before` it, with a signal at a moment (see driver.py)."""
     if cache:
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        env |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
     command = [*before, sys.executable, "tests/driver.py", moment, *TINY]
     command += [f"--workdir={workdir}", f"--mode={mode}", *flags]
     return subprocess.Popen(

@@ -19,7 +19,7 @@ FILES = [p for folder in ("score_flow", "sampling", "evaluation", "configs") for
 # longest name that fits decides, so that a folder within another is a room of its own. A file in no room fails: a new
 # room has to be named here.
 HOUSE = """
-    score_flow.types  score_flow.numerics  score_flow.tree  score_flow.config
+    score_flow.errors  score_flow.types  score_flow.numerics  score_flow.tree  score_flow.config
     score_flow.paths  score_flow.process  score_flow.networks.blocks  score_flow.networks  score_flow.model
     score_flow.runs  score_flow.data.formats  score_flow.data  score_flow.losses  score_flow.experiment
     score_flow.training.loggers  score_flow.training
@@ -41,10 +41,14 @@ MAPS = {
     "score_flow.config.options": "the schema: points at registries, which import nothing before an entry is asked for",
     "score_flow.config.evaluation": "a part of the schema",
 }
-# What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, and
-# rows of reproduced figures, which start from the recipe of the same name.
-IMPORTERS = {FACE, "score_flow.config.registries", "score_flow.config.packages", "configs.reproduce.rows"}
-LOADERS = {"score_flow.config.loading"}  # what runs a Python file by its path: a recipe
+# What imports by a name that is made while it runs: the face, the map, packages whose plug-ins Python asks for, the
+# reader of signatures (the ground alone), and rows of reproduced figures, which start from the recipe of the same name.
+IMPORTERS = {
+    FACE, "score_flow.config.registries", "score_flow.config.packages", "score_flow.config.signatures",
+    "configs.reproduce.rows",
+}  # fmt: skip
+# What runs a Python file by its path, a recipe, and what runs the heads of functions and classes of plug-ins.
+LOADERS = {"score_flow.config.loading", "score_flow.config.signatures"}
 PLUG_INS = [entry for entry in vars(registries).values() if isinstance(entry, Registry) and not entry.table]
 
 # library -> the files that may import it

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -51,24 +50,46 @@ def test_mistyped_keys_and_values(capsys, tmp_path, flag, expected):
     assert expected in attempt(capsys, tmp_path / "run", flag)
 
 
-def test_a_mistake_is_answered_in_five_seconds(tmp_path):
-    start = time.time()
-    command = [sys.executable, "main.py", *TINY, f"--workdir={tmp_path}", "--mode=train", "--config.trainin.n_iters=3"]
+LIBRARIES = {"jax", "flax", "optax", "diffrax", "orbax", "grain", "scipy", "sklearn", "torch"}  # that take long to load
+
+
+def program(*flags: str) -> tuple[subprocess.CompletedProcess, set[str], str]:
+    """main.py in a process of its own, the libraries among LIBRARIES that it loaded, and what else it said."""
+    command = [sys.executable, "-X", "importtime", "main.py", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert (
-        done.returncode == EXIT_USER_ERROR
-        and "Did you mean 'training'?" in done.stderr
-        and "Traceback" not in done.stderr
-    )
-    assert time.time() - start < 5
+    lines = done.stderr.splitlines()
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}
+    assert "argparse" in loaded
+    return done, loaded & LIBRARIES, "\n".join(line for line in lines if not line.startswith("import time:"))
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--config=configs/digits.py", "--config.trainin.n_iters=3"], "Did you mean 'training'?"),
+        (["--config=configs/digits.py", "--config.network.widht=3"], "Did you mean 'width'?"),
+        (["--config=configs/digits.py", "--mode=trian"], "invalid choice: 'trian'"),
+        (["--config=configs/nothing.py"], "--config is 'configs/nothing.py'"),
+    ],
+)
+def test_a_mistake_is_answered_before_a_library_is_loaded(tmp_path, flags, said):
+    done, loaded, error = program("--mode=train", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == EXIT_USER_ERROR and not loaded
+    assert said in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_of_training_loads_only_what_it_needs(tmp_path):
+    """Whatever is refused last is refused when all else of a start is loaded."""
+    done, loaded, error = program(*TINY, "--mode=train", f"--workdir={tmp_path}", "--config.training.init=/nowhere")
+    assert done.returncode == EXIT_USER_ERROR and "config.training.init" in error
+    assert loaded == {"jax", "flax", "optax", "orbax", "grain"}
 
 
 def test_help_explains_every_key():
     """Every flag, every field of the schema with what it may be, every plug-in with every argument."""
-    done = subprocess.run(
-        [sys.executable, "main.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0
+    done, loaded, _ = program("--help")
+    assert done.returncode == 0 and not loaded
     text = done.stdout
     named = ("config", "workdir", "mode", "checkpoint", "reference_config", "eval_folder", "watch", "topology")
     for flag in (f"--{name}" for name in named):

@@ -1,7 +1,6 @@
 """The command line, `score-flow` or main.py: flags, modes, exit codes."""
 
 import argparse
-import gc
 import os
 import sys
 import traceback
@@ -114,8 +113,8 @@ def import_checkpoint(options: argparse.Namespace, overrides: list[str]) -> None
     from evaluation.modes.importing import import_into, open_published
     from score_flow.build import experiment
     from score_flow.config.loading import load
+    from score_flow.errors import UserError
     from score_flow.runs.workdir import workdir as opened
-    from score_flow.types import UserError
 
     if not options.checkpoint:
         raise UserError("--mode=import needs --checkpoint=FILE.")
@@ -133,9 +132,9 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> None:
     from evaluation.modes.plan import plan
     from evaluation.plan.chips import HERE, machine
     from score_flow.config.loading import load
+    from score_flow.errors import UserError
     from score_flow.runs import processes
     from score_flow.training.saver import remembered
-    from score_flow.types import UserError
 
     if not (options.config or options.workdir):
         raise UserError("--mode=plan needs --config=RECIPE, or --workdir=FOLDER with the config of a run.")
@@ -174,7 +173,7 @@ MODES = {
 
 
 class Help(argparse.Action):
-    """--help: flags, exit codes, every field of a config, every argument of every plug-in, for which all are loaded.
+    """--help: flags, exit codes, every field of a config, every argument of every plug-in, none of which is loaded.
 
     Beside a --config, the values that it gives them, with those of the --config.key=value overrides.
     """
@@ -185,9 +184,8 @@ class Help(argparse.Action):
 
     def __call__(self, parser, *arguments) -> None:
         from score_flow.config.loading import explain, load, resolved
-        from score_flow.types import UserError
+        from score_flow.errors import UserError
 
-        gc.disable()  # the program ends here; to collect while its modules load is a tenth of the wait
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
         found, others = finder.parse_known_args(self.argv)
@@ -242,9 +240,10 @@ def flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     """Build what the config says and do what the mode says; returns an exit code other than 0, if any."""
+    from evaluation.modes.checking import check_arguments, check_components
     from score_flow.config.loading import load
-    from score_flow.runs.workdir import path_of
-    from score_flow.types import UserError
+    from score_flow.errors import UserError
+    from score_flow.runs.places import path_of
 
     mode = MODES[options.mode]
     if options.workdir is None and not mode.elsewhere:
@@ -261,17 +260,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
         return mode.alone(options, overrides)
     from score_flow.runs import launchers
 
-    read = lambda: load(options.config or config_of(options.workdir), overrides)  # noqa: E731
+    read = lambda: check_arguments(load(options.config or config_of(options.workdir), overrides))  # noqa: E731
     found = options.config or config_in(options.workdir) or not launchers.launch_of(os.environ)
     config = read() if found else None  # mistakes are answered before jax starts, but where others may see another disk
-    from score_flow.runs import processes, together
+    from score_flow.runs import processes, programs, together
 
     peers = processes.initialise()
-    if peers:
+    if not peers:  # of several, some would load what others compile together
+        print(programs.keep() or "compiled programs are not kept", flush=True)
+    else:
         peers.where = lambda: newest_saved(options.workdir)
         together.refuse_unshared(options.workdir)
         config = together.same_config(options.mode, lambda: config or read())
-    from evaluation.modes.checking import check_components
     from score_flow.build import experiment
     from score_flow.runs.workdir import workdir as opened
     from score_flow.training.saver import remembered
@@ -284,7 +284,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
 
 def config_of(workdir: str) -> str:
     """The file of the config that a run left in its workdir."""
-    from score_flow.types import UserError
+    from score_flow.errors import UserError
 
     if not (file := config_in(workdir)):
         raise UserError(f"give --config=RECIPE: {workdir} holds no config.json of an earlier run.")
@@ -312,9 +312,8 @@ def main(argv: list[str] | None = None) -> int:
     if said := habits.answer(argv):
         return report(said, EXIT_USER_ERROR)
     options, overrides = flags(argv)
+    from score_flow.errors import NonFinite, Preempted, UserError, one_line
     from score_flow.runs import files, memory, peers, stores
-    from score_flow.runs.preemption import EXIT_PREEMPTED
-    from score_flow.types import NonFinite, Preempted, UserError, one_line
 
     sys.unraisablehook = files.quiet(sys.__unraisablehook__)
     try:
@@ -322,6 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     except NonFinite as error:
         return report(error, EXIT_NON_FINITE)
     except Preempted as error:
+        from score_flow.runs.preemption import EXIT_PREEMPTED
+
         return report(error, EXIT_PREEMPTED, "stopped")
     except UserError as error:
         peers.leave_if_broken(error)  # a save that another process left is none that the disk refused

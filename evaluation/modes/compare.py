@@ -14,8 +14,8 @@ from evaluation.report.page import Images
 from score_flow.config.loading import flatten, read_json
 from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
+from score_flow.runs.places import path_of
 from score_flow.runs.progress import read_lines
-from score_flow.runs.workdir import path_of
 from score_flow.types import UserError
 
 FILE = "compare.html"

@@ -31,7 +31,7 @@ def open(workdir: str | places.Place, step: int | None = None, weights: Weights 
     Raises UserError, in one line, for a folder that is no run, a checkpoint that is not there or damaged, and settings
     that the weights were not trained with.
     """
-    folder = folders.path_of(str(workdir))
+    folder = places.path_of(str(workdir))
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give the workdir of a run that was trained or imported.")
     config = check_components(load(str(places.local(folder / "config.json")), [], flatten(settings) | _which(weights)))
@@ -62,7 +62,7 @@ def open_published(
     found = check_components(load(None if config is None else str(config), [], known | flatten(settings)))
     run = _of_images(experiment(found), found)
     if workdir is not None:
-        folder = folders.path_of(str(workdir))
+        folder = places.path_of(str(workdir))
         with folders.hold(folder, "run"):
             importing.import_into(folder, published, run, found)
         return open(folder, weights=weights)

@@ -23,8 +23,9 @@ from score_flow.experiment import Experiment
 from score_flow.runs import memory
 from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
 from score_flow.training.ema import n_averages
+from score_flow.training.flat import tree_of
 from score_flow.training.gradients import check_microbatches
-from score_flow.training.run import initial_state, program_of
+from score_flow.training.run import holding, initial_state, program_of
 from score_flow.training.steps import TrainState
 from score_flow.types import Batch
 
@@ -83,6 +84,7 @@ def of_run(run: Experiment, config: Config) -> Step:
     """Return the step of objects that are built, on their mesh."""
     options, mesh, one = config.training, run.mesh, example(run)
     state = jax.eval_shape(functools.partial(initial_state, run, n_averages(config.model)), run.loss, one)
+    state = jax.eval_shape(holding(run, config, state), state)
     shardings = state_shardings(mesh, state)
     leading = options.n_jitted_steps, options.batch_size
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -156,7 +158,7 @@ def useful_flops(step: Step) -> int:
     """Count what a step needs: three forward passes of the loss. Raises ValueError for what cannot be counted."""
 
     def loss(state: TrainState, batch: Batch) -> jax.Array:
-        return step.run.loss(state.params, state.time_state, jax.random.key(0), batch)[0]
+        return step.run.loss(tree_of(state.params), state.time_state, jax.random.key(0), batch)[0]
 
     batch = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in step.batch.items()}
     return 3 * flops(loss, step.state, batch)
@@ -178,11 +180,11 @@ def shares(step: Step) -> dict[str, int]:
     state, layout = step.state, step.shardings
     batch = jax.tree.map(lambda _: batch_sharding(step.run.mesh, leading=1), step.batch)
     return {
-        "parameters": _held(state.params, layout.params), "averages": _held(state.ema, layout.ema),
-        "optimiser": _held(state.opt_state, layout.opt_state), "batch": _held(step.batch, batch),
+        "parameters": _share(state.params, layout.params), "averages": _share(state.ema, layout.ema),
+        "optimiser": _share(state.opt_state, layout.opt_state), "batch": _share(step.batch, batch),
     }  # fmt: skip
 
 
-def _held(tree: PyTree, shardings: PyTree) -> int:
+def _share(tree: PyTree, shardings: PyTree) -> int:
     sizes = jax.tree.map(lambda x, s: x.dtype.itemsize * math.prod(s.shard_shape(x.shape)), tree, shardings)
     return sum(jax.tree.leaves(sizes))

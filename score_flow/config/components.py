@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from score_flow.config import signatures
 from score_flow.config.hints import (
+    Entry,
     Given,
     accept,
     arguments_of,
@@ -22,7 +24,7 @@ from score_flow.config.hints import (
     with_plug_ins,
 )
 from score_flow.config.registries import Registry
-from score_flow.types import UserError, check_choice, nearest
+from score_flow.errors import UserError, check_choice, nearest
 
 Registries = Registry | tuple[Registry, ...]  # where the builds of a section are
 
@@ -62,26 +64,34 @@ def resolve(registry: Registries, section: Component, where: str, **context: Any
 
 def check(registry: Registries, section: Component, where: str) -> Component:
     """The section, its arguments as the types of its `build`; nothing is built. Raises UserError as `resolve` does."""
-    return Component(section.name, dict(checked(find(registry, section, where), section, where)))
+    return Component(section.name, dict(checked(signed(registry, section, where), section, where)))
 
 
 def with_defaults(registry: Registries, section: Component, where: str) -> Component:
     """The section with every argument that its `build` has, given or by default."""
-    parameters = parameters_of(find(registry, section, where))
+    parameters = parameters_of(signed(registry, section, where))
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return Component(section.name, defaults | dict(section.arguments))
 
 
-def find(registry: Registries, section: Component, where: str) -> Callable:
+def signed(registry: Registries, section: Component, where: str) -> Callable:
+    """What has the signature that `find` returns, by its file alone; imported only where that does not do."""
+    try:
+        return find(registry, section, where, signatures.entry)
+    except signatures.Unread:
+        return find(registry, section, where)
+
+
+def find(registry: Registries, section: Component, where: str, entry: Entry = Registry.entry) -> Callable:
     """The `build` that a section names, with what the plug-ins take that its arguments name in turn.
 
     Raises UserError for an unknown name.
     """
     entries = _entries(registry)
-    entry = next((entry for entry in entries if "." in section.name or section.name in entry.names()), None)
-    if entry is None:
-        check_choice(f"{where}.name", section.name, [name for entry in entries for name in entry.names()])
-    return with_plug_ins(entry.entry(section.name, f"{where}.name"), section.arguments, where)
+    named = next((each for each in entries if "." in section.name or section.name in each.names()), None)
+    if named is None:
+        check_choice(f"{where}.name", section.name, [name for each in entries for name in each.names()])
+    return with_plug_ins(entry(named, section.name, f"{where}.name"), section.arguments, where, entry)
 
 
 def _entries(registry: Registries) -> tuple[Registry, ...]:
@@ -120,23 +130,31 @@ def checked(build: Callable, section: Component, where: str) -> Iterator[tuple[s
 
 def kinds(registry: Registries, section: Component, argument: str, where: str) -> set[type]:
     """The types that an argument may have, none where it does not exist; raises UserError for an unknown plug-in."""
-    parameter = arguments_of(find(registry, section, where)).get(argument)
+    parameter = arguments_of(signed(registry, section, where)).get(argument)
     return {kind_of(member) for member in members(hint_of(parameter))} if parameter else set()
 
 
 def explain(registry: Registries) -> str:
     """For each plug-in of a registry what it is, and a line for each argument: type, limits, default."""
-    lines = []
-    for each, name in [(entry, name) for entry in _entries(registry) for name in entry.names()]:
-        build = each.entry(name, name)
-        about = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
-        lines.append(f"{name}: {about}")
-        own = arguments_of(build)
-        lines += [_explained(*each) for each in own.items()]
-        for argument, registries in plug_ins_of(build).items():
-            for plug_in in [plug_in for each in registries for plug_in in each.names()]:
-                entire = arguments_of(with_plug_ins(build, {argument: plug_in}, name)).items()
-                lines += [f"{_explained(*each)} with {argument} = {plug_in}" for each in entire if each[0] not in own]
+    return "\n".join(_about(entry, name) for entry in _entries(registry) for name in entry.names())
+
+
+def _about(registry: Registry, name: str) -> str:
+    """What is said of one plug-in: by its file alone, or, where that does not do, by its import."""
+    try:
+        return _described(name, signatures.entry(registry, name, name), signatures.entry)
+    except signatures.Unread:
+        return _described(name, registry.entry(name, name), Registry.entry)
+
+
+def _described(name: str, build: Callable, entry: Entry) -> str:
+    about = " ".join((inspect.getdoc(build) or "").split("\n\n")[0].split())
+    own = arguments_of(build)
+    lines = [f"{name}: {about}", *(_explained(*each) for each in own.items())]
+    for argument, registries in plug_ins_of(build).items():
+        for plug_in in [plug_in for each in registries for plug_in in each.names()]:
+            entire = arguments_of(with_plug_ins(build, {argument: plug_in}, name, entry)).items()
+            lines += [f"{_explained(*each)} with {argument} = {plug_in}" for each in entire if each[0] not in own]
     return "\n".join(lines)
 
 

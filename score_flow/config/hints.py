@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from score_flow.config.limits import ANY, DTYPES, Limits, convert, shown
 from score_flow.config.registries import Registry
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
+Entry = Callable[[Registry, str, str], Callable]  # how a plug-in is had: Registry.entry, or signatures.entry
 PLAIN = (int, float, bool, str, tuple)  # the types that a config can write
 
 # What parameters of a plug-in's `build` are annotated with; Annotated[int, Limits(...)] says more.
@@ -152,7 +153,7 @@ def plug_ins_of(build: Callable) -> dict[str, tuple[Registry, ...]]:
     return {name: each.registries for name, each in limits.items() if each and each.registries}
 
 
-def with_plug_ins(build: Callable, given: Mapping[str, Any], where: str) -> Callable:
+def with_plug_ins(build: Callable, given: Mapping[str, Any], where: str, entry: Entry = Registry.entry) -> Callable:
     """The build with parameters for the arguments of the plug-ins that it is given the names of, or has by default."""
     named, own, more = plug_ins_of(build), parameters_of(build), {}
     if not named:
@@ -161,7 +162,7 @@ def with_plug_ins(build: Callable, given: Mapping[str, Any], where: str) -> Call
         plug_in = accept(f"{where}.{name}", given.get(name, own[name].default), hint_of(own[name]))
         registry = next((each for each in registries if "." in plug_in or plug_in in each.names()), None)
         if registry:
-            more |= arguments_of(registry.entry(plug_in, f"{where}.{name}"))
+            more |= arguments_of(entry(registry, plug_in, f"{where}.{name}"))
 
     @functools.wraps(build)
     def entire(*args: Any, **kwargs: Any) -> Any:
@@ -201,5 +202,26 @@ def limited(where: str) -> Callable[[Callable], Callable]:
             return build(*bound.args, **bound.kwargs)
 
         return checked
+
+    return decorate
+
+
+def takes_fields(name: str, kind: type) -> Callable[[Callable], Callable]:
+    """Decorate a build: in place of its parameter of a name, of a dataclass, it takes the fields of that."""
+    fields = inspect.signature(kind).parameters
+
+    def decorate(build: Callable) -> Callable:
+        own = inspect.signature(build).parameters
+        before = list(own).index(name)
+
+        @functools.wraps(build)
+        def entire(*args: Any, **kwargs: Any) -> Any:
+            given = entire.__signature__.bind(*args, **kwargs).arguments
+            made = kind(**{field: given.pop(field) for field in fields if field in given})
+            return build(**given, **{name: made})
+
+        parameters = list(own.values())
+        entire.__signature__ = inspect.Signature([*parameters[:before], *fields.values(), *parameters[before + 1 :]])
+        return entire
 
     return decorate

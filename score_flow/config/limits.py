@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from score_flow.config.registries import Registry
-from score_flow.types import UserError, check_choice
+from score_flow.errors import UserError, check_choice
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

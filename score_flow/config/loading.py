@@ -19,7 +19,7 @@ from score_flow.config.components import Component, kinds
 from score_flow.config.limits import check_times, convert
 from score_flow.config.options import SCHEMA, Config, make
 from score_flow.config.registries import ROOT
-from score_flow.types import UserError, check_choice, nearest
+from score_flow.errors import UserError, check_choice, nearest
 
 LIKENESS = 0.5  # of keys, which are short
 Values = dict[str, Any]  # "training.batch_size" -> 128, "path" -> Component

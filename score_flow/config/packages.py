@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from score_flow.config.registries import Registry
-from score_flow.types import nearest
+from score_flow.errors import nearest
 
 
 class PlugIn(ModuleType):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from score_flow.types import UserError, check_choice, nearest, one_line
+from score_flow.errors import UserError, check_choice, nearest, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,11 +1,9 @@
 """Sources of image files, wherever they lie: checked when they are opened, decoded when they are read."""
 
 import dataclasses
-import functools
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -14,7 +12,7 @@ from jaxtyping import Int, Int32
 from PIL import Image
 from tqdm import tqdm
 
-from score_flow.config.hints import ValueRange
+from score_flow.config.hints import ValueRange, takes_fields
 from score_flow.data.base import Examples
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, File, ImageReader
@@ -85,21 +83,7 @@ class Chosen(Sequence[File]):
         return self.whole[int(self.kept[i])]
 
 
-def takes_reader(build: Callable) -> Callable:
-    """Decorate a source's build: in place of its parameter `reader` it takes the fields of an ImageReader."""
-    fields = inspect.signature(ImageReader).parameters
-    own = [parameter for parameter in inspect.signature(build).parameters.values() if parameter.name != "reader"]
-    needed = [parameter for parameter in own if parameter.name in ("split", "path")]
-
-    @functools.wraps(build)
-    def entire(*args, **kwargs):
-        given = entire.__signature__.bind(*args, **kwargs).arguments
-        reader = ImageReader(**{name: given.pop(name) for name in fields if name in given})
-        return build(**given, reader=reader)
-
-    rest = [parameter for parameter in own if parameter not in needed]
-    entire.__signature__ = inspect.Signature([*needed, *fields.values(), *rest])
-    return entire
+takes_reader = takes_fields("reader", ImageReader)
 
 
 def open_files(

@@ -34,6 +34,7 @@ TURNS = {  # EXIF's number of an orientation -> what makes it upright; 1 is upri
 }  # fmt: skip
 TAIL = 1 << 16  # bytes in which the end of a file is looked for: some cameras write more behind it
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b";"}
+MOST_PIXELS = 2**30 // 4 // 3  # PIL's own limit, Image.MAX_IMAGE_PIXELS
 IN_FLIGHT = 64_000_000  # pixels decoded at once by all threads: 4 bytes each; one larger image is decoded alone
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower, and refuses
@@ -95,7 +96,7 @@ class ImageReader:
 
     image_size: fitting.Size = 32
     channels: Literal[1, 3] = 3
-    max_pixels: Annotated[int, Limits(least=1, most=Image.MAX_IMAGE_PIXELS)] = 64_000_000  # at most PIL's own limit
+    max_pixels: Annotated[int, Limits(least=1, most=MOST_PIXELS)] = 64_000_000
     fit: fitting.Fit = "crop"
     pad_to: fitting.PadTo = 0
     background: str = "white"

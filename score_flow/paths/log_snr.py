@@ -20,8 +20,8 @@ class LogSNR(Path):
     (Zheng et al. 2023, arXiv:2305.03935). x_0 is the data with noise of standard deviation sigma(0) > 0.
     """
 
-    log_snr_max: float = 13.3
-    log_snr_min: float = -5.0
+    log_snr_max: Annotated[float, Limits(least=-60, most=60)] = 13.3
+    log_snr_min: Annotated[float, Limits(least=-60, most=60)] = -5.0
     schedule: Annotated[str, Limits(among=("variance_preserving", "straight"))] = "variance_preserving"
 
     def __post_init__(self):

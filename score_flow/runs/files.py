@@ -17,9 +17,9 @@ import numpy as np
 from etils import epath
 from numpy.lib.npyio import NpzFile
 
+from score_flow.errors import UserError, one_line, printable
 from score_flow.runs import stores
 from score_flow.runs.places import Place, local, on_store, place_of, read
-from score_flow.types import UserError, one_line, printable
 
 # What a file system answers; libraries that are not Python repeat it as text.
 CODES = (

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from score_flow.errors import UserError
 from score_flow.runs.files import first_line
-from score_flow.types import UserError
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of a process among the others
 ALONE = "SCORE_FLOW_ALONE"

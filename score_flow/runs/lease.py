@@ -18,9 +18,9 @@ from typing import Any
 
 from etils import epath
 
+from score_flow.errors import UserError
 from score_flow.runs import stores
 from score_flow.runs.files import cannot_write
-from score_flow.types import UserError
 
 LOCK = ".leases"
 RENEW, STALE, LOOK = 5.0, 60.0, 1.0  # seconds

@@ -5,10 +5,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
+from score_flow.errors import UserError
 from score_flow.runs.files import first_line, is_full, said
-from score_flow.types import UserError
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
 TRAINING = (
@@ -41,6 +39,8 @@ def explained(batch_size: int, needed: Callable[[], int]) -> Iterator[None]:
     except Exception as error:
         if not is_exhausted(error):
             raise
+        import jax  # here: whoever asks for this module to tell of a mistake need not wait for it
+
         estimate = ""
         with contextlib.suppress(Exception):  # that may be too much as well
             estimate = f" takes about {said(needed())}"

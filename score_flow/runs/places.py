@@ -5,13 +5,14 @@ here, so that nobody else asks which of them a path is on.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from etils import epath
 
+from score_flow.errors import UserError
 from score_flow.runs import stores
-from score_flow.types import UserError
 
 Place = Path | epath.Path  # on a disk, on a store
 
@@ -26,6 +27,23 @@ def resolved(path: str | os.PathLike) -> Place:
     """Return the same by its full name, links resolved; as `place_of` otherwise."""
     found = place_of(path)
     return found if on_store(found) else found.resolve()
+
+
+def path_of(folder: str) -> Place:
+    """Return the folder that a person names, on a disk (~ expanded) or a store; raises UserError for any other."""
+    if not folder.strip():
+        raise UserError("--workdir is empty; give the folder of the run.")
+    try:
+        path = resolved(folder)
+    except UserError as error:
+        raise UserError(f"--workdir: {error}") from error
+    if on_store(path):
+        return path
+    if re.match(r"[A-Za-z][\w+.-]*:/", folder):
+        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, gs://BUCKET/... or s3://BUCKET/...")
+    if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
+        raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
+    return path
 
 
 def on_store(path: Place) -> bool:

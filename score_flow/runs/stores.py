@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epath
 
-from score_flow.types import UserError, one_line
+from score_flow.errors import UserError, one_line
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 EXTRAS = {"gs": "gcs", "s3": "s3"}  # of this project

@@ -3,37 +3,19 @@
 import contextlib
 import fcntl
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.runs import lease
 from score_flow.runs.files import cannot_write, write_whole
 from score_flow.runs.places import Place, on_store, resolved
 from score_flow.runs.processes import decided, is_main
-from score_flow.types import UserError
 
 LOCK = ".lock"
-
-
-def path_of(folder: str) -> Place:
-    """Return the folder that a person names, on a disk (~ expanded) or a store; raises UserError for any other."""
-    if not folder.strip():
-        raise UserError("--workdir is empty; give the folder of the run.")
-    try:
-        path = resolved(folder)
-    except UserError as error:
-        raise UserError(f"--workdir: {error}") from error
-    if on_store(path):
-        return path
-    if re.match(r"[A-Za-z][\w+.-]*:/", folder):
-        raise UserError(f"--workdir is {folder!r}; give a folder of this machine, gs://BUCKET/... or s3://BUCKET/...")
-    if re.search(r"[][\\]", str(path)):  # orbax reads them as a pattern, and then does not find what it saved
-        raise UserError(f"--workdir is {str(path)!r}; a run can not be resumed from a path with [, ] or \\ in it.")
-    return path
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from score_flow.losses.base import Aux, ByExample, Loss
 from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding
+from score_flow.training.flat import as_in, is_flat, tree_of
 from score_flow.types import Batch, Key, Params, UserError
 
 # (loss, params, time_state, key, batch) -> (value, what else it says, gradients)
@@ -48,8 +49,11 @@ def at_once(layout: PyTree) -> Gradients:
 
     def gradients(loss, params, time_state, key, batch):
         of_whole = lambda params, *rest: loss(_whole(params, loss.network), *rest)  # noqa: E731
-        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(params, time_state, key, batch)
-        return value, aux, jax.lax.with_sharding_constraint(grads, layout)  # summed and scattered: each has its part
+        (value, aux), grads = jax.value_and_grad(of_whole, has_aux=True)(
+            _ready(params, loss.network), time_state, key, batch
+        )
+        # Summed and scattered: each device has its part.
+        return value, aux, jax.lax.with_sharding_constraint(_as_held(params, grads), layout)
 
     return gradients
 
@@ -63,7 +67,7 @@ def in_slices(n: int, layout: PyTree, mesh: Mesh) -> Gradients:
 
     def gradients(loss, params, time_state, key, batch):
         drawn, dropout_key = loss.draw(time_state, key, batch, True)
-        b = len(drawn.t)
+        b, tree = len(drawn.t), _ready(params, loss.network)
 
         def share(params: Params, part: PyTree, i: Array) -> tuple[Float[Array, ""], Float[Array, "m"]]:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
@@ -72,8 +76,8 @@ def in_slices(n: int, layout: PyTree, mesh: Mesh) -> Gradients:
 
         def add(total: Params, each: tuple[PyTree, Array]) -> tuple[Params, Float[Array, "m"]]:
             total, each = jax.lax.optimization_barrier((total, each))  # one after the other, unrolled too
-            grads, losses = jax.grad(share, has_aux=True)(params, *each)
-            grads = jax.lax.with_sharding_constraint(grads, layout)
+            grads, losses = jax.grad(share, has_aux=True)(tree, *each)
+            grads = jax.lax.with_sharding_constraint(_as_held(params, grads), layout)
             return jax.tree.map(jnp.add, total, grads), losses
 
         zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), layout)
@@ -96,6 +100,29 @@ def _joined(parts: Float[Array, "n m"], mesh: Mesh) -> Float[Array, "b"]:
     """Put the numbers of n slices back into the order of the batch."""
     rows = parts.reshape(len(parts), mesh.size, -1).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(rows.reshape(-1), batch_sharding(mesh))
+
+
+def _ready(params: Params, network: nn.Module) -> Params:
+    """Return parameters as a tree; what lay in vectors is cast to the dtype that a network uses it in, once a step."""
+    if not is_flat(params):
+        return params
+    leaves, structure = jax.tree.flatten(tree_of(params))
+    dtype = jnp.dtype(getattr(network, "dtype", "float32"))
+    if getattr(network, "casts", False) and dtype.itemsize < 4:
+        kernels = {place.path[:-1] for place in params.layout.places if place.path[-1] == "kernel"}
+        cast = [
+            i for i, place in enumerate(params.layout.places)
+            if place.vector is not None and place.path[-1] in ("kernel", "bias") and place.path[:-1] in kernels
+        ]  # fmt: skip
+        # The barrier keeps it before all else: not once for each use, nor in the loop over slices.
+        for i, leaf in zip(cast, jax.lax.optimization_barrier([leaves[i].astype(dtype) for i in cast]), strict=True):
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _as_held(params: Params, grads: Params) -> Params:
+    """Return gradients as parameters are held: they are put together in the dtype that they come in."""
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), as_in(params, grads), params) if is_flat(params) else grads
 
 
 def _whole(params: Params, network: nn.Module) -> Params:

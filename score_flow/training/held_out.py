@@ -13,6 +13,7 @@ from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.runs.progress import MetricLog
 from score_flow.runs.sharding import batch_sharding, multiple, whole
+from score_flow.training.flat import tree_of
 from score_flow.training.steps import Metrics, TrainState, crossed
 from score_flow.types import Batch, Key, Params
 
@@ -36,7 +37,7 @@ class TestLoss:
         if not crossed(self._every, previous, step):
             return
         self._settle()
-        total, count, params = 0.0, 0, whole(self._run.mesh, state.ema[0])
+        total, count, params = 0.0, 0, whole(self._run.mesh, tree_of(state.ema[0]))
         for i in range(self._rounds):
             ids, mask = rounds(len(self._run.test_source), self._batch, i)
             batch = gather(self._run.test_source, ids, batch_sharding(self._run.mesh))

@@ -4,11 +4,11 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from score_flow.training.flat import by_name
 from score_flow.types import Params, UserError
 
 KERNEL = "kernel"  # what flax calls the matrix of a layer
@@ -33,6 +33,11 @@ def numbers_of(path: tuple[str, ...], ndim: int) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers((ndim - 2,) if ndim < 4 else tuple(range(ndim - 1)), (ndim - 1,))
 
 
+def kind(path: tuple[str, ...], ndim: int) -> str:
+    """Name what optimisers tell apart: a hidden matrix, another, and all else."""
+    return "hidden" if numbers_of(path, ndim) else "matrices" if is_matrix(path, ndim) else "others"
+
+
 def muon(momentum: float, rest: optax.GradientTransformation) -> optax.GradientTransformation:
     """Return the orthogonalised momentum of hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
@@ -40,7 +45,7 @@ def muon(momentum: float, rest: optax.GradientTransformation) -> optax.GradientT
     """
 
     def labels(params: Params) -> PyTree:
-        return _by_name(lambda *leaf: "rest" if numbers_of(*leaf) is None else "muon", params)
+        return by_name(lambda *leaf: "rest" if numbers_of(*leaf) is None else "muon", params)
 
     def checked(params: Params) -> PyTree:
         found = labels(params)
@@ -49,10 +54,10 @@ def muon(momentum: float, rest: optax.GradientTransformation) -> optax.GradientT
         return found
 
     def alike(updates: Params, params: Params | None = None) -> Params:
-        return jax.tree.map(_as_adam, updates, _by_name(numbers_of, updates))
+        return jax.tree.map(_as_adam, updates, by_name(numbers_of, updates))
 
     hidden = optax.chain(
-        scale_by_muon(beta=momentum, weight_dimension_numbers=lambda params: _by_name(numbers_of, params)),
+        scale_by_muon(beta=momentum, weight_dimension_numbers=lambda params: by_name(numbers_of, params)),
         optax.stateless(alike),
     )
     return optax.partition({"muon": hidden, "rest": rest}, checked)
@@ -73,18 +78,9 @@ def decayed(rate: float, on: str) -> optax.GradientTransformation:
         return optax.add_decayed_weights(rate)
 
     def update(updates: Params, params: Params) -> Params:
-        chosen = _by_name(is_matrix, params)
+        chosen = by_name(is_matrix, params)
         if not any(jax.tree.leaves(chosen)):
             raise UserError(f"config.optim.decay_on is {on!r}, and {NO_KERNEL}; allowed: all.")
         return jax.tree.map(lambda u, p, there: u + rate * p if there else u, updates, params, chosen)
 
     return optax.stateless(update)
-
-
-def _by_name(f, params: Params) -> PyTree:
-    """Return f(names of the modules and of the parameter, number of axes) of each parameter."""
-
-    def of(path, leaf):
-        return f(tuple(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path), jnp.ndim(leaf))
-
-    return jax.tree_util.tree_map_with_path(of, params)

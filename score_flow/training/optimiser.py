@@ -1,6 +1,7 @@
 """The optimiser: its learning rate by the step, and what becomes of a gradient."""
 
 import dataclasses
+import math
 from types import ModuleType
 from typing import Any
 
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from score_flow.config.options import OptimOptions
 from score_flow.training import matrices
+from score_flow.training.flat import Layout, layout_of
 from score_flow.types import UserError
 
 
@@ -93,6 +96,29 @@ def make_optimiser(
         "Muon": lambda: (clip, matrices.muon(momentum, adam), decay),
     }[name]()
     return optax.chain(*order, optax.scale_by_learning_rate(rate if rate.changes else lr))
+
+
+# On a CPU a kernel costs little to start, and a copy more; arrays of several axes are no vectors in a TPU's memory.
+FLAT_ON = ("gpu",)
+# Numbers of a parameter whose own kernel is long against its start. One of a stack of blocks would be copied for them.
+LARGE = 1 << 21
+
+
+def layout_for(options: OptimOptions, params: PyTree, mesh: Mesh) -> Layout | None:
+    """Return how parameters lie in vectors while they are trained on some devices; None: they stay a tree.
+
+    They do where each is split over devices, and where the platform has nothing of it (FLAT_ON).
+    """
+    platform = mesh.devices.flat[0].platform
+    if mesh.shape["fsdp"] > 1 or platform not in FLAT_ON:
+        return None
+
+    def kind(path: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
+        its = matrices.kind(path, len(shape))
+        large = math.prod(shape) >= LARGE and len(shape) < 4  # kernels of convolutions lie there in another order
+        return None if large or (its == "hidden" and options.optimizer == "Muon") else its  # which needs their axes
+
+    return layout_of(params, kind, outputs_first=platform == "gpu")
 
 
 def updates_of(opt_state: PyTree) -> int:

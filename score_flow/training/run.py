@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,10 +30,10 @@ from score_flow.training.ema import n_averages
 from score_flow.training.faults import Faults, refuse_uneven
 from score_flow.training.gradients import check_microbatches
 from score_flow.training.loop import Loop
-from score_flow.training.optimiser import optimiser_of, rate_of, updates_of
+from score_flow.training.optimiser import layout_for, optimiser_of, rate_of, updates_of
 from score_flow.training.saver import Saver, Snapshot, remembered
 from score_flow.training.starting import Beginning, started
-from score_flow.training.steps import TrainState, init_state, make_train_steps
+from score_flow.training.steps import TrainState, held, init_state, make_train_steps
 from score_flow.training.telling import Told
 from score_flow.types import Batch, Preempted
 
@@ -54,17 +55,19 @@ def train(
     none.
     """
     options = config.training
-    group_size(options.fsdp, run.mesh.size)
-    rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
-    refuse_uneven(options)
-    check_data(run, options, begins=remembered(workdir) is None)
-    check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
+    _refuse(run, config, begins=remembered(workdir) is None)
     told, faults = Told(config, workdir), Faults(options.non_finite)
     sheet = lambda step, params: told.picture(step, "samples", snapshot(step, whole(run.mesh, params)))  # noqa: E731
     saver = Saver(workdir, config, sheet, facts=run.data_facts, faults=faults)
     fresh, shapes, shardings = fresh_state(run, config)
     warm = started(beginning, run, n_averages(config.model), fresh, target(shapes, shardings))
-    resume = functools.partial(saver.resume, config, fresh, shapes, shardings, fixed, warm)
+    hold = holding(run, config, shapes)
+    held_shapes = jax.eval_shape(hold, shapes)
+
+    def resume(**first: Any) -> tuple[int, TrainState]:
+        step, state = saver.resume(config, fresh, shapes, shardings, fixed, warm, **first)
+        return step, hold(state)
+
     start, state = resume()
     ahead = start - updates_of(state.opt_state) - faults.skipped  # steps of those who trained imported weights
     run = dataclasses.replace(run, optimiser=optimiser_of(config.optim, options.n_iters - ahead))
@@ -72,19 +75,29 @@ def train(
     provenance.append(workdir, start)
     _introduce(run, shapes, workdir, start, options)
     reseeded = dataclasses.replace(run, seed=faults.seed_of(run.seed))
-    steps = program_of(reseeded, config, shardings)
+    steps = program_of(reseeded, config, state_shardings(run.mesh, held_shapes))
     loop = Loop(run, config, workdir, saver, faults, told, steps, ahead, least_seconds)
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         closing.callback(told.close)
         closing.callback(saver.close)
-        needed = functools.partial(_needed, steps, shapes, run.train_source, options)
+        needed = functools.partial(_needed, steps, held_shapes, run.train_source, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
         told.start()
         saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
         while (step := loop.attempt(start, state)) is None:
-            start, state = saver.go_back(loop.why, fresh, resume)
+            start, state = saver.go_back(loop.why, lambda: hold(fresh()), resume)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
+
+
+def _refuse(run: Experiment, config: Config, begins: bool) -> None:
+    """Raise UserError for what cannot be trained."""
+    options = config.training
+    group_size(options.fsdp, run.mesh.size)
+    rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
+    refuse_uneven(options)
+    check_data(run, options, begins)
+    check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
 
 
 def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callable:
@@ -107,6 +120,11 @@ def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainStat
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     return lambda: begin(run.loss, source.read(first)), shapes, shardings
+
+
+def holding(run: Experiment, config: Config, shapes: TrainState) -> Callable[[TrainState], TrainState]:
+    """Return what brings a state of these shapes into the form in which it is trained."""
+    return functools.partial(held, optimiser=run.optimiser, layout=layout_for(config.optim, shapes.params, run.mesh))
 
 
 def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:

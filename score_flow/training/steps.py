@@ -16,6 +16,7 @@ from score_flow.losses.base import Loss
 from score_flow.networks.blocks import attention, devices
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
+from score_flow.training.flat import Layout, as_in
 from score_flow.training.gradients import at_once, in_slices
 from score_flow.types import Batch, NonFinite, Params
 
@@ -50,6 +51,15 @@ def init_state(params: Params, loss: Loss, optimiser: optax.GradientTransformati
     """Make the state that training begins in; every EMA starts at the parameters."""
     copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(n_ema))
     return TrainState(jnp.zeros((), jnp.int32), params, copies, optimiser.init(params), loss.times.init())
+
+
+def held(state: TrainState, optimiser: optax.GradientTransformation, layout: Layout | None) -> TrainState:
+    """Return a state as the loop holds it, with all that is of parameters' shapes in vectors; None: as it is."""
+    if layout is None:
+        return state
+    flat = layout.packed(state.params)
+    opt_state = as_in(jax.eval_shape(optimiser.init, flat), state.opt_state)
+    return state.replace(params=flat, ema=tuple(map(layout.packed, state.ema)), opt_state=opt_state)
 
 
 @jax.jit

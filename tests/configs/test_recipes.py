@@ -78,7 +78,7 @@ CASES = [
 RECIPES = [file for file, _, _ in CASES]
 OURS = {
     f"configs/{name}.py"
-    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "emoji")
+    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji")
 }
 
 

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from score_flow.runs import lease, stores
-from score_flow.runs.workdir import hold, path_of
+from score_flow.runs.places import path_of
+from score_flow.runs.workdir import hold
 from score_flow.types import UserError
 from tests import emulators
 

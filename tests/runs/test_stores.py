@@ -12,8 +12,8 @@ from evaluation.fold import Rows
 from score_flow.data import arrays
 from score_flow.data import folder as folders
 from score_flow.runs import files, places, stores
+from score_flow.runs.places import path_of
 from score_flow.runs.progress import MetricLog, read_lines
-from score_flow.runs.workdir import path_of
 from score_flow.types import UserError
 from tests import emulators
 

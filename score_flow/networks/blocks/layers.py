@@ -158,14 +158,37 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         y = at_least_float32(x)
-        # Moments for each channel first, then over its group: the long reduction keeps channels contiguous, and the
-        # normalisation is one multiply-add over the image (half the time of flax's on a CPU).
-        mean = self._over_group(y.mean(axis=(1, 2)))
-        variance = jnp.maximum(self._over_group(jnp.square(y).mean(axis=(1, 2))) - jnp.square(mean), 0.0)
+        mean, square = _moments(y, self.groups)
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        # In one array: their gradients are one sum over the batch.
+        scale, bias = jnp.broadcast_to(jnp.stack([scale, bias])[:, None], (2, len(x), channels))
         gain = scale * jax.lax.rsqrt(variance + self.epsilon)
         return (y * gain[:, None, None] + (bias - mean * gain)[:, None, None]).astype(x.dtype)
 
-    def _over_group(self, moment: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        b, c = moment.shape
-        grouped = moment.reshape(b, self.groups, c // self.groups)
-        return jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(b, c)
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _moments(y: Float[Array, "b h w c"], groups: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    """Return the means of y and of its squares over an image and a group of channels, for each channel of the group.
+
+    For each channel first, then over its group: the long reduction keeps channels contiguous, and the normalisation is
+    one multiply-add over the image (half the time of flax's on a CPU). The short one is of both in one array: one
+    kernel. The variance that they give has a relative error of about 2^-24 (1 + mean^2/variance) times a small number.
+    """
+    mean, square = _over_groups(jnp.stack([y.sum(axis=(1, 2)), jnp.square(y).sum(axis=(1, 2))]), y, groups)
+    return mean, square
+
+
+@_moments.defjvp
+def _(groups, primals, tangents):
+    # By itself a gradient would be put together and taken apart again for that array.
+    (y,), (dy,) = primals, tangents
+    mean = _over_groups(dy.sum(axis=(1, 2)), y, groups)
+    return _moments(y, groups), (mean, 2 * _over_groups((y * dy).sum(axis=(1, 2)), y, groups))
+
+
+def _over_groups(sums: Float[Array, "*n c"], y: Float[Array, "b h w c"], groups: int) -> Float[Array, "*n c"]:
+    """Return means over images and groups of sums over images, for each channel of its group."""
+    grouped = sums.reshape(*sums.shape[:-1], groups, -1)
+    # The division comes last, at its place of use: a gradient then needs none between two sums.
+    means = jnp.broadcast_to(grouped.sum(axis=-1, keepdims=True), grouped.shape) / (y[0].size // groups)
+    return means.reshape(sums.shape)

@@ -175,7 +175,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         "network.num_heads_upsample": network["num_heads_upsample"],
         "network.scale_shift_norm": network["use_scale_shift_norm"],
         "network.conv_resample": network["conv_resample"],
-        "network.remat": network["use_checkpoint"],
+        "network.remat": "full" if network["use_checkpoint"] else "none",
         "network.dropout": float(network["dropout"]),
         "model.low_res": given["small_size"] if upsampler else 0,
         "model.learn_sigma": network["out_channels"] == 2 * channels,

@@ -106,7 +106,7 @@ MODEL = {
     "network.num_heads_upsample": -1,
     "network.scale_shift_norm": True,
     "network.conv_resample": True,
-    "network.remat": True,
+    "network.remat": "full",
     "network.dropout": 0.3,
     "path.name": "ddpm",
     "path.schedule": "cosine",
