@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from score_flow.config.options import SCHEMA
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 NCSNPP = {
     "nf": "width", "ch_mult": "channel_mult", "num_res_blocks": "num_res_blocks", "dropout": "dropout",
