@@ -1,10 +1,10 @@
 """The loss of training in bfloat16 against float32: the same recipe, data, times, noise and first weights.
 
-Each trial is the mean loss of WINDOW steps in a row, and the ratio is taken window by window; the goal is that none is
-further than 1 % from float32's (`largest_deviation`), over the steps that config.training.n_iters says. Training
-enlarges any difference, so the row has the same of another run in float32, whose first weights alone were rounded to
-bfloat16 (`of_rounded_start`): what no precision after it could better. `mean_ratio` is of all steps. A CPU emulates
-bfloat16: its steps tell nothing of speed.
+Each trial is the mean loss of WINDOW steps in a row and of SEEDS seeds, and the ratio is taken window by window; the
+goal is that none is further than 1 % from float32's (`largest_deviation`), over the steps that config.training.n_iters
+says. Training enlarges any difference, so that one run tells little: `one_seed` is the largest deviation of a single
+seed, and the two `of_rounded_start` are the same of float32 whose first weights alone were rounded to bfloat16, hence
+chance. `mean_ratio` is of all steps. A CPU emulates bfloat16: its steps tell nothing of speed.
 
     python -m benchmarks.precision --config.training.n_iters=1000
 """
@@ -26,7 +26,8 @@ from score_flow.data.pipeline import Batches
 from score_flow.runs.sharding import batch_sharding
 from score_flow.types import UserError
 
-WINDOW, GOAL = 50, 0.01
+WINDOW, SEEDS, GOAL = 50, 4, 0.01
+Curves = Float[np.ndarray, "seeds n"]
 
 
 def measure(config: Config, options: Options) -> Iterable[Row]:
@@ -34,31 +35,31 @@ def measure(config: Config, options: Options) -> Iterable[Row]:
     n, k = config.training.n_iters, config.training.n_jitted_steps
     if n % WINDOW or n % k:
         raise UserError(f"config.training.n_iters is {n}; it must be a multiple of {WINDOW} and of n_jitted_steps.")
-    short, exact = (losses(in_precision(config, precision)) for precision in ("bfloat16", "float32"))
-    control = losses(in_precision(config, "float32"), rounded=True)
-    mean_ratio, largest, of_control = significant(
-        np.array([short.mean() / exact.mean(), farthest(short, exact), farthest(control, exact)]), 4
+    seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(SEEDS)]
+    short, exact = (np.array([losses(each, kind) for each in seeds]) for kind in ("bfloat16", "float32"))
+    control = np.array([losses(each, "float32", rounded=True) for each in seeds])
+    mine, chance, mean_ratio = (
+        significant(np.array(found), 3)
+        for found in (farthest(short, exact), farthest(control, exact), [short.mean() / exact.mean()])
     )
     yield row(
-        "precision", short, f"mean loss of {WINDOW} steps in bfloat16", short / exact, "float32", None,
-        mean_ratio=mean_ratio, largest_deviation=largest, of_rounded_start=of_control, allowed=GOAL, steps=n,
+        "precision", short.mean(axis=0), f"loss of {WINDOW} steps in bfloat16", short.mean(axis=0) / exact.mean(axis=0),
+        "float32", None, allowed=GOAL, mean_ratio=mean_ratio[0], largest_deviation=mine[0], one_seed=mine[1],
+        of_rounded_start=chance[0], one_seed_of_rounded_start=chance[1], steps=n, seeds=SEEDS,
         batch_size=config.training.batch_size, data=config.data.source.name, network=config.network.to_dict(),
-        curves={name: significant(curve, 4) for name, curve in (("bfloat16", short), ("float32", exact))},
+        curves={name: significant(of.mean(axis=0), 4) for name, of in (("bfloat16", short), ("float32", exact))},
     )  # fmt: skip
 
 
-def in_precision(config: Config, precision: str) -> Config:
-    """Return the config with a network that computes so."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
+def farthest(curves: Curves, others: Curves) -> tuple[float, float]:
+    """Return the largest relative deviation of curves from others: of their means over seeds, and of one seed."""
+    of_means, of_one = curves.mean(axis=0) / others.mean(axis=0), curves / others
+    return np.abs(of_means - 1).max(), np.abs(of_one - 1).max()
 
 
-def farthest(curve: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"]) -> float:
-    """Return the largest relative deviation of a curve from another."""
-    return np.abs(curve / other - 1).max()
-
-
-def losses(config: Config, rounded: bool = False) -> Float[np.ndarray, "n"]:
+def losses(config: Config, precision: str, rounded: bool = False) -> Float[np.ndarray, "n"]:
     """Train from the start, or from those weights rounded to bfloat16; return the mean loss of each window of steps."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
     run, k = experiment(config), config.training.n_jitted_steps
     steps, state, _ = train_steps(run, config)
     if rounded:
@@ -68,9 +69,9 @@ def losses(config: Config, rounded: bool = False) -> Float[np.ndarray, "n"]:
     found = []
     for step in range(0, config.training.n_iters, k):
         state, metrics = steps(state, batches(step, k))
-        found.append(metrics.loss)
+        found.append(np.asarray(metrics.loss, float))
     batches.close()
-    return np.ravel(jax.device_get(found)).astype(float).reshape(-1, WINDOW).mean(axis=1)
+    return np.ravel(found).reshape(-1, WINDOW).mean(axis=1)
 
 
 if __name__ == "__main__":

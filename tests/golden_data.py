@@ -17,16 +17,17 @@ def golden_dir() -> Path:
     return Path(os.environ.get("GOLDEN_DIR", shared if shared.is_dir() else COMMITTED))
 
 
-def some(cases: Iterable[str], every: int) -> list:
-    """Cases of a test, paths without an ending: the committed run always, of the others the first of each `every`.
+def some(cases: Iterable[str | Path], every: int) -> list:
+    """Cases of a test, paths in golden_dir(): the committed run always, of the others the last of each `every`.
 
-    What is left runs with `make test-all`.
+    What is left runs with `make test-all`; an ending may be left out.
     """
     others, kept = 0, []
     for case in cases:
-        committed = any((COMMITTED / case).parent.glob(f"{Path(case).name}*"))
-        kept.append(pytest.param(case, marks=() if committed or others % every == 0 else pytest.mark.slow))
+        place = COMMITTED / (golden_dir() / case).relative_to(golden_dir())
+        committed = any(place.parent.glob(f"{place.name}*"))
         others += not committed
+        kept.append(pytest.param(case, marks=() if committed or others % every == 0 else pytest.mark.slow))
     return kept
 
 

@@ -17,7 +17,7 @@ QUICK = {
     "sit_in_latents": {
         "AUTOENCODER_STEPS": 1, "STEPS": 2, "NETWORK": "mlp", "WIDTH": 8, "DEPTH": 1, "CHANNELS": (8, 8),
     },
-    "add_your_own": {"STEPS": 2, "WIDTH": 8},
+    "add_your_own": {"STEPS": 2, "WIDTH": 8, "DEPTH": 1, "SHARES": (0.5,)},
 }
 LONG = ("play_with_a_checkpoint", "sit_in_latents")  # compiling what they contain takes a minute
 

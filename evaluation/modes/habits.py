@@ -58,7 +58,7 @@ def answer(argv: list[str]) -> str | None:
     theirs, mode = _flags(argv)
     if not theirs:
         return None
-    from score_flow.types import UserError
+    from score_flow.errors import UserError
 
     known = {name: _known(name) for name in SCRIPTS}
     fitting = [name for name in SCRIPTS if theirs.keys() <= known[name].keys()]

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from evaluation.modes.importing import Published, open_published, sha256
@@ -22,6 +21,7 @@ from score_flow.data.conditioning import Conditioning
 from score_flow.experiment import Experiment
 from score_flow.model import Model
 from score_flow.runs import places
+from score_flow.runs.checkpoint import differing, named, placed
 from score_flow.runs.processes import is_main
 from score_flow.runs.sharding import to_host
 from score_flow.training.accepting import MEANING, Change, accepted, as_saved, short
@@ -77,25 +77,14 @@ def _of_run(
     shapes = checkpoints.layout(step, "ema")
     of_classes = classes_of(run, config) | spans_of(run, config)
     fitted(shapes[0], wanted, of_classes, where)  # before anything is read
-    params = checkpoints.restore(step, {"ema": _laid_out(shapes, wanted)})["ema"][0]
+    differ = differing(named(shapes[0]), here := named(wanted))
+    at = {name: leaf.sharding for name, leaf in here.items() if name not in differ}
+    params = checkpoints.restore(step, {"ema": [placed(tree, at, run.mesh) for tree in shapes]})["ema"][0]
     if not to_host(all_finite(params)):
         raise NonFinite(f"the weights in {checkpoints.directory / str(step)} are not finite: train again.")
     found, drawn = fitted(params, wanted, of_classes, "")
     facts = {"source": str(workdir), "step": step, "weights": which, "checkpoint": checkpoints.digest(step)}
     return Start(found, facts | {"drawn": drawn})
-
-
-def _laid_out(saved: list[PyTree], wanted: PyTree) -> list[PyTree]:
-    """Give saved arrays the layouts of parameters of the same name and shape; what fits none is whole everywhere."""
-    here = flatten_dict(wanted)
-    whole = NamedSharding(next(iter(here.values())).sharding.mesh, PartitionSpec())
-
-    def layout(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        own = here.get(tuple(key.key for key in path))
-        sharding = own.sharding if own is not None and own.shape == leaf.shape else whole
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return [jax.tree_util.tree_map_with_path(layout, tree) for tree in saved]
 
 
 def _say_classes(run: Experiment, theirs: dict[str, Any], where: str) -> None:

@@ -25,9 +25,8 @@ from score_flow.runs.sharding import batch_sharding, make_mesh, state_shardings
 from score_flow.training.ema import n_averages
 from score_flow.training.flat import tree_of
 from score_flow.training.gradients import check_microbatches
-from score_flow.training.optimiser import layout_for
-from score_flow.training.run import initial_state, program_of
-from score_flow.training.steps import TrainState, held
+from score_flow.training.run import holding, initial_state, program_of
+from score_flow.training.steps import TrainState
 from score_flow.types import Batch
 
 # Whether Triton or cuBLAS multiplies faster a compiler tries on the GPU; without one its guess may not even compile.
@@ -85,8 +84,7 @@ def of_run(run: Experiment, config: Config) -> Step:
     """Return the step of objects that are built, on their mesh."""
     options, mesh, one = config.training, run.mesh, example(run)
     state = jax.eval_shape(functools.partial(initial_state, run, n_averages(config.model)), run.loss, one)
-    layout = layout_for(config.optim, state.params, mesh)
-    state = jax.eval_shape(functools.partial(held, optimiser=run.optimiser, layout=layout), state)
+    state = jax.eval_shape(holding(run, config, state), state)
     shardings = state_shardings(mesh, state)
     leading = options.n_jitted_steps, options.batch_size
     batch = {name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype) for name, x in one.items()}

@@ -106,7 +106,9 @@ def pace(runs: Sequence[Run]) -> str:
 
 
 def _rate(rows: list[dict[str, Any]]) -> float:
-    """Compute the median of steps a second between logged steps of one start; 0 where nothing is known."""
+    """Compute the median of steps a second, as logged, else between logged steps; 0 where nothing is known."""
+    if len(said := series(rows, "steps_per_second")[1]):
+        return float(np.median(said))
     clock = [(row["step"], row["seconds"]) for row in rows if "loss" in row and row.get("seconds")]
     rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(clock) if b[1] > a[1] and b[0] > a[0]]
     return float(np.median(rates)) if rates else 0.0

@@ -41,7 +41,8 @@ def read(
 
     train: those of the training split, whose labels say whether they begin at 1, as published.
     """
-    shapes = [_shape(file, max_bytes, limit) for file in chosen]
+    looked = {file: _look(file, max_bytes, limit) for file in dict.fromkeys((*chosen, *others, *train))}
+    shapes = [looked[file][0] for file in chosen]
     n, width = sum(shape[0] for shape in shapes), shapes[0][1]
     if any(shape[1] != width for shape in shapes):
         raise UserError(
@@ -49,7 +50,7 @@ def read(
         )
     if n * width > max_bytes:
         raise UserError(f"{chosen[0].parent}: images of {n * width} bytes; allowed: {limit} {max_bytes}")
-    labels = {file: _labels(file, max_bytes, limit) for file in (*chosen, *others, *train)}
+    labels = {file: label for file, (_, label) in looked.items()}
     first = min((int(labels[file].min()) for file in train or chosen), default=1)
     label = np.concatenate([labels[file] for file in chosen]) - (first > 0)
     largest = max(int(found.max()) for found in labels.values()) - (first > 0)
@@ -70,16 +71,21 @@ def read(
     return ArraySource(of_batches(name, side), image, label.astype(np.int32), num_classes=largest + 1)
 
 
-def _shape(file: Path, max_bytes: int, limit: str) -> tuple[int, int]:
-    """Return the shape of the images of a batch, by the header of an .npz; raises UserError unless they are such."""
+def _look(file: Path, max_bytes: int, limit: str) -> tuple[tuple[int, int], Int32[np.ndarray, "n"]]:
+    """Return the shape of the images of a batch and its labels; raises UserError unless they are such.
+
+    Of an .npz by the header of its images; a pickle has to be read to its end.
+    """
     if imagenet_pickle.is_one(file):
-        image = imagenet_pickle.read(file, max_bytes, limit)[0]
-        return _checked(file, image.shape, image.dtype)
-    with files.opened_arrays(file, max_bytes, limit) as archive, archive.zip.open("data.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
-    return _checked(file, shape, dtype)
+        image, label = imagenet_pickle.read(file, max_bytes, limit)
+        return _checked(file, image.shape, image.dtype), _checked_labels(file, label)
+    with files.opened_arrays(file, max_bytes, limit) as archive:
+        with archive.zip.open("data.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            old = version == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read_header(stream)
+        return _checked(file, shape, dtype), _checked_labels(file, np.asarray(archive["labels"]))
 
 
 def _checked(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int]:
@@ -94,12 +100,7 @@ def _checked(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, 
     return shape
 
 
-def _labels(file: Path, max_bytes: int, limit: str) -> Int32[np.ndarray, "n"]:
-    if imagenet_pickle.is_one(file):
-        label = imagenet_pickle.read(file, max_bytes, limit)[1]
-    else:
-        with files.opened_arrays(file, max_bytes, limit) as archive:
-            label = np.asarray(archive["labels"])
+def _checked_labels(file: Path, label: np.ndarray) -> Int32[np.ndarray, "n"]:
     if (
         label.ndim != 1
         or label.dtype.kind not in "iu"

@@ -12,13 +12,13 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from score_flow import __version__
@@ -26,7 +26,7 @@ from score_flow.runs import manifest, s3, stores
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.runs.places import Place, make_folder, on_store, place_of, read, remove, resolved
 from score_flow.runs.processes import barrier, decided, gathered, is_main
-from score_flow.runs.sharding import laid_out
+from score_flow.runs.sharding import laid_out, replicated
 from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
@@ -315,12 +315,26 @@ def _mismatch(item: str, saved: dict[str, Any] | None, wanted: PyTree) -> str | 
     """How a saved item differs from the wanted tree, by the name of the first array that does, or None."""
     if saved is None:
         return f"it has no {item}"
-    needed = named(wanted)
-    for leaf in sorted(saved | needed):
-        there, here = (tuple(tree[leaf].shape) if leaf in tree else "absent" for tree in (saved, needed))
-        if there != here:
-            return f"{item}.{leaf} is {there} there and {here} here"
-    return None
+    return next((f"{item}.{said}" for said in differing(saved, named(wanted)).values()), None)
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """Say what is on both sides of each name whose arrays have two shapes, or that one side has not."""
+    found = {}
+    for name in sorted({**there, **here}):
+        old, new = (tuple(leaves[name].shape) if name in leaves else "absent" for leaves in (there, here))
+        if old != new:
+            found[name] = f"{name} is {old} there and {new} here"
+    return found
+
+
+def placed(layout: PyTree, at: Mapping[str, NamedSharding], mesh: Mesh) -> PyTree:
+    """Return the shapes of what a checkpoint holds, laid out by their dotted names; the others whole everywhere."""
+
+    def of(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at.get(_name(path), replicated(mesh)))
+
+    return jax.tree_util.tree_map_with_path(of, layout)
 
 
 def named(tree: PyTree) -> dict[str, Any]:

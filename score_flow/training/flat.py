@@ -13,7 +13,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, PyTree, Shaped
 
 # (names of the modules and of the parameter, shape) -> its kind, of which each has a vector; None: it stays as it is
@@ -49,7 +48,7 @@ class Layout:
         return hash((self.structure, self.places, self.outputs_first))
 
     def packed(self, tree: PyTree) -> "Flat":
-        """Return a tree of these parameters' structure in vectors; optax.MaskedNode stands for what is not there."""
+        """Return a tree of these parameters' structure in vectors; what is masked, and has no leaves, stays so."""
         joined: dict[str, list] = {}
         apart = {}
         for place, leaf in zip(self.places, self.structure.flatten_up_to(tree), strict=True):
@@ -58,7 +57,7 @@ class Layout:
             else:
                 joined.setdefault(place.vector, []).append(leaf)
         vectors = {
-            name: leaves[0] if isinstance(leaves[0], optax.MaskedNode) else _joined(leaves, self.outputs_first)
+            name: leaves[0] if _absent(leaves[0]) else _joined(leaves, self.outputs_first)
             for name, leaves in joined.items()
         }
         return Flat(vectors, apart, self)
@@ -68,8 +67,8 @@ class Layout:
         leaves = {None: iter([flat.apart["/".join(place.path)] for place in self.places if place.vector is None])}
         for name, vector in flat.vectors.items():
             shapes = tuple(place.shape for place in self.places if place.vector == name)
-            absent = isinstance(vector, optax.MaskedNode)
-            leaves[name] = iter([vector] * len(shapes) if absent else _parted(vector, shapes, self.outputs_first))
+            parts = [vector] * len(shapes) if _absent(vector) else _parted(vector, shapes, self.outputs_first)
+            leaves[name] = iter(parts)
         return jax.tree.unflatten(self.structure, [next(leaves[place.vector]) for place in self.places])
 
 
@@ -103,13 +102,17 @@ def by_name(f: Callable[[tuple[str, ...], int], Any], params: PyTree) -> PyTree:
 
     def of(places: dict[str, Place], parts: dict[str, Any]) -> dict[str, Any]:
         each = {name: f(places[name].path, len(places[name].shape)) for name in parts}
-        return {name: part if isinstance(part, optax.MaskedNode) else each[name] for name, part in parts.items()}
+        return {name: part if _absent(part) else each[name] for name, part in parts.items()}
 
     return params.replace(vectors=of(firsts, params.vectors), apart=of(alone, params.apart))
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path)
+
+
+def _absent(part: Any) -> bool:
+    return not jax.tree.leaves(part)
 
 
 def is_flat(part: Any) -> bool:

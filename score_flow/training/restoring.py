@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from score_flow.config.options import ModelOptions
-from score_flow.runs.checkpoint import Checkpoints, named, target
+from score_flow.runs.checkpoint import Checkpoints, differing, named, placed, target
 from score_flow.runs.processes import is_main
 from score_flow.training.steps import TrainState
 from score_flow.types import UserError
@@ -36,7 +35,7 @@ def restored(
     old, new = averages_of(meta.get("config", {}).get("model", {})), averages_of(model.to_dict())
     wanted["ema"] = wanted["ema"][:1] * (len(old) or len(new))
     own = named(wanted["train"])
-    alike = not imported and shapes_of(named(checkpoints.layout(step, "train"))) == shapes_of(own)
+    alike = not imported and not differing(named(checkpoints.layout(step, "train")), own)
     found = checkpoints.restore(step, {name: wanted[name] for name in ("params", "ema", "train")[: 2 + alike]})
     params, ema = found["params"], tuple(found["ema"])
     if old and old != new:
@@ -51,11 +50,6 @@ def averages_of(model: Mapping[str, Any]) -> list[str]:
     """Name the averages that config.model keeps, in their order."""
     rates = [f"EMA {rate}" for rate in model.get("ema_rate", ())]
     return rates + [f"EMA power {std}" for std in model.get("ema_std", ())]
-
-
-def shapes_of(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of named leaves."""
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def _averages(saved: dict[str, PyTree], names: list[str], params: PyTree, step: int) -> tuple[PyTree, ...]:
@@ -110,13 +104,7 @@ def _rest(checkpoints: Checkpoints, step: int, begin: Begin, wanted: PyTree) -> 
         )
     at = {source[name]: leaf.sharding for name, leaf in here.items() if source[name]}
     mesh = next(iter(here.values())).sharding.mesh
-
-    def laid_out(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        sharding = at.get(name, NamedSharding(mesh, PartitionSpec()))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    found = named(checkpoints.restore(step, {"train": jax.tree_util.tree_map_with_path(laid_out, layout)})["train"])
+    found = named(checkpoints.restore(step, {"train": placed(layout, at, mesh)})["train"])
     anew = named(items(begin())["train"]) if again else {}
     if again and is_main():
         print(f"the time sampler is another: it begins anew at step {step}", flush=True)

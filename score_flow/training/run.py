@@ -55,17 +55,13 @@ def train(
     none.
     """
     options = config.training
-    group_size(options.fsdp, run.mesh.size)
-    rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
-    refuse_uneven(options)
-    check_data(run, options, begins=remembered(workdir) is None)
-    check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
+    _refuse(run, config, begins=remembered(workdir) is None)
     told, faults = Told(config, workdir), Faults(options.non_finite)
     sheet = lambda step, params: told.picture(step, "samples", snapshot(step, whole(run.mesh, params)))  # noqa: E731
     saver = Saver(workdir, config, sheet, facts=run.data_facts, faults=faults)
     fresh, shapes, shardings = fresh_state(run, config)
     warm = started(beginning, run, n_averages(config.model), fresh, target(shapes, shardings))
-    hold = functools.partial(held, optimiser=run.optimiser, layout=layout_for(config.optim, shapes.params, run.mesh))
+    hold = holding(run, config, shapes)
     held_shapes = jax.eval_shape(hold, shapes)
 
     def resume(**first: Any) -> tuple[int, TrainState]:
@@ -94,6 +90,16 @@ def train(
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
 
 
+def _refuse(run: Experiment, config: Config, begins: bool) -> None:
+    """Raise UserError for what cannot be trained."""
+    options = config.training
+    group_size(options.fsdp, run.mesh.size)
+    rate_of(config.optim, options.n_iters)  # of a dequantiser they are fewer than run.optimiser was made for
+    refuse_uneven(options)
+    check_data(run, options, begins)
+    check_microbatches(options.microbatches, run.loss, options.batch_size, run.mesh.size)
+
+
 def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callable:
     """Return the compiled steps of a run, called with a state and a batch (k, b, ...)."""
     averages = config.model
@@ -114,6 +120,11 @@ def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainStat
     shardings = state_shardings(run.mesh, shapes)
     begin = jax.jit(init, in_shardings=(None, replicated(run.mesh)), out_shardings=shardings)
     return lambda: begin(run.loss, source.read(first)), shapes, shardings
+
+
+def holding(run: Experiment, config: Config, shapes: TrainState) -> Callable[[TrainState], TrainState]:
+    """Return what brings a state of these shapes into the form in which it is trained."""
+    return functools.partial(held, optimiser=run.optimiser, layout=layout_for(config.optim, shapes.params, run.mesh))
 
 
 def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:

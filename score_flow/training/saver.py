@@ -7,7 +7,7 @@ from typing import Any
 
 from score_flow.config.loading import differences
 from score_flow.config.options import Config
-from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, named, refused
+from score_flow.runs.checkpoint import FOLDERS, Checkpoints, differing, good_states, named, refused
 from score_flow.runs.places import Place, place_of
 from score_flow.runs.processes import Ahead, decided, is_main
 from score_flow.runs.sharding import to_host
@@ -17,7 +17,7 @@ from score_flow.training.faults import Faults, warn, without_remedy
 from score_flow.training.flat import tree_of
 from score_flow.training.history import History
 from score_flow.training.recorder import Recorder
-from score_flow.training.restoring import items, restored, shapes_of
+from score_flow.training.restoring import items, restored
 from score_flow.training.starting import refuse_begun
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
 from score_flow.types import Params, UserError
@@ -147,11 +147,8 @@ class Saver:
         refuse_begun(workdir, config, past)
 
         def unfit() -> str | None:
-            both = checkpoints.layout(step, "params"), shapes.params
-            there, here = (shapes_of(named(tree)) for tree in both)
-            differ = (name for name in sorted(there | here) if there.get(name) != here.get(name))
-            said = (f"{n} is {there.get(n, 'absent')} there and {here.get(n, 'absent')} here" for n in differ)
-            return next(said, None)
+            saved, wanted = checkpoints.layout(step, "params"), shapes.params
+            return next(iter(differing(named(saved), named(wanted)).values()), None)
 
         facts, where = self._saved.get("data"), checkpoints.directory
         changes = going_on(meta, config, facts, sections=fixed, where=where, unfit=unfit)

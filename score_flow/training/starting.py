@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
+from score_flow.runs.checkpoint import differing
 from score_flow.runs.places import Place
 from score_flow.runs.processes import is_main
 from score_flow.training.history import History, began
@@ -37,22 +38,14 @@ def fitted(weights: PyTree, shapes: PyTree, of_classes: Set[str], where: str) ->
     which a line says of each. Raises UserError for any other name or shape that differs.
     """
     there, here = ({"/".join(path): leaf for path, leaf in flatten_dict(tree).items()} for tree in (weights, shapes))
-    drawn, faults = [], []
-    for name in sorted(there | here):
-        old, new = (tuple(tree[name].shape) if name in tree else "absent" for tree in (there, here))
-        if old == new:
-            continue
-        if name in of_classes and name in here:
-            drawn.append(f"{name} is {old} there and {new} here")
-        else:
-            faults.append(f"{name} is {old} there and {new} here")
-    if faults:
+    differ = differing(there, here)
+    drawn = {name: said for name, said in differ.items() if name in of_classes and name in here}
+    if faults := [said for name, said in differ.items() if name not in drawn]:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{where} is of another network: {'; '.join(faults[:SHOWN])}{more}.")
-    for line in drawn if is_main() else ():
-        print(f"{where}: {line}: drawn anew", flush=True)
-    names = [line.partition(" is ")[0] for line in drawn]
-    return unflatten_dict({tuple(n.split("/")): leaf for n, leaf in there.items() if n not in names}), names
+    for said in drawn.values() if is_main() else ():
+        print(f"{where}: {said}: drawn anew", flush=True)
+    return unflatten_dict({tuple(n.split("/")): leaf for n, leaf in there.items() if n not in drawn}), list(drawn)
 
 
 def started(

@@ -17,6 +17,7 @@ from score_flow.networks.blocks.refinenet import Norm
 from score_flow.pretrained.base import fill
 from score_flow.pretrained.layouts import ncsn as ncsn_layout
 from score_flow.types import UserError
+from tests.discover import thinned
 from tests.golden_data import golden_dir
 
 EPS = float(jnp.finfo("float32").eps)
@@ -137,7 +138,7 @@ def test_pooling_of_5_by_5():
 SOME = ("conv_in", "stage_1_0", "stage_2_0/shortcut", "refine_1/fusion", "refine_1/pooling/conv_0", "norm_out")
 
 
-@pytest.mark.parametrize("network", [ncsnv2.build(width=32), ncsn.build(width=32)], ids=["ncsnv2", "ncsn"])
+@pytest.mark.parametrize("network", thinned([ncsnv2.build(width=32), ncsn.build(width=32)], 2), ids=["ncsnv2", "ncsn"])
 def test_it_starts_as_published(network):
     @jax.jit
     def init(key):
@@ -219,7 +220,7 @@ def test_impossible_configs_are_refused(build, fields, shape, message):
         shapes(build(**fields), shape)
 
 
-@pytest.mark.parametrize("kind", ["torch", "flax"])
+@pytest.mark.parametrize("kind", thinned(["torch", "flax"], 2))
 @pytest.mark.parametrize(
     "network",
     [

@@ -16,6 +16,7 @@ from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks import ncsnpp as ncsnpp_blocks
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
 from score_flow.types import UserError
+from tests.discover import thinned
 from tests.golden_data import golden_dir
 
 EPS = float(jnp.finfo("float32").eps)
@@ -140,12 +141,12 @@ def initial_scale(network, path):
 
 @pytest.mark.parametrize(
     "network",
-    [
+    thinned([
         small(channel_mult=(1, 2), embedding="fourier", progressive="output_skip", progressive_input="input_skip"),
         small(ddpm.build, channel_mult=(1, 2), progressive="residual", progressive_input="residual", init_scale=0.5),
-    ],
+    ], 2),
     ids=["ncsnpp", "ddpm"],
-)
+)  # fmt: skip
 def test_initial_weights(network):
     arguments = jax.random.key(1, impl="unsafe_rbg"), jnp.zeros((1, 16, 16, 3)), jnp.zeros(1)
     for path, values in flatten_dict(jax.jit(network.init)(*arguments)["params"]).items():

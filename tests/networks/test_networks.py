@@ -327,3 +327,23 @@ def test_group_norm_standardises_each_group():
     y = layers.GroupNorm(3).apply({"params": params}, x)
     np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(y).max()))
     assert layers.GroupNorm(3).apply({"params": params}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_group_norm_has_the_derivatives_of_its_formula():
+    """Forward, backward, and forward of backward: those of the textbook's formula in float32."""
+    x, dx = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 6)) + 1
+    params = {"scale": jnp.arange(1.0, 7.0), "bias": jnp.arange(6.0)}
+
+    def textbook(params, x):
+        y = x.reshape(2, 16, 3, 2)
+        y = (y - y.mean((1, 3), keepdims=True)) / jnp.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
+        return y.reshape(x.shape) * params["scale"] + params["bias"]
+
+    def derivatives(norm):
+        gradient = jax.grad(lambda params, x: jnp.sum(jnp.sin(norm(params, x))), argnums=(0, 1))
+        forward = jax.jvp(partial(norm, params), (x,), (dx,))[1]
+        return forward, gradient(params, x), jax.jvp(partial(gradient, params), (x,), (dx,))[1]
+
+    ours = derivatives(lambda params, x: layers.GroupNorm(3).apply({"params": params}, x))
+    for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(derivatives(textbook)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))

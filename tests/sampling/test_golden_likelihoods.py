@@ -122,7 +122,7 @@ def redrawn(denoiser, x, probes, times, heun):
     return total + standard_normal_log_prob(x), x
 
 
-@each(SIT, lambda row: row["key"].startswith("lik."), every=8)
+@each(SIT, lambda row: row["key"].startswith("lik."), every=16)
 def test_sit_likelihoods(row, monkeypatch):
     _, arrays = load(SIT)
     key, method, fresh = row["key"], ODE_METHODS[row["method"]], row["key"].endswith(".fresh")

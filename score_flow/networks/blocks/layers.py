@@ -174,7 +174,7 @@ def _moments(y: Float[Array, "b h w c"], groups: int) -> tuple[Float[Array, "b c
     one multiply-add over the image (half the time of flax's on a CPU). The short one is of both in one array: one
     kernel. The variance that they give has a relative error of about 2^-24 (1 + mean^2/variance) times a small number.
     """
-    mean, square = _over_groups(jnp.stack([y.mean(axis=(1, 2)), jnp.square(y).mean(axis=(1, 2))]), groups)
+    mean, square = _over_groups(jnp.stack([y.sum(axis=(1, 2)), jnp.square(y).sum(axis=(1, 2))]), y, groups)
     return mean, square
 
 
@@ -182,10 +182,13 @@ def _moments(y: Float[Array, "b h w c"], groups: int) -> tuple[Float[Array, "b c
 def _(groups, primals, tangents):
     # By itself a gradient would be put together and taken apart again for that array.
     (y,), (dy,) = primals, tangents
-    moments = dy.mean(axis=(1, 2)), (2 * y * dy).mean(axis=(1, 2))
-    return _moments(y, groups), tuple(_over_groups(moment, groups) for moment in moments)
+    mean = _over_groups(dy.sum(axis=(1, 2)), y, groups)
+    return _moments(y, groups), (mean, 2 * _over_groups((y * dy).sum(axis=(1, 2)), y, groups))
 
 
-def _over_groups(moment: Float[Array, "*n c"], groups: int) -> Float[Array, "*n c"]:
-    grouped = moment.reshape(*moment.shape[:-1], groups, -1)
-    return jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(moment.shape)
+def _over_groups(sums: Float[Array, "*n c"], y: Float[Array, "b h w c"], groups: int) -> Float[Array, "*n c"]:
+    """Return means over images and groups of sums over images, for each channel of its group."""
+    grouped = sums.reshape(*sums.shape[:-1], groups, -1)
+    # The division comes last, at its place of use: a gradient then needs none between two sums.
+    means = jnp.broadcast_to(grouped.sum(axis=-1, keepdims=True), grouped.shape) / (y[0].size // groups)
+    return means.reshape(sums.shape)

@@ -42,12 +42,21 @@ def test_runs_of_one_kind_stand_in_one_row(tmp_path):
     row = texts.index("training.batch_size")
     assert texts[row : row + 3] == ["training.batch_size", "16", "32"] and "training.weighting" not in texts
     assert texts[texts.index("images / s") :][:3] == ["images / s", "160", "320"]
+    assert texts[texts.index("steps / s") :][:3] == ["steps / s", "10", "10"]
     curves = [image["alt"] for image in page.images() if "Curves" in image["alt"]]
     assert [alt.partition(",")[0] for alt in curves] == [
         "Curves: Training loss (running mean)", "Curves: Test loss", "Curves: Learning rate",
     ]  # fmt: skip
     assert "The same place is the same seed." in texts and texts.count("EMA 0.9 of runs/x") == 2
     assert all("src" in image and image["src"].startswith("data:") for image in page.images())
+
+
+def test_the_pace_that_was_logged_goes_before_the_clock(tmp_path):
+    """Which has the time of tests and saves in it."""
+    run = make_run("a")
+    run.rows[:] = [row | ({"steps_per_second": 12.5} if "loss" in row else {}) for row in run.rows]
+    texts = written(tmp_path, run, make_run("b")).texts()
+    assert texts[texts.index("steps / s") :][:3] == ["steps / s", "12.5", "10"]
 
 
 @pytest.mark.parametrize(
