@@ -39,7 +39,7 @@ from score_flow.types import Batch, Params, UserError, check_choice
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 MOVES = {"parameter", "bitcast", "copy", "transpose", "reshape", "tuple", "get-tuple-element"}
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax", "diffrax")
-ONE_STEP = {"network.dtype": "bfloat16", "training.n_jitted_steps": 1}
+ONE_STEP = {"model.precision": "bf16", "training.n_jitted_steps": 1}
 SIT = {"data.image_shape": (32, 32, 4), "data.num_classes": 1000, "training.batch_size": 256}
 CIFAR = {"data.image_shape": (32, 32, 3), "training.batch_size": 128}
 

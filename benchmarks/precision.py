@@ -69,9 +69,9 @@ def losses(config: Config, precision: str, rounded: bool = False) -> Float[np.nd
     found = []
     for step in range(0, config.training.n_iters, k):
         state, metrics = steps(state, batches(step, k))
-        found.append(metrics.loss)
+        found.append(np.asarray(metrics.loss, float))
     batches.close()
-    return np.ravel(jax.device_get(found)).astype(float).reshape(-1, WINDOW).mean(axis=1)
+    return np.ravel(found).reshape(-1, WINDOW).mean(axis=1)
 
 
 if __name__ == "__main__":

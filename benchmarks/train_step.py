@@ -27,7 +27,9 @@ from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
 from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, state_shardings
-from score_flow.training.steps import TrainState, init_state, make_train_steps
+from score_flow.training.flat import tree_of
+from score_flow.training.run import fresh_state, holding, program_of
+from score_flow.training.steps import TrainState
 from score_flow.types import Batch
 
 TRIALS = 25  # about; short steps share a trial, so that their dispatch overlaps as it does in training
@@ -62,30 +64,19 @@ def measure(config: Config, options: Options) -> Iterable[Row]:
 
 def train_steps(run: Experiment, config: Config) -> tuple[Callable, TrainState, Batch]:
     """The program of score_flow.training.run, a fresh state, and a batch (k, b, ...) of the data set on the devices."""
-    rates, options = config.model.ema_rate, config.training
-
-    def init() -> TrainState:
-        return init_state(run.init(jax.random.key(run.seed)), run.loss, run.optimiser, n_ema=len(rates))
-
-    shardings = state_shardings(run.mesh, jax.eval_shape(init))
-    steps = make_train_steps(
-        run.loss,
-        run.optimiser,
-        ema_rates=rates,
-        ema_warmup=config.model.ema_warmup,
-        seed=run.seed,
-        mesh=run.mesh,
-        shardings=shardings,
-    )
+    options = config.training
+    fresh, shapes, _ = fresh_state(run, config)
+    hold = holding(run, config, shapes)
+    steps = program_of(run, config, state_shardings(run.mesh, jax.eval_shape(hold, shapes)))
     batches = Batches(run.train_source, options.batch_size, seed=run.seed, sharding=batch_sharding(run.mesh, leading=1))
     batch = batches(0, options.n_jitted_steps)
     batches.close()
-    return steps, jax.jit(init, out_shardings=shardings)(), batch
+    return steps, hold(fresh()), batch
 
 
 def loss(run: Experiment, state: TrainState, batch: Batch) -> jax.Array:
     """The forward pass of a step."""
-    return run.loss(state.params, state.time_state, jax.random.key(0), batch)[0]
+    return run.loss(tree_of(state.params), state.time_state, jax.random.key(0), batch)[0]
 
 
 def carry(steps: Callable, state: TrainState, batch: Batch) -> Contender:

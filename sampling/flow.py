@@ -65,9 +65,9 @@ class Solver:
     shares them, controlled by the mean error. control: pi is the more exact one, integral the one with fewer calls.
     """
 
-    method: Method = "tsit5"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
+    method: Method = "bosh3"
+    rtol: Positive = 7e-5
+    atol: Positive = 7e-5
     _: dataclasses.KW_ONLY
     n_steps: Whole = 0
     grid: str | tuple[float, ...] = "uniform"

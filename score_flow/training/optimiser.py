@@ -101,7 +101,7 @@ def make_optimiser(
 # On a CPU a kernel costs little to start, and a copy more; arrays of several axes are no vectors in a TPU's memory.
 FLAT_ON = ("gpu",)
 # Numbers of a parameter whose own kernel is long against its start. One of a stack of blocks would be copied for them.
-LARGE = 1 << 21
+LARGE = 1 << 20
 
 
 def layout_for(options: OptimOptions, params: PyTree, mesh: Mesh) -> Layout | None:

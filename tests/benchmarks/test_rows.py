@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from benchmarks import networks
+from benchmarks import likelihood, networks
 from benchmarks.all import MEASUREMENTS
 from benchmarks.measure import MIN_TRIALS, interleave, main
 
 KEYS = {"name", "value", "unit", "ratio", "against", "device", "n", "p10", "p90"}
-NAMES = ["train_step", "likelihood", "likelihood_same_solver", "sampler_ode_heun", "sampler_ddim", "sampler_sde_euler"]
+NAMES = ["train_step", *likelihood.SOLVERS, "sampler_ode_heun", "sampler_ddim", "sampler_sde_euler"]
 NAMES += ["loader_packed_32", "loader_packed_256", "loader_jpeg_256", "loader_latents_32"]
 TINY = [
     "--seconds=0", "--batch=2", "--config.network.name=mlp", "--config.network.width=16", "--config.network.depth=0",
@@ -34,9 +34,10 @@ def test_rows(tmp_path, capsys):
         assert 0 < row["p10"] <= row["value"] <= row["p90"] < math.inf
         assert 0 < row["ratio"] < math.inf
     # All answer the same question: each errs by at most a tolerance a call.
-    for likelihood, tolerance in ((rows[1], 1e-4), (rows[2], 1e-5)):
-        assert likelihood["error_bits_per_dim"] < likelihood["calls"] * tolerance / math.log(2)
-        assert likelihood["error_scipy_bits_per_dim"] < likelihood["calls_scipy"] * 1e-5 / math.log(2)
+    for row, (solver, _) in zip(rows[1:], likelihood.SOLVERS.values(), strict=False):
+        assert row["error_bits_per_dim"] < row["calls"] * solver.rtol / math.log(2)
+        assert row["error_scipy_bits_per_dim"] < row["calls_scipy"] * 1e-5 / math.log(2)
+        assert 0 <= row["waiting"] < 1
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ CLASSIFIER = [
 ]  # fmt: skip
 # What a recipe may add, and its products with float32 factors: none is of a network.
 MORE = {
-    "a classifier": (CLASSIFIER, {}),
-    "NCSN++": (["network.name=ncsnpp", "network.fir=True", "network.progressive_input=residual"], {}),
+    "a classifier": (CLASSIFIER, set()),
+    "NCSN++": (["network.name=ncsnpp", "network.fir=True", "network.progressive_input=residual"], set()),
     "Muon's iterations": (["network.name=mlp", "optim.optimizer=Muon"], {(24, 24)}),
     "pairs of optimal transport": (["network.name=mlp", "training.coupling=ot"], {(16, 64)}),
 }

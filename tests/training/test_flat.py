@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training import flat, matrices, optimiser
 from score_flow.training.ema import n_averages
 from score_flow.training.flat import as_in, by_name, layout_of, tree_of
+from score_flow.training.gradients import _as_held, _ready
 from score_flow.training.optimiser import layout_for
 from score_flow.training.run import initial_state, program_of
 from score_flow.training.steps import held
@@ -76,6 +79,29 @@ def test_what_an_optimiser_tells_apart_is_told_of_vectors():
             assert np.all((each.vectors | each.apart)[name] == value), name
     masked = layout.packed(params).replace(apart=dict.fromkeys(packed.apart, optax.MaskedNode()))
     assert set(map(type, by_name(matrices.is_matrix, masked).apart.values())) == {optax.MaskedNode}
+
+
+class Network(nn.Module):
+    """One that uses its kernels in its dtype alone."""
+
+    dtype: str = "bfloat16"
+    casts: ClassVar[bool] = True
+
+
+def test_parameters_are_given_in_the_dtype_of_their_use():
+    """Kernels and the biases beside them, once; what norms, embeddings and other networks use stays as it is."""
+    params = arrays({"conv": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "norm": {"scale": (4,), "bias": (4,)},
+                     "label": {"embedding": (3, 4)}, "large": {"kernel": (6, 4), "bias": (4,)}})  # fmt: skip
+    packed = layout_of(params, lambda path, shape: kind(path, shape) if shape != (6, 4) else None).packed(params)
+    given = by_name(lambda path, _: ".".join(path), ready := _ready(packed, Network()))
+    short = {name for name, leaf in zip(*map(jax.tree.leaves, (given, ready)), strict=True) if leaf.dtype == "bfloat16"}
+    assert short == {"conv.kernel", "conv.bias", "large.bias"}
+    equal(ready, jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, ready))
+    for network in (Network("float32"), nn.Dense(1, dtype="bfloat16")):
+        equal(_ready(packed, network), params)
+    back = _as_held(packed, ready)
+    assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {jnp.dtype("float32")}
+    equal(tree_of(back), jax.tree.map(lambda leaf: leaf.astype("float32"), ready))
 
 
 class Trained:
