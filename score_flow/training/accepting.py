@@ -20,6 +20,7 @@ MEANING = (
     "path", "model.prediction", "model.time", "model.time_scale", "model.time_shift", "model.input", "model.data_std",
     "data.centered",
 )  # fmt: skip
+ONE_STATE = {"Adam", "AdamW"}  # optimisers that go on with each other's moments
 # All that training looks at, and what of it changes neither losses nor weights.
 TRAINED = ("seed", "path", "network", "model", "data", "training", "optim")
 HARMLESS = tuple(
@@ -108,7 +109,7 @@ def going_on(
         saved = same_place(saved, now, known="data" in meta)
     differ = [Change(*change) for change in changes(saved, now, (*TRAINED, *sections))]
     judged = [change for change in differ if within(change.key, sections)]
-    never = [change for change in judged if within(change.key, MEANING)]
+    never = [why for change in judged if (why := _why_never(change))]
     refused = [change for change in judged if not within(change.key, accept)]
     problem = unfit() if judged else None
     if never or refused or problem:
@@ -117,11 +118,20 @@ def going_on(
     return found + [change for change in differ if not within(change.key, HARMLESS)]
 
 
-def _way_out(never: list[Change], refused: list[Change], problem: str | None, where: Place) -> str:
+def _why_never(change: Change) -> str | None:
+    """Return why a state cannot go on with a change, None where it can."""
+    if within(change.key, MEANING):
+        return f"{change.key} says what the weights mean"
+    if change.key == "optim.optimizer" and not {change.old, change.new} <= ONE_STATE:
+        return f"the moments of {change.old} are none of {change.new}"
+    return None
+
+
+def _way_out(never: list[str], refused: list[Change], problem: str | None, where: Place) -> str:
     """Say how to go on."""
     back = "change it back or use another --workdir"
     if never or problem:
-        why = problem or f"{never[0].key} says what the weights mean"
+        why = problem or never[0]
         new = f" (a new run can begin with it: --config.training.init={where.parent})"
         return f"{back}; it cannot be accepted, as {why}{'' if problem else new}."
     names = ", ".join(repr(short(change.key)) for change in refused)

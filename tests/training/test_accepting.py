@@ -104,6 +104,9 @@ def test_what_is_no_setting_of_training_is_refused(name, said, tmp_path):
         (["training.batch_size=32", "seed=1", accept("seed")], "training.accept=('batch_size',)"),
         (["path.name=gvp", accept("path")], "cannot be accepted, as path.name says what the weights mean"),
         (["model.prediction=noise", accept("prediction")], "model.prediction says what the weights mean"),
+        (["optim.optimizer=AdamW"], "training.accept=('optimizer',)"),
+        (["optim.optimizer=Muon"], "cannot be accepted, as the moments of Adam are none of Muon (a new run can begin"),
+        (["optim.optimizer=Muon", accept("optimizer")], "the moments of Adam are none of Muon"),
     ],
 )
 def test_a_refusal_says_how_to_go_on(saved, flags, said):
