@@ -266,9 +266,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.runs import processes, programs, together
 
     peers = processes.initialise()
-    if not peers:  # of several, some would load what others compile together
-        print(programs.keep() or "compiled programs are not kept", flush=True)
-    else:
+    kept = None if peers else programs.keep()  # of several, some would load what others compile together
+    if peers:
         peers.where = lambda: newest_saved(options.workdir)
         together.refuse_unshared(options.workdir)
         config = together.same_config(options.mode, lambda: config or read())
@@ -276,9 +275,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     from score_flow.runs.workdir import workdir as opened
     from score_flow.training.saver import remembered
 
-    config = check_components(config)
-    built = experiment(config, remembered(options.workdir))
+    built = experiment(config := check_components(config), remembered(options.workdir))
     with opened(options.workdir, exclusive=mode.exclusive) as workdir:
+        if kept:
+            print(kept, flush=True)
         return mode.run(built, config, workdir, options)
 
 

@@ -107,18 +107,24 @@ LARGE = 1 << 20
 def layout_for(options: OptimOptions, params: PyTree, mesh: Mesh) -> Layout | None:
     """Return how parameters lie in vectors while they are trained on some devices; None: they stay a tree.
 
-    They do where each is split over devices, and where the platform has nothing of it (FLAT_ON).
+    They do where each is split over devices, where the platform has nothing of it (FLAT_ON), and where most of them are
+    in large matrices: SiT-XL/2 saves a tenth of its kernels, which are long, and needs more memory.
     """
-    platform = mesh.devices.flat[0].platform
-    if mesh.shape["fsdp"] > 1 or platform not in FLAT_ON:
+    platform, leaves = mesh.devices.flat[0].platform, jax.tree.leaves(params)
+    most = sum(leaf.size for leaf in leaves if _is_large(leaf.shape)) > sum(leaf.size for leaf in leaves) / 2
+    if mesh.shape["fsdp"] > 1 or platform not in FLAT_ON or most:
         return None
 
     def kind(path: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
         its = matrices.kind(path, len(shape))
-        large = math.prod(shape) >= LARGE and len(shape) < 4  # kernels of convolutions lie there in another order
-        return None if large or (its == "hidden" and options.optimizer == "Muon") else its  # which needs their axes
+        of_muon = its == "hidden" and options.optimizer == "Muon"  # which needs their axes
+        return None if of_muon or _is_large(shape) else its
 
     return layout_of(params, kind, outputs_first=platform == "gpu")
+
+
+def _is_large(shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) >= LARGE and len(shape) < 4  # kernels of convolutions lie in vectors in another order
 
 
 def updates_of(opt_state: PyTree) -> int:

@@ -24,8 +24,8 @@ from score_flow.types import Batch, NonFinite, Params
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes. No key is stored: randomness is folded from the step.
 
-    Its leaves are arrays, or what stands for them: jax.eval_shape's shapes, shardings, numpy arrays. What has the shapes
-    of parameters is a tree of their names, or flat (training/flat.py).
+    Its leaves are arrays, or what stands for them: jax.eval_shape's shapes, shardings, numpy arrays. What has shapes of
+    parameters is a tree of their names, or flat (training/flat.py).
     """
 
     step: PyTree  # int32 ()

@@ -13,6 +13,7 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.config.options import OptimOptions
 from score_flow.runs.checkpoint import Checkpoints, named
 from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training import flat, matrices, optimiser
@@ -79,6 +80,22 @@ def test_what_an_optimiser_tells_apart_is_told_of_vectors():
             assert np.all((each.vectors | each.apart)[name] == value), name
     masked = layout.packed(params).replace(apart=dict.fromkeys(packed.apart, optax.MaskedNode()))
     assert set(map(type, by_name(matrices.is_matrix, masked).apart.values())) == {optax.MaskedNode}
+
+
+def test_what_lies_in_vectors(on_cpu, monkeypatch):
+    """All but large matrices, and but Muon's; nothing where most is large, split, or on another platform."""
+    shapes = {"conv": {"kernel": (3, 3, 512, 512)}, "dense": {"kernel": (1024, 1024), "bias": (1024,)}, "gain": ()}
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, "float32"), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    mesh, adam = make_mesh(False), OptimOptions()
+    found = {"/".join(place.path): place.vector for place in layout_for(adam, params, mesh).places}
+    assert found == {"conv/kernel": "hidden float32", "dense/kernel": None, "dense/bias": "others float32",
+                     "gain": "others float32"}  # fmt: skip
+    muon = layout_for(OptimOptions(optimizer="Muon"), params, mesh)
+    assert {place.path[0] for place in muon.places if place.vector is None} == {"conv", "dense"}
+    assert layout_for(adam, {"dense": params["dense"]}, mesh) is None
+    assert layout_for(adam, params, make_mesh(2)) is None
+    monkeypatch.setattr(optimiser, "FLAT_ON", ("gpu",))
+    assert layout_for(adam, params, mesh) is None
 
 
 class Network(nn.Module):
