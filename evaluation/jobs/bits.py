@@ -95,7 +95,7 @@ def build(context: Context, opened: tuple[str, Solver]) -> Fold:
             "n_probes": options.n_probes,
             **chosen.said,
             "network_calls_per_image": float(state["calls"].mean()),
-            "solver": solver.described(),
+            "solver": solver.described() + (", of an error that nothing controls" if solver.fixed else ""),
             "smallest_time": dequantisers.start_time(options, name),
             "latent_mean_square": float(state["latent_power"].mean()),
         }

@@ -45,7 +45,7 @@ class SolverOptions(Section):
     method: str = option("bosh3", "the method of diffrax", among=registries.METHODS)
     rtol: float = option(7e-5, "relative tolerance of adaptive steps", above=0)
     atol: float = option(7e-5, "absolute tolerance of adaptive steps", above=0)
-    n_steps: int = option(0, "0 = adaptive steps; else this many steps on `grid`", least=0)
+    n_steps: int = option(0, "0 = adaptive steps; else this many on `grid`, whatever their error is", least=0)
     grid: str = option("uniform", "uniform, quadratic, karras, log_snr, or the times: (1.0, ..., 1e-5)")
     per_example: bool = option(True, "adapt the steps of each image alone: results do not depend on the batch")
     max_steps: int = option(4096, "an image that takes more has not arrived", least=1)
