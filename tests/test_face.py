@@ -36,6 +36,7 @@ RUN = [
     "--config.eval.enable_loss=False",
     "--config.eval.enable_sampling=False",
     "--config.eval.enable_bpd=True",
+    "--config.eval.jobs=()",
     "--config.eval.solver.n_steps=4",
     "--config.eval.solver.method=heun",
     "--config.eval.batch_size=40",
