@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
+from score_flow.config.components import Component
 from score_flow.config.loading import flatten
 from score_flow.config.options import SCHEMA
 from score_flow.runs import files, places
@@ -245,7 +246,9 @@ def refuse_other_key(key: Key, saved: Key, *, directory: places.Place, what: str
 def differing(key: Key, saved: Key) -> list[str]:
     """Say what differs between a key and a saved one, for which settings younger than it had their present defaults."""
     new, old = flatten(key), flatten(saved)
-    old = {name: plain(SCHEMA[name].default) for name in new if name in SCHEMA} | old
+    young = {name: field.default for name, field in SCHEMA.items() if name in new.keys() - old.keys()}
+    # A plug-in is in a key by its parts: what has the name of one ("dequantizer") is something else.
+    old |= {name: plain(value) for name, value in young.items() if not isinstance(value, Component)}
     return [
         f"{name} is {old.get(name, 'absent')!r} there and {new.get(name, 'absent')!r} here"
         for name in new | old

@@ -148,3 +148,13 @@ def test_a_folder_is_held_by_one(tmp_path):
     assert "UserError" in other.stderr and "is in use by another x" in other.stderr
     with held(tmp_path, "evaluation"):
         pass
+
+
+def test_what_differs_is_said_of_settings_and_of_what_has_the_name_of_a_plug_in():
+    """A result may depend on a dequantiser by its digest, where another depends on none."""
+    new = {"eval.dequantizer": "variational", "dequantizer": "abc", "eval.num_repeats": 1}
+    said = module.differing(new, {"eval.dequantizer": "uniform"})  # num_repeats is younger, and has its default
+    assert said == [
+        "eval.dequantizer is 'uniform' there and 'variational' here",
+        "dequantizer is 'absent' there and 'abc' here",
+    ]
