@@ -16,6 +16,7 @@ from jaxtyping import Float
 from benchmarks import loader
 from benchmarks.compiled import CASES, ONE_STEP
 from benchmarks.measure import Options, random_params, significant
+from benchmarks.train_step import carry, repeat
 from evaluation.metrics.extractors.inception import Inception
 from evaluation.plan.chips import HERE, chip_of, machine
 from evaluation.plan.compiling import Step, example, step_of, useful_flops
@@ -29,7 +30,7 @@ from score_flow.config.loading import load
 from score_flow.experiment import Experiment
 from score_flow.networks.inception import N_FEATURES, InceptionV3
 from score_flow.training.ema import n_averages
-from score_flow.training.run import initial_state
+from score_flow.training.run import holding, initial_state
 
 TINY = {
     "sit_xl_2": {"network.width": 32, "network.depth": 2, "network.num_heads": 2, "training.batch_size": 2},
@@ -75,24 +76,17 @@ def train(case: str, seconds: float, tiny: bool) -> Iterator[Row]:
     """Images a second of the train step, ten steps at a time, as training does not wait between steps."""
     config = settled(case, tiny)
     step = step_of(config, machine(HERE))
-    state, batch, n = fresh(step, config), random_batch(step), 10
-
-    def steps() -> Any:
-        nonlocal state
-        for _ in range(n):
-            state, metrics = step.program(state, batch)
-        return metrics
-
-    first, taken = times_of(steps, seconds)
-    size = config.training.batch_size
+    n, size = 10, config.training.batch_size
+    first, taken = times_of(repeat(carry(step.program, fresh(step, config), random_batch(step)), n), seconds)
     yield rate(n * size, "images/s", taken, n * useful_flops(step), first, batch_size=size, dtype="bfloat16")
 
 
 def fresh(step: Step, config: Any) -> Any:
-    """The state that training begins in, on its devices."""
-    make = functools.partial(initial_state, step.run, n_averages(config.model), step.run.loss)
+    """The state that training begins in, on its devices and in the form that its program takes."""
+    begin = functools.partial(initial_state, step.run, n_averages(config.model), step.run.loss)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example(step.run))
-    return jax.jit(make, out_shardings=step.shardings)(zeros)
+    hold = holding(step.run, config, jax.eval_shape(begin, zeros))
+    return jax.jit(lambda first: hold(begin(first)), out_shardings=step.shardings)(zeros)
 
 
 def random_batch(step: Step) -> Any:

@@ -4,11 +4,17 @@ import json
 import sys
 import time
 
+import jax
 import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu import ROWS, main, run_all
-from benchmarks.parts import MEASURES, TINY
+from benchmarks.parts import MEASURES, TINY, fresh, settled
+from evaluation.plan.chips import HERE, machine
+from evaluation.plan.compiling import step_of
+from score_flow.config.loading import with_settings
+from score_flow.training import optimiser
+from score_flow.training.flat import is_flat
 
 GOOD = "print('{\"value\": 1.5}')"
 
@@ -42,6 +48,16 @@ def test_a_row_that_takes_too_long_is_ended_and_what_no_time_is_left_for_is_said
 def test_every_row_has_its_measure():
     assert {part.measure for part in ROWS.values()} == set(MEASURES)
     assert {part.case for part in ROWS.values()} - {""} == set(TINY)
+
+
+def test_training_begins_in_the_form_that_its_program_takes(monkeypatch):
+    """On a GPU in vectors."""
+    monkeypatch.setattr(optimiser, "FLAT_ON", ("cpu",))
+    config = with_settings(settled("sit_b_2", True), {"training.batch_size": jax.device_count()})
+    step = step_of(config, machine(HERE))
+    assert is_flat(step.state.params)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(fresh(step, config)) == shapes(step.state)
 
 
 @pytest.mark.slow
