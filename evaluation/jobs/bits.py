@@ -66,8 +66,7 @@ def of_all_samples(bits: Float[np.ndarray, "repeats n"], d: int) -> dict[str, fl
     probe's error would be taken for likelihood.
     """
     nats = -np.asarray(bits, np.float64) * d * math.log(2)
-    best = nats.max(axis=0)
-    nearer = -(best + np.log(np.exp(nats - best).mean(axis=0))) / (d * math.log(2))
+    nearer = (math.log(len(nats)) - np.logaddexp.reduce(nats, axis=0)) / (d * math.log(2))
     mean, error = mean_and_error(nearer)
     return {"bits_per_dim_of_all_samples": mean, "standard_error_of_all_samples": error}
 

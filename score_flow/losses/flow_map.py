@@ -94,25 +94,23 @@ class FlowMap(OfNoisyImages):
         return weight * square
 
 
-def along(average: Average, point: Point, direction: Images) -> tuple[Images, Images]:
-    """(u, du/dt along a direction without a gradient), s fixed: one jvp with the tangent (direction, 1, 1)."""
+def along(direction: Images, average: Average, point: Point) -> Images:
+    """u + (t - s) du/dt - v with du/dt along a direction and without a gradient: one jvp, tangent (direction, 1, 1)."""
     ones = jnp.ones_like(point.t)
     with attention.derivatives("forward inside backward"):
         u, rate = jax.jvp(average, (point.x, point.t, point.span), (direction, ones, ones))
-    return u, jax.lax.stop_gradient(rate)
+    return u + expand(point.span, u) * jax.lax.stop_gradient(rate) - point.velocity
 
 
 def meanflow(average: Average, point: Point) -> Images:
-    """u - v + (t - s) du/dt: of both forms, as the rate has no gradient."""
-    u, rate = along(average, point, point.velocity)
-    return u + expand(point.span, u) * rate - point.velocity
+    """Along the velocity of the pair."""
+    return along(point.velocity, average, point)
 
 
 def improved(average: Average, point: Point) -> Images:
-    """u + (t - s) du/dt - v, along the network's own velocity."""
+    """Along the network's own velocity."""
     own = average(point.x, point.t, jnp.zeros_like(point.span))
-    u, rate = along(average, point, jax.lax.stop_gradient(own))
-    return u + expand(point.span, u) * rate - point.velocity
+    return along(jax.lax.stop_gradient(own), average, point)
 
 
 def shortcut(average: Average, point: Point) -> Images:
