@@ -12,9 +12,7 @@ of two float32 arrays.
 """
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
 import json
 import re
 import sys
@@ -26,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks.measure import made_by
 from evaluation.plan.chips import Machine, machine
 from evaluation.plan.compiling import Step, compiled, step_of
 from evaluation.plan.program import Instruction, Program, attention, collectives, kernels
@@ -94,8 +93,7 @@ def measure(name: str, topology: str) -> dict[str, Any]:
     counted = count(step, target)
     about = {"program": name, "topology": topology, "batch_size": case.settings["training.batch_size"]} | several
     return about | counted | {
-        "compile_seconds": round(time.perf_counter() - start),
-        "versions": versions(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "compile_seconds": round(time.perf_counter() - start), **made_by(*PACKAGES)
     }  # fmt: skip
 
 
@@ -140,12 +138,6 @@ def float32_products(program: Program) -> int:
                 operands = [types.get(operand) for operand in line.operands[:2]]
                 found += times * (operands == [{"f32"}, {"f32"}])
     return found
-
-
-def versions() -> dict[str, str]:
-    """The versions of what takes part in compiling, as far as they are installed."""
-    there = {each.name.lower() for each in importlib.metadata.distributions() if each.name}
-    return {package: importlib.metadata.version(package) for package in PACKAGES if package in there}
 
 
 def keep(row: dict[str, Any], file: Path) -> None:

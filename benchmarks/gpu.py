@@ -10,8 +10,6 @@ sampling and of a likelihood. Compiling is not timed, and is said.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
 import signal
@@ -87,14 +85,14 @@ def one(name: str, seconds: float, tiny: bool) -> None:
     import jax
 
     from benchmarks import parts
+    from benchmarks.measure import made_by
     from score_flow.runs import programs
 
     programs.keep()  # a second run of this command has more of its time for measuring
     part = ROWS[name]
     about = {
         "device": jax.devices()[0].device_kind, "n_devices": jax.device_count(), "tiny": tiny,
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **made_by(*PACKAGES),
     }  # fmt: skip
     for row in parts.MEASURES[part.measure](part.case, seconds, tiny):
         print(json.dumps({"name": name} | row | about), flush=True)

@@ -80,13 +80,19 @@ def row(
     """One line: medians over n trials with their 10th and 90th percentiles; the ratio is taken within each trial."""
     value, p10, p90 = significant(np.percentile(values, (50, 10, 90)), 4)
     ratio, ratio_p10, ratio_p90 = significant(np.percentile(ratios, (50, 10, 90)), 4)
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "diffrax")}
     return {
         "name": name, "value": value, "unit": unit, "ratio": ratio, "against": against, "goal": goal,
         "device": jax.devices()[0].device_kind, "n_devices": n_devices, "n": len(values), "p10": p10, "p90": p90,
         "ratio_p10": ratio_p10, "ratio_p90": ratio_p90, **more,
-        "versions": versions, "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **made_by("jax", "jaxlib", "flax", "diffrax"),
     }  # fmt: skip
+
+
+def made_by(*packages: str) -> Row:
+    """The versions of packages, as far as they are installed, and the date: the end of every line."""
+    there = {each.name.lower() for each in importlib.metadata.distributions() if each.name}
+    versions = {package: importlib.metadata.version(package) for package in packages if package in there}
+    return {"versions": versions, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def significant(numbers: Float[np.ndarray, "n"], digits: int) -> list[float]:
