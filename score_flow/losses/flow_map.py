@@ -60,16 +60,17 @@ class FlowMap(OfNoisyImages):
     spans: ClassVar[bool] = True
 
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
-        """Draw two times of the time sampler, the later is t; the span to the earlier is a part of the condition."""
+        """Draw two times, the later is t (consistency: t alone); the span between is a part of the condition."""
         drawn, dropout_key = self.noising.draw(time_state, key, batch, train)
         # Of a number that no split of the same key into two or four has made.
         pair_key, equal_key = jax.random.split(jax.random.fold_in(key, 4))
-        other, weight = self.times.sample(time_state, pair_key, len(drawn.t))
-        t, s = jnp.maximum(drawn.t, other), jnp.minimum(drawn.t, other)
-        s = jnp.full_like(t, self.t_min) if self.kind == "consistency" else s
+        t, s, weight = drawn.t, jnp.full_like(drawn.t, self.t_min), drawn.weight
+        if self.kind != "consistency":
+            other, other_weight = self.times.sample(time_state, pair_key, len(t))
+            t, s, weight = jnp.maximum(t, other), jnp.minimum(t, other), weight * other_weight
         same = jax.random.bernoulli(equal_key, self.equal, t.shape)
-        t, s = jnp.where(same, drawn.t, t), jnp.where(same, drawn.t, s)
-        weight = drawn.weight * jnp.where(same, 1.0, weight)
+        t, s = (jnp.where(same, drawn.t, time) for time in (t, s))
+        weight = jnp.where(same, drawn.weight, weight)
         condition = (drawn.condition or {}) | {"span": t - s}
         return drawn._replace(t=t, weight=weight, condition=condition), dropout_key
 
