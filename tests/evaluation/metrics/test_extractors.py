@@ -165,7 +165,7 @@ class Echo(InceptionV3):
     def __call__(self, x):
         assert x.ndim == 4 and x.dtype == jnp.float32
         flat = x.reshape(len(x), -1)
-        return Outputs(flat, flat + 1, flat)
+        return Outputs(flat, flat + 1, flat, flat)
 
 
 def echo(images, levels=256, **fields):
