@@ -58,9 +58,10 @@ class FlowMap(OfNoisyImages):
         s = t_min, the identity that a continuous consistency model obeys (arXiv:2303.01469, app. B). shortcut: the
         mean of two half steps (arXiv:2410.12557).
     equal: share of a batch with s = t, where the target is v.
-    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_null + w (v - v_null), v_null
-        the network's own (or the teacher's) velocity without the label; w is drawn uniformly for each example, and
-        condition["guidance"] is 1 - 1/w. A hidden label is not guided.
+    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_g = v_null + w (v - v_null).
+        log w is drawn uniformly for each example; condition["guidance"] is 1 - 1/w. A hidden label is not guided. With
+        a teacher v and v_null are its own; without one the target is v + (1 - 1/w)(v_g - v_null), the last two of the
+        network itself, whose fixed point is the same and whose noise is not w times as large (iMF).
     teacher: gives v, and v_null; None: v is the velocity of the pair. awaited: the run whose model it is to be.
     """
 
@@ -92,7 +93,8 @@ class FlowMap(OfNoisyImages):
         condition = (drawn.condition or {}) | {"span": t - s}
         if self.guidance != (1.0, 1.0):
             least, most = self.guidance
-            scale = jax.random.uniform(jax.random.fold_in(key, 5), t.shape, t.dtype, least, most)
+            share = jax.random.uniform(jax.random.fold_in(key, 5), t.shape, t.dtype)
+            scale = least * (most / least) ** share
             hidden = condition["label"] == self.noising.null_label
             condition["guidance"] = told_of(jnp.where(hidden, 1.0, scale))
         return drawn._replace(t=t, weight=weight, condition=condition), dropout_key
@@ -123,8 +125,12 @@ class FlowMap(OfNoisyImages):
         if "guidance" in rest:
             without = {k: v for k, v in rest.items() if k != "guidance"}
             without |= {"label": jnp.full_like(rest["label"], self.noising.null_label)}
-            null = self._taught(without).velocity(x, t) if self.teacher else average(x, t, 0 * span, without)
-            velocity = null + expand(1 / (1 - rest["guidance"]), x) * (velocity - null)
+            if self.teacher is not None:
+                null = self._taught(without).velocity(x, t)
+                velocity = null + expand(1 / (1 - rest["guidance"]), x) * (velocity - null)
+            else:
+                own, null = (average(x, t, 0 * span, told) for told in (seen, without))
+                velocity += expand(rest["guidance"], x) * (own - null)
         point = Point(x, t, span, jax.lax.stop_gradient(velocity))
         error = ERRORS[self.kind](average, point)
         square = sum_flat(error**2)

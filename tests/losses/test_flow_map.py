@@ -126,7 +126,7 @@ LABELLED = {"model.class_conditional": True, "training.label_dropout": 0.25, "tr
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_guidance_is_learnt(taught):
-    """The velocity is v_null + w (v - v_null), of the pair and the network itself or of a teacher, w = 1 if hidden."""
+    """The velocity is v_null + w (v - v_null) of a teacher, or v + (1 - 1/w)(v_g - v_null), w = 1 if hidden."""
     run = small(**LABELLED, **{"model.guidance": True})
     params, batch = drawn(run)
     told, hidden = np.asarray(batch.condition["guidance"]), np.asarray(batch.condition["label"]) == 10
@@ -141,7 +141,10 @@ def test_guidance_is_learnt(taught):
     if taught:
         label = {"label": batch.condition["label"]}
         v, v_null = (loss.model.bind(teacher, told).velocity(x, batch.t) for told in (label, null))
-    v = v_null + expand(1 / (1 - batch.condition["guidance"]), x) * (v - v_null)
+        v = v_null + expand(1 / (1 - batch.condition["guidance"]), x) * (v - v_null)
+    else:
+        v_g = loss.model.bind(params, batch.condition | {"span": 0 * batch.t}).velocity(x, batch.t)
+        v += expand(batch.condition["guidance"], x) * (v_g - v_null)
     average = lambda x, t, span: loss.model.bind(params, batch.condition | {"span": span}).velocity(x, t)  # noqa: E731
     square = jnp.sum(ERRORS["meanflow"](average, Point(x, batch.t, batch.condition["span"], v)) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(loss.examples(params, batch), square / (square + 0.01), rtol=1e-9)
