@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import Noised, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
@@ -192,7 +192,7 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, learn_sigma: bool, options: TrainOptions
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
-    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean")
+    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", *OF_WEIGHTINGS, "reduce_mean")
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "
