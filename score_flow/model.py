@@ -66,6 +66,9 @@ class Preconditioning:
                 return x / expand(jnp.sqrt((c.alpha * self.data_std) ** 2 + c.sigma**2), x)
 
 
+UNGUIDED = (0.0, 0.0, 1.0)  # what a network is told of no guidance: 1 - 1/scale, first and last time
+
+
 class Denoiser(abc.ABC):
     """A path and the posterior means along it; samplers, likelihoods and guidance see only this."""
 
@@ -151,6 +154,8 @@ class Model:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
+        if getattr(self.network, "guidance", False):
+            condition = {"guidance": jnp.broadcast_to(jnp.array(UNGUIDED, x.dtype), (len(x), 3))} | (condition or {})
         for name in [name for name in ("span", "guidance") if name in (condition or {})]:
             condition = condition | {name: self.preconditioning.time_scale * condition[name]}
         rngs = None if key is None else {"dropout": key}

@@ -133,6 +133,7 @@ class TrainOptions(Section):
     )  # fmt: skip
     weighting: str = option("simple", "of the squared error", among=registries.WEIGHTINGS)
     min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
+    velocity_clip: float = option(0.05, "of weighting = clipped_velocity: least sigma/det", above=0)
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"
