@@ -151,8 +151,8 @@ class Model:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
-        if condition and "span" in condition:
-            condition = condition | {"span": self.preconditioning.time_scale * condition["span"]}
+        for name in [name for name in ("span", "guidance") if name in (condition or {})]:
+            condition = condition | {name: self.preconditioning.time_scale * condition[name]}
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
 

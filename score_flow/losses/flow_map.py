@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.losses.base import Noised, Noising, OfNoisyImages, Product, noising_of, unused
-from score_flow.model import Model, velocity_of
+from score_flow.model import Denoiser, Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.prediction import Estimate
@@ -30,12 +30,23 @@ OFFSET = 0.01  # of the weight, as published
 
 
 class Point(NamedTuple):
-    """Where an average velocity is asked for, and the velocity of the noise and image that x_t is made of."""
+    """Where an average velocity is asked for, and an estimate of the velocity there: by the pair that x_t is made of.
+
+    The mean of that over the pairs of an x_t is the flow's; a teacher's estimate is without noise.
+    """
 
     x: Images
     t: Float[Array, "b"]
     span: Float[Array, "b"]
     velocity: Images
+
+
+@flax.struct.dataclass
+class Teacher:
+    """A trained model, whose flow is learnt in the place of the data's."""
+
+    model: Model = static()
+    params: PyTree = None
 
 
 @flax.struct.dataclass
@@ -47,6 +58,10 @@ class FlowMap(OfNoisyImages):
         s = t_min, the identity that a continuous consistency model obeys (arXiv:2303.01469, app. B). shortcut: the
         mean of two half steps (arXiv:2410.12557).
     equal: share of a batch with s = t, where the target is v.
+    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_null + w (v - v_null), v_null
+        the network's own (or the teacher's) velocity without the label; w is drawn uniformly for each example, and
+        condition["guidance"] is 1 - 1/w. A hidden label is not guided.
+    teacher: gives v, and v_null; None: v is the velocity of the pair. awaited: the run whose model it is to be.
     """
 
     model: Model = static()
@@ -55,43 +70,76 @@ class FlowMap(OfNoisyImages):
     equal: float = static(default=0.5)
     power: float = static(default=1.0)
     t_min: float = static(default=0.0)
+    guidance: tuple[float, float] = static(default=(1.0, 1.0))
+    teacher: Teacher | None = None
+    awaited: str = static(default="")
 
     produces: ClassVar[Product] = "denoiser"
     spans: ClassVar[bool] = True
 
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
-        """Draw two times of the time sampler, the later is t; the span to the earlier is a part of the condition."""
+        """Draw two times, the later is t (consistency: t alone); the span between is a part of the condition."""
         drawn, dropout_key = self.noising.draw(time_state, key, batch, train)
         # Of a number that no split of the same key into two or four has made.
         pair_key, equal_key = jax.random.split(jax.random.fold_in(key, 4))
-        other, weight = self.times.sample(time_state, pair_key, len(drawn.t))
-        t, s = jnp.maximum(drawn.t, other), jnp.minimum(drawn.t, other)
-        s = jnp.full_like(t, self.t_min) if self.kind == "consistency" else s
+        t, s, weight = drawn.t, jnp.full_like(drawn.t, self.t_min), drawn.weight
+        if self.kind != "consistency":
+            other, other_weight = self.times.sample(time_state, pair_key, len(t))
+            t, s, weight = jnp.maximum(t, other), jnp.minimum(t, other), weight * other_weight
         same = jax.random.bernoulli(equal_key, self.equal, t.shape)
-        t, s = jnp.where(same, drawn.t, t), jnp.where(same, drawn.t, s)
-        weight = drawn.weight * jnp.where(same, 1.0, weight)
+        t, s = (jnp.where(same, drawn.t, time) for time in (t, s))
+        weight = jnp.where(same, drawn.weight, weight)
         condition = (drawn.condition or {}) | {"span": t - s}
+        if self.guidance != (1.0, 1.0):
+            least, most = self.guidance
+            scale = jax.random.uniform(jax.random.fold_in(key, 5), t.shape, t.dtype, least, most)
+            hidden = condition["label"] == self.noising.null_label
+            condition["guidance"] = told_of(jnp.where(hidden, 1.0, scale))
         return drawn._replace(t=t, weight=weight, condition=condition), dropout_key
 
     def at(
         self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
         *, key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """Return the weighted loss of each example; condition["span"] is its t - s, 0 where it is missing."""
-        model, rest = self.model, {name: value for name, value in (condition or {}).items() if name != "span"}
+        """Return the weighted loss of each example; condition["span"] is its t - s, 0 where it is missing.
 
-        def average(x: Images, t: Times, span: Times) -> Images:
-            output = model.apply(params, x, t, rest | {"span": span}, key=key)
+        Raises UserError where a teacher is awaited and none is there.
+        """
+        if self.awaited and self.teacher is None:
+            raise UserError(f"config.training.teacher = {self.awaited} is not read here: leave it out.")
+        model, rest = self.model, dict(condition or {})
+        span = rest.pop("span", jnp.zeros_like(t))
+        seen = rest if getattr(model.network, "guidance", False) else {k: rest[k] for k in rest if k != "guidance"}
+
+        def average(x: Images, t: Times, span: Times, told: Condition = seen) -> Images:
+            output = model.apply(params, x, t, told | {"span": span}, key=key)
             c = model.path.at(t).expand(x)
             return velocity_of(model.prediction.decode(model.split(output, x)[0], x, c), c)
 
-        c = model.path.at(t).expand(x0)
-        span = (condition or {}).get("span", jnp.zeros_like(t))
-        point = Point(model.path.perturb(x0, noise, t), t, span, velocity_of(Estimate(x0, noise), c))
+        x, c = model.path.perturb(x0, noise, t), model.path.at(t).expand(x0)
+        velocity = velocity_of(Estimate(x0, noise), c)
+        if self.teacher is not None:
+            velocity = self._taught(rest).velocity(x, t)
+        if "guidance" in rest:
+            without = {k: v for k, v in rest.items() if k != "guidance"}
+            without |= {"label": jnp.full_like(rest["label"], self.noising.null_label)}
+            null = self._taught(without).velocity(x, t) if self.teacher else average(x, t, 0 * span, without)
+            velocity = null + expand(1 / (1 - rest["guidance"]), x) * (velocity - null)
+        point = Point(x, t, span, jax.lax.stop_gradient(velocity))
         error = ERRORS[self.kind](average, point)
         square = sum_flat(error**2)
         weight = jax.lax.stop_gradient((square + OFFSET) ** -self.power)
         return weight * square
+
+    def _taught(self, condition: Condition) -> Denoiser:
+        """Return the teacher under what it knows of a condition."""
+        known = {name: value for name, value in condition.items() if name != "guidance"}
+        return self.teacher.model.bind(self.teacher.params, known or None)
+
+
+def told_of(scale: Float[Array, "*b"] | float) -> Float[Array, "*b"] | float:
+    """Return 1 - 1/scale: how a network is told of a guidance scale, 0 for none (arXiv:2512.02012)."""
+    return 1 - 1 / scale
 
 
 def along(direction: Images, average: Average, point: Point) -> Images:
@@ -149,5 +197,20 @@ def build(
         )
     noising = noising_of(options, times, prepare, num_classes)
     return FlowMap(
-        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time
-    )
+        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time,
+        _guidance(model, options), awaited=options.teacher,
+    )  # fmt: skip
+
+
+def _guidance(model: Model, options: TrainOptions) -> tuple[float, float]:
+    """Return the scales of guidance that are learnt; raises UserError where they, or their network, cannot be."""
+    least, most = found = tuple(float(scale) for scale in options.flow_map_guidance)
+    said, told = f"config.training.flow_map_guidance is {found}", getattr(model.network, "guidance", False)
+    if least > most:
+        raise UserError(f"{said}: give (least, largest).")
+    if found != (1.0, 1.0) and not options.label_dropout:
+        raise UserError(f"{said}: guidance needs config.training.label_dropout above 0, and labels.")
+    if told != (least < most):
+        need = "a range of scales (1.0, 4.0)" if told else "config.model.guidance=True for a range of them"
+        raise UserError(f"{said}, config.model.guidance {told}: it needs {need}.")
+    return found

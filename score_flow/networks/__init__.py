@@ -14,3 +14,4 @@ if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.networks.ncsnpp import NCSNpp as ncsnpp
     from score_flow.networks.ncsnv2 import NCSNv2 as ncsnv2
     from score_flow.networks.sit import SiT as sit
+    from score_flow.networks.vdm import VDM as vdm

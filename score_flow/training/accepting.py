@@ -14,7 +14,10 @@ from score_flow.runs.places import Place
 from score_flow.types import UserError, nearest
 
 # What a state goes on with, unless a person accepts another value.
-FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
+FIXED = (
+    "path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler",
+    "training.teacher", "seed",
+)  # fmt: skip
 # What the numbers of a network mean: under another value its weights are those of something else.
 MEANING = (
     "path", "model.prediction", "model.time", "model.time_scale", "model.time_shift", "model.input", "model.data_std",
