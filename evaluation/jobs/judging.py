@@ -131,9 +131,7 @@ def n_logits(extractor: Extractor, image_shape: tuple[int, ...]) -> int:
     return 1 if logits is None else logits.shape[1]
 
 
-def figures(
-    gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names
-) -> Figures:
+def figures(gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names) -> Figures:
     """Compute the figures of all samples against a reference; without its features, those of its Gaussians alone."""
     found = {names.distance: frechet_distance(*gaussian, reference.mu, reference.sigma)}
     for distance, moments in state.get("more", {}).items():
@@ -157,7 +155,13 @@ def figures(
 
 def distance_of(result: Figures) -> tuple[str, str] | None:
     """Return (the name of a result's distance, what people call it): FID of Inception's features alone."""
-    return next(((names.distance, names.said) for names in NAMES if names.distance in result), None)
+    return next(iter(distances_of(result)), None)
+
+
+def distances_of(result: Figures) -> list[tuple[str, str]]:
+    """List (name, what people call it) of every distance of a result, that of its extractor first."""
+    said = {names.distance: names.said for names in NAMES} | {"sfid": "sFID"}
+    return [(name, said[name]) for name in result if name in said]
 
 
 def spread(of_seeds: dict[int, Figures]) -> Figures:

@@ -67,7 +67,7 @@ def extractor_of(run: Experiment, options: EvalOptions) -> Extractor:
     if run.latent and options.extractor.name == "small":
         raise UserError(
             "config.eval.extractor = small is fitted to images of the data set, which a model of latents has not; "
-            "allowed: inception."
+            "allowed: inception, dinov2."
         )
     known = {"levels": run.scaling.levels} | ({} if run.latent else {"train": run.train_source})
     extractor = resolve(registries.EXTRACTORS, options.extractor, "config.eval.extractor", **known)

@@ -2,13 +2,18 @@
 
 import abc
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
 
+from score_flow.config.hints import Given
 from score_flow.tree import static
+from score_flow.types import UserError
+
+LevelsGiven = Annotated[int, Given("the pixel levels of the data")]
 
 
 class Features(NamedTuple):
@@ -67,3 +72,11 @@ class Extractor(flax.struct.PyTreeNode, abc.ABC):
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w c"]) -> Features:
         """Compute features of pixel levels as the data set has them; each image's depend on that image alone."""
+
+
+def colours(images: UInt8[Array, "b h w c"], levels: int, name: str) -> Float32[Array, "b h w 3"]:
+    """Scale levels to 0 .. 255 and repeat grey to three channels; raises UserError, which begins with `name`."""
+    if images.shape[-1] not in (1, 3):
+        raise UserError(f"{name}: images have {images.shape[-1]} channels; allowed: 1 (grey), 3")
+    x = images.astype(jnp.float32) * (255 / (levels - 1))
+    return jnp.broadcast_to(x, (*x.shape[:-1], 3))

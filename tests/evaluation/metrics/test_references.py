@@ -1,4 +1,4 @@
-"""Reference files in circulation: each is read, by the names that its project gives, and what does not fit is refused."""
+"""Reference files in circulation: each is read by its project's names, and what does not fit is refused."""
 
 import pickle
 

@@ -288,7 +288,7 @@ def test_broken_files(tmp_path, name):
 
 
 def test_pickles_are_never_run(tmp_path):
-    """What one would do is not done; EDM2's, of numbers alone, are read (tests/evaluation/metrics/test_references.py)."""
+    """What one would do is not done; EDM2's, of numbers alone, are read (test_references.py)."""
     file, witness = tmp_path / "reference.pkl", tmp_path / "witness"
 
     class Harm:
