@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Literal, get_args
 
@@ -144,8 +145,7 @@ class Model:
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
-        t = jnp.full((shape[0],), 0.5)
-        return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
+        return _init(self.network, key, shape, condition)
 
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
@@ -169,6 +169,13 @@ class Model:
     def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
         """Return the denoiser of some parameters; free to build inside jit."""
         return NetworkDenoiser(self, params, condition)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _init(network: nn.Module, key: Key, shape: tuple[int, ...], condition: Condition) -> Params:
+    # A start asks for the parameters' shapes, more than once, and then for parameters: jit keeps one trace for all.
+    t = jnp.full((shape[0],), 0.5)
+    return network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
 
 
 class NetworkDenoiser(Denoiser):
