@@ -24,7 +24,7 @@ class ByInversion(NamedTuple):
     ok: Bool[Array, "b"]
 
 
-def log_density(denoiser: Denoiser, x0: Images, intervals: Intervals, *, tolerance: float = 1e-4) -> ByInversion:
+def log_density(denoiser: Denoiser, x0: Images, intervals: Intervals, *, tolerance: float = 1e-5) -> ByInversion:
     """Return log p(x0) = log N(z; 0, sigma(t_max)^2 I) - sum log |det d x_s/d x_t| over steps x_s = x_t - (t - s) u.
 
     Each step is inverted by Newton's method, from where the flow of the velocity u(x, t, t) leads, with the whole
@@ -73,12 +73,17 @@ def _solved(step, wanted: Images, x: Images, tolerance: float) -> tuple[Images, 
     norm = lambda error: jnp.max(jnp.abs(error.reshape(len(error), -1)), axis=1)  # noqa: E731
     far = lambda x: norm(step(x) - wanted)  # noqa: E731
 
-    def iterate(x, _):
+    def iterate(carry):
+        i, x, done = carry
         error = (step(x) - wanted).reshape(len(x), size, 1)
         change = jnp.linalg.solve(_jacobian(step, x, size), error).reshape(x.shape)
         tried = jnp.stack([x - share * change for share in SHARES])
         best = jnp.argmin(jnp.nan_to_num(jax.lax.map(far, tried), nan=jnp.inf), axis=0)
-        return tried[best, jnp.arange(len(x))], None
+        # Who has arrived stays, whatever others need: no result depends on the batch.
+        x = jnp.where(done.reshape(-1, *(1,) * (x.ndim - 1)), x, tried[best, jnp.arange(len(x))])
+        return i + 1, x, arrived(x)
 
-    x, _ = jax.lax.scan(iterate, x, length=ITERATIONS)
-    return x, far(x) <= tolerance * (1 + norm(wanted))
+    arrived = lambda x: far(x) <= tolerance * (1 + norm(wanted))  # noqa: E731
+    left = lambda carry: (carry[0] < ITERATIONS) & ~jnp.all(carry[2])  # noqa: E731
+    _, x, done = jax.lax.while_loop(left, iterate, (0, x, arrived(x)))
+    return x, done
