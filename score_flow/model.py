@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Literal, get_args
 
@@ -65,6 +66,9 @@ class Preconditioning:
                 return 2.0 * x - 1.0
             case "unit_variance":
                 return x / expand(jnp.sqrt((c.alpha * self.data_std) ** 2 + c.sigma**2), x)
+
+
+UNGUIDED = (0.0, 0.0, 1.0)  # what a network is told of no guidance: 1 - 1/scale, first and last time
 
 
 class Denoiser(abc.ABC):
@@ -147,8 +151,7 @@ class Model:
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
-        t = jnp.full((shape[0],), 0.5)
-        return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
+        return _init(self.network, key, shape, condition)
 
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
@@ -157,8 +160,10 @@ class Model:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
-        if condition and "span" in condition:
-            condition = condition | {"span": self.preconditioning.time_scale * condition["span"]}
+        if getattr(self.network, "guidance", False):
+            condition = {"guidance": jnp.broadcast_to(jnp.array(UNGUIDED, x.dtype), (len(x), 3))} | (condition or {})
+        for name in [name for name in ("span", "guidance") if name in (condition or {})]:
+            condition = condition | {name: self.preconditioning.time_scale * condition[name]}
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
 
@@ -170,6 +175,13 @@ class Model:
     def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
         """Return the denoiser of some parameters; free to build inside jit."""
         return NetworkDenoiser(self, params, condition)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _init(network: nn.Module, key: Key, shape: tuple[int, ...], condition: Condition) -> Params:
+    # A start asks for the parameters' shapes, more than once, and then for parameters: jit keeps one trace for all.
+    t = jnp.full((shape[0],), 0.5)
+    return network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
 
 
 class NetworkDenoiser(Denoiser):

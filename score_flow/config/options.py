@@ -37,6 +37,9 @@ class ModelOptions(Section):
         False, "twice the output channels: the second half is a variance (unused by interpolants)"
     )
     span: bool = option(False, "tell the network of two times: what a flow map needs (training.objective = flow_map)")
+    guidance: bool = option(
+        False, "tell the network of the guidance scale, of those of training.flow_map_guidance: one call a step"
+    )
     ema_rate: tuple = option(
         (0.9999,), "one average of the weights for each rate; evaluation uses the first",
         each=float, least=0, below=1, fewest=1,
@@ -119,6 +122,11 @@ class TrainOptions(Section):
         0.5, "flow_map: share of a batch at equal times, where it is the velocity", least=0, most=1
     )
     flow_map_power: float = option(1.0, "flow_map: p of the weight 1/(|error|^2 + .01)^p of each example", least=0)
+    flow_map_guidance: tuple = option(
+        (1.0, 1.0), "flow_map: (least, largest) scale of classifier-free guidance whose flow it learns; 1 = none",
+        each=float, least=1, lengths=(2,),
+    )  # fmt: skip
+    teacher: str = option("", "flow_map: workdir of a trained model, whose flow is learnt in the place of the data's")
     variance: str = option(
         "range", "of a step, for the bound: small, large, or learned (model.learn_sigma): range, log",
         among=("small", "large", "range", "log"),

@@ -75,6 +75,7 @@ class DiT(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -151,7 +152,7 @@ class DiT(nn.Module):
         features = layers.transformer_features(time, TIME_FEATURES)
         embedding = layers.Embedding(
             self.width, 0, nn.initializers.normal(0.02), self.dtype, augment_dim=self.augment_dim, span=self.span,
-            name="embedding",
+            guidance=self.guidance, name="embedding",
         )(features, condition)  # fmt: skip
         if not self.num_classes:
             return None, embedding

@@ -71,6 +71,7 @@ class NCSNpp(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     remat: Remat = "none"
     dtype: layers.PrecisionGiven = "float32"
@@ -83,8 +84,8 @@ class NCSNpp(nn.Module):
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
         if self.augment_dim and not self.conditional:
             raise UserError("config.data.augment needs config.network.conditional = True, got False.")
-        if self.span and not self.conditional:
-            raise UserError("config.model.span needs config.network.conditional = True, got False.")
+        for name in [name for name in ("span", "guidance") if getattr(self, name) and not self.conditional]:
+            raise UserError(f"config.model.{name} needs config.network.conditional = True, got False.")
         if not sum(self.fir_kernel):
             raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
@@ -112,7 +113,7 @@ class NCSNpp(nn.Module):
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
             4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity,
-            augment_dim=self.augment_dim, span=self.span, name="embedding",
+            augment_dim=self.augment_dim, span=self.span, guidance=self.guidance, name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all
 

@@ -48,6 +48,7 @@ class SiT(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -78,7 +79,7 @@ class SiT(nn.Module):
         normal = nn.initializers.normal(0.02)
         embed = layers.Embedding(
             self.width, self.num_classes, normal, self.dtype, augment_dim=self.augment_dim, span=self.span,
-            name="embedding",
+            guidance=self.guidance, name="embedding",
         )  # fmt: skip
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 

@@ -16,7 +16,7 @@ from score_flow.types import UserError, nearest
 # What a state goes on with, unless a person accepts another value.
 FIXED = (
     "path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler",
-    "training.contrast", "seed",
+    "training.teacher", "training.contrast", "seed",
 )  # fmt: skip
 # What the numbers of a network mean: under another value its weights are those of something else.
 MEANING = (

@@ -93,8 +93,11 @@ CASES = [
 RECIPES = [file for file, _, _ in CASES]
 OURS = {
     f"configs/{name}.py"
-    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji")
-}
+    for name in (
+        "digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji",
+        "cifar10_vdm",
+    )
+}  # fmt: skip
 
 
 loaded = functools.cache(lambda file: load(file, []))  # a config is a value that does not change
