@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
-from score_flow.process.prediction import Estimate, Prediction
+from score_flow.process.prediction import Estimate, Prediction, uncontrasted
 from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
 
+OWN = "objective"  # the name, among a run's parameters, of what its loss learns beside the network
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
@@ -136,12 +137,17 @@ def velocity_of(estimate: Estimate, c: Coefficients) -> Images:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The static half: everything that a config decides. Hashable; holds no arrays."""
+    """The static half: everything that a config decides. Hashable; holds no arrays.
+
+    contrast: the weight of the contrastive term that the network was trained with, whose shift is undone wherever its
+    output is read (process.prediction.uncontrasted).
+    """
 
     network: nn.Module
     path: Path
     prediction: Prediction
     preconditioning: Preconditioning = Preconditioning()
+    contrast: float = 0.0
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
@@ -190,7 +196,12 @@ class NetworkDenoiser(Denoiser):
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         output, variance = self.model.split(self.model.apply(self.params, x, t, self.condition), x)
-        return self.model.prediction.decode(output, x, self.path.at(t).expand(x))._replace(variance=variance)
+        c = self.path.at(t).expand(x)
+        estimate = self.model.prediction.decode(output, x, c)
+        if self.model.contrast:
+            mean = self.params[OWN]["mean"].reshape(x.shape[1:])
+            estimate = uncontrasted(estimate, x, c, share=self.model.contrast, mean=mean)
+        return estimate._replace(variance=variance)
 
 
 def count_parameters(params: PyTree) -> int:

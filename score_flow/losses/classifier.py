@@ -61,7 +61,8 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, class_conditional: bool, options: TrainOptions
 ) -> Classification:
     """The cross-entropy of labels; raises UserError for what only models of images have."""
-    unused(options, "coupling", "label_dropout", "likelihood_weighting", *OF_WEIGHTINGS, "vlb_weight", "decoder")
+    unused(options, "contrast", "coupling", "label_dropout", "likelihood_weighting", *OF_WEIGHTINGS)
+    unused(options, "vlb_weight", "decoder")
     if class_conditional:
         raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
     return Classification(model, Noising(prepare, times))
