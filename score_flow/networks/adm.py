@@ -77,6 +77,7 @@ class ADM(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -101,7 +102,7 @@ class ADM(nn.Module):
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         embed = layers.Embedding(
             4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, augment_dim=self.augment_dim,
-            span=self.span, name="embedding",
+            span=self.span, guidance=self.guidance, name="embedding",
         )
         # Every block starts with a swish of it: once for all.
         embedding = nn.swish(embed(layers.transformer_features(time, self.width), condition))
