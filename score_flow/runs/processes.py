@@ -41,7 +41,7 @@ def initialise() -> Peers | None:
 
     What was found is printed. Raises UserError where a launcher started several and they cannot be joined.
     """
-    # Tracing makes millions of objects that stay: where cycles are looked for after each 700 a quarter of its time is that.
+    # Tracing makes millions of objects that stay: to look for cycles after each 700 takes a quarter of its time.
     gc.set_threshold(50_000)
     # Our own SIGTERM flag is agreed on once a loop (Preemption): orbax's waits for an exact counter value.
     jax.config.update("jax_enable_preemption_service", False)
