@@ -61,7 +61,10 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, class_conditional: bool, options: TrainOptions
 ) -> Classification:
     """The cross-entropy of labels; raises UserError for what only models of images have."""
-    unused(options, "coupling", "label_dropout", "likelihood_weighting", "min_snr_gamma", "vlb_weight", "decoder")
+    unused(
+        options, "coupling", "label_dropout", "likelihood_weighting", "min_snr_gamma", "vlb_weight", "decoder",
+        "second_order",
+    )  # fmt: skip
     if class_conditional:
         raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
     return Classification(model, Noising(prepare, times))

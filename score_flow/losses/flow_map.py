@@ -132,7 +132,10 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, learn_sigma: bool, options: TrainOptions
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
-    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean")
+    unused(
+        options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean",
+        "second_order",
+    )  # fmt: skip
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "

@@ -59,7 +59,7 @@ def build(
     options: TrainOptions,
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
-    unused(options, "coupling", "likelihood_weighting", "min_snr_gamma", "vlb_weight")
+    unused(options, "coupling", "likelihood_weighting", "min_snr_gamma", "second_order", "vlb_weight")
     bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")
