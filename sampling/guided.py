@@ -152,17 +152,20 @@ class ClassifierFree(Around):
 
 @dataclasses.dataclass(frozen=True)
 class Told(Around):
-    """A network that is told of the guidance scale, condition["guidance"] = 1 - 1/scale, and was trained to heed it.
+    """A network that is told of guidance, condition["guidance"] = (1 - 1/scale, *interval), and was trained to heed it.
 
-    One network call, where classifier-free guidance is one of twice the batch. Outside of the interval the scale is 1.
+    One network call, where classifier-free guidance is one of twice the batch.
     """
 
     guidance: Extrapolation
 
     def estimate(self, x: Images, t: Times) -> Estimate:
-        t = jnp.broadcast_to(t, x.shape[:1])
-        told = jnp.where(self.guidance.within(t), 1 - 1 / self.guidance.scale, 0.0).astype(x.dtype)
-        return self.denoiser.given((self.condition or {}) | {"guidance": told}).estimate(x, t)
+        condition, (first, last) = self.condition or {}, self.guidance.interval
+        share = jnp.full(x.shape[:1], 1 - 1 / self.guidance.scale)
+        if "span" not in condition:  # at one time it acts or does not
+            share, first, last = jnp.where(self.guidance.within(jnp.broadcast_to(t, share.shape)), share, 0.0), 0.0, 1.0
+        told = jnp.stack([share, jnp.full_like(share, first), jnp.full_like(share, last)], axis=1)
+        return self.denoiser.given(condition | {"guidance": told.astype(x.dtype)}).estimate(x, t)
 
 
 def _alternate(x: Array, y: Array) -> Array:

@@ -141,6 +141,11 @@ def produced(objective: str) -> Product:
     return registries.LOSSES.beside(objective, "PRODUCES", "config.training.objective") or "denoiser"
 
 
+def contrasts(objective: str) -> bool:
+    """Say whether what training.objective trains is shifted by training.contrast: its file says so."""
+    return bool(registries.LOSSES.beside(objective, "CONTRASTS", "config.training.objective"))
+
+
 def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Callable[[str], Source]) -> Any:
     """(image_shape, levels and num_classes as attributes; who says so), the data set asked last."""
     if config.data.image_shape:
@@ -204,6 +209,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
+        contrast=config.training.contrast if contrasts(config.training.objective) else 0.0,
     )
 
 

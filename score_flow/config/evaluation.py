@@ -113,6 +113,12 @@ class EvalOptions(Section):
         "small", "of a step, where training learned none for its bound: small or large", among=("small", "large")
     )
     vlb_clip: bool = option(True, "keep the estimate of x0 in the range of the data, as published")
+    code_lanes: int = option(8, "of the job code: images coded side by side, each after others of its lane", least=1)
+    code_cells: int = option(
+        16, "cells of a latent in the smallest standard deviation that it is coded by: more cost initial bits",
+        least=1, most=2**16,
+    )  # fmt: skip
+    code_file: str = option("", "a file of the job code, which decodes it instead")
     bound_form: str = option(
         "dsm", "of the job bound: dsm (denoising), or ssm (sliced, with the probes above)", among=("dsm", "ssm")
     )

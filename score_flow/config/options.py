@@ -104,11 +104,15 @@ class TrainOptions(Section):
     init: str = option("", "a new run begins with weights of WORKDIR[:STEP] (its first average) or a published file")
     accept: tuple = option((), "keys in which this command goes on otherwise than its state: ('batch_size',)", each=str)
     objective: str = option(
-        "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), flow_map, classifier",
+        "simple", "simple (weighted squared error), uncertainty or contrastive (made of it), vlb (bound of a chain), "
+        "hybrid (simple and vlb), flow_map, classifier",
         among=registries.LOSSES,
     )  # fmt: skip
     vlb_weight: float = option(
         1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0
+    )
+    contrast: float = option(
+        0.05, "contrastive: weight of the squared distance from the velocity of another example", least=0, below=1
     )
     flow_map: str = option(
         "meanflow", "flow_map: what it is trained on: meanflow, improved (iMF), shortcut or consistency",
@@ -133,6 +137,7 @@ class TrainOptions(Section):
     )  # fmt: skip
     weighting: str = option("simple", "of the squared error", among=registries.WEIGHTINGS)
     min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
+    velocity_clip: float = option(0.05, "of weighting = clipped_velocity: least sigma/det", above=0)
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"

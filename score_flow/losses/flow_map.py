@@ -11,12 +11,12 @@ from typing import ClassVar, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import Noised, Noising, OfNoisyImages, Product, noising_of, unused
-from score_flow.model import Denoiser, Model, velocity_of
+from score_flow.losses.base import OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.prediction import Estimate
@@ -26,6 +26,7 @@ from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserE
 
 Kind = Literal["meanflow", "improved", "shortcut", "consistency"]
 Average = Callable[[Images, Times, Times], Images]  # u(x_t, t, span) of one network
+Guidance = Float[Array, "b 3"] | None
 OFFSET = 0.01  # of the weight, as published
 
 
@@ -58,9 +59,11 @@ class FlowMap(OfNoisyImages):
         s = t_min, the identity that a continuous consistency model obeys (arXiv:2303.01469, app. B). shortcut: the
         mean of two half steps (arXiv:2410.12557).
     equal: share of a batch with s = t, where the target is v.
-    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_null + w (v - v_null), v_null
-        the network's own (or the teacher's) velocity without the label; w is drawn uniformly for each example, and
-        condition["guidance"] is 1 - 1/w. A hidden label is not guided.
+    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_g = v_null + w (v - v_null).
+        log w is drawn uniformly for each example, and of spans the times (first, last) between which w acts, uniformly
+        below and above 1/2; condition["guidance"] is (1 - 1/w, first, last). A hidden label is not guided. With a
+        teacher v and v_null are its own; without one the target is v + (1 - 1/w)(v_g - v_null), the last two of the
+        network itself, whose fixed point is the same and whose noise is not w times as large (iMF).
     teacher: gives v, and v_null; None: v is the velocity of the pair. awaited: the run whose model it is to be.
     """
 
@@ -91,10 +94,7 @@ class FlowMap(OfNoisyImages):
         weight = jnp.where(same, drawn.weight, weight)
         condition = (drawn.condition or {}) | {"span": t - s}
         if self.guidance != (1.0, 1.0):
-            least, most = self.guidance
-            scale = jax.random.uniform(jax.random.fold_in(key, 5), t.shape, t.dtype, least, most)
-            hidden = condition["label"] == self.noising.null_label
-            condition["guidance"] = told_of(jnp.where(hidden, 1.0, scale))
+            condition["guidance"] = self._guidance(jax.random.fold_in(key, 5), t - s, condition["label"])
         return drawn._replace(t=t, weight=weight, condition=condition), dropout_key
 
     def at(
@@ -108,38 +108,50 @@ class FlowMap(OfNoisyImages):
         if self.awaited and self.teacher is None:
             raise UserError(f"config.training.teacher = {self.awaited} is not read here: leave it out.")
         model, rest = self.model, dict(condition or {})
-        span = rest.pop("span", jnp.zeros_like(t))
-        seen = rest if getattr(model.network, "guidance", False) else {k: rest[k] for k in rest if k != "guidance"}
+        span, guidance = rest.pop("span", jnp.zeros_like(t)), rest.pop("guidance", None)
+        told = guidance if getattr(model.network, "guidance", False) else None
 
-        def average(x: Images, t: Times, span: Times, told: Condition = seen) -> Images:
-            output = model.apply(params, x, t, told | {"span": span}, key=key)
+        def average(x: Images, t: Times, span: Times, told: Guidance = told, rest: Condition = rest) -> Images:
+            of = {"span": span} if told is None else {"span": span, "guidance": told}
+            output = model.apply(params, x, t, rest | of, key=key)
             c = model.path.at(t).expand(x)
             return velocity_of(model.prediction.decode(model.split(output, x)[0], x, c), c)
 
-        x, c = model.path.perturb(x0, noise, t), model.path.at(t).expand(x0)
-        velocity = velocity_of(Estimate(x0, noise), c)
+        x = model.path.perturb(x0, noise, t)
+        velocity = velocity_of(Estimate(x0, noise), model.path.at(t).expand(x0))
         if self.teacher is not None:
-            velocity = self._taught(rest).velocity(x, t)
-        if "guidance" in rest:
-            without = {k: v for k, v in rest.items() if k != "guidance"}
-            without |= {"label": jnp.full_like(rest["label"], self.noising.null_label)}
-            null = self._taught(without).velocity(x, t) if self.teacher else average(x, t, 0 * span, without)
-            velocity = null + expand(1 / (1 - rest["guidance"]), x) * (velocity - null)
-        point = Point(x, t, span, jax.lax.stop_gradient(velocity))
-        error = ERRORS[self.kind](average, point)
+            velocity = self._taught(x, t, rest)
+        if guidance is not None:
+            velocity = self._guided(velocity, average, x, t, guidance, rest)
+        error = ERRORS[self.kind](average, Point(x, t, span, jax.lax.stop_gradient(velocity)))
         square = sum_flat(error**2)
         weight = jax.lax.stop_gradient((square + OFFSET) ** -self.power)
         return weight * square
 
-    def _taught(self, condition: Condition) -> Denoiser:
-        """Return the teacher under what it knows of a condition."""
-        known = {name: value for name, value in condition.items() if name != "guidance"}
-        return self.teacher.model.bind(self.teacher.params, known or None)
+    def _guided(
+        self, velocity: Images, average: Callable[..., Images], x: Images, t: Times, guidance: Float[Array, "b 3"],
+        condition: dict[str, Array],
+    ) -> Images:  # fmt: skip
+        """Return an estimate of the guided velocity, by one of the velocity."""
+        null = condition | {"label": jnp.full_like(condition["label"], self.noising.null_label)}
+        share = jnp.where((guidance[:, 1] <= t) & (t <= guidance[:, 2]), guidance[:, 0], 0.0)  # 1 - 1/w
+        if self.teacher is not None:
+            without = self._taught(x, t, null)
+            return without + expand(1 / (1 - share), x) * (velocity - without)
+        told = jnp.stack([share, jnp.zeros_like(t), jnp.ones_like(t)], axis=1)  # at one time it acts or does not
+        told = told if getattr(self.model.network, "guidance", False) else None
+        own, without = average(x, t, jnp.zeros_like(t), told), average(x, t, jnp.zeros_like(t), None, null)
+        return velocity + expand(share, x) * (own - without)
 
+    def _guidance(self, key: Key, span: Float[Array, "b"], label: Integer[Array, "b"]) -> Float[Array, "b 3"]:
+        """Draw what the network is told of guidance."""
+        (least, most), low = self.guidance, 0.5 * jax.random.uniform(key, (3, *span.shape), span.dtype)
+        scale = jnp.where(label == self.noising.null_label, 1.0, least * (most / least) ** (2 * low[0]))
+        interval = jnp.where(span[:, None] > 0, jnp.stack([low[1], 0.5 + low[2]], axis=1), jnp.array([0.0, 1.0]))
+        return jnp.concatenate([1 - 1 / scale[:, None], interval.astype(span.dtype)], axis=1)
 
-def told_of(scale: Float[Array, "*b"] | float) -> Float[Array, "*b"] | float:
-    """Return 1 - 1/scale: how a network is told of a guidance scale, 0 for none (arXiv:2512.02012)."""
-    return 1 - 1 / scale
+    def _taught(self, x: Images, t: Times, condition: Condition) -> Images:
+        return self.teacher.model.bind(self.teacher.params, condition or None).velocity(x, t)
 
 
 def along(direction: Images, average: Average, point: Point) -> Images:
@@ -180,7 +192,8 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, learn_sigma: bool, options: TrainOptions
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
-    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean")
+    unused(options, "contrast", "vlb_weight", "decoder", "variance", "likelihood_weighting")
+    unused(options, *OF_WEIGHTINGS, "reduce_mean")
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "

@@ -126,22 +126,30 @@ LABELLED = {"model.class_conditional": True, "training.label_dropout": 0.25, "tr
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_guidance_is_learnt(taught):
-    """The velocity is v_null + w (v - v_null), of the pair and the network itself or of a teacher, w = 1 if hidden."""
+    """The velocity is v_null + w (v - v_null) of a teacher, or v + (1 - 1/w)(v_g - v_null), w = 1 where it is not."""
     run = small(**LABELLED, **{"model.guidance": True})
     params, batch = drawn(run)
     told, hidden = np.asarray(batch.condition["guidance"]), np.asarray(batch.condition["label"]) == 10
-    assert 0.1 < hidden.mean() < 0.4 and (told[hidden] == 0).all()
-    assert (told[~hidden] >= 1 - 1 / 1.5).all() and (told[~hidden] <= 0.75).all() and np.ptp(told[~hidden]) > 0.3
-    teacher, loss = jax.tree.map(lambda leaf: 1.5 * leaf, params), run.loss
-    if taught:
-        loss = loss.replace(teacher=Teacher(small(**LABELLED, **{"model.guidance": True}).model, teacher))
+    share, first, last = told.T
+    assert 0.1 < hidden.mean() < 0.4 and (share[hidden] == 0).all()
+    assert (share[~hidden] >= 1 - 1 / 1.5).all() and (share[~hidden] <= 0.75).all() and np.ptp(share[~hidden]) > 0.3
+    spans, here = np.asarray(batch.condition["span"]) > 0, np.asarray(batch.t)
+    assert (told[~spans, 1:] == [0, 1]).all() and ((first < 0.5) & (last >= 0.5) & (last - first < 1))[spans].all()
+    acts = (first <= here) & (here <= last)
+    assert acts.mean() < 0.95
+    share, loss = jnp.where(acts, share, 0.0), run.loss
+    teacher = jax.tree.map(lambda leaf: 1.5 * leaf, params)
     x = loss.model.path.perturb(batch.x0, batch.noise, batch.t)
-    c, null = loss.model.path.at(batch.t).expand(x), {"label": jnp.full_like(batch.condition["label"], 10)}
-    v, v_null = c.dalpha * batch.x0 + c.dsigma * batch.noise, loss.model.bind(params, null).velocity(x, batch.t)
+    c, label = loss.model.path.at(batch.t).expand(x), {"label": batch.condition["label"]}
+    null = {"label": jnp.full_like(label["label"], 10)}
+    velocity = lambda params, told: loss.model.bind(params, told).velocity(x, batch.t)  # noqa: E731
     if taught:
-        label = {"label": batch.condition["label"]}
-        v, v_null = (loss.model.bind(teacher, told).velocity(x, batch.t) for told in (label, null))
-    v = v_null + expand(1 / (1 - batch.condition["guidance"]), x) * (v - v_null)
+        v_null = velocity(teacher, null)
+        v = v_null + expand(1 / (1 - share), x) * (velocity(teacher, label) - v_null)
+        loss = loss.replace(teacher=Teacher(loss.model, teacher))
+    else:
+        own = velocity(params, label | {"guidance": jnp.stack([share, 0 * share, 1 + 0 * share], axis=1)})
+        v = c.dalpha * batch.x0 + c.dsigma * batch.noise + expand(share, x) * (own - velocity(params, null))
     average = lambda x, t, span: loss.model.bind(params, batch.condition | {"span": span}).velocity(x, t)  # noqa: E731
     square = jnp.sum(ERRORS["meanflow"](average, Point(x, batch.t, batch.condition["span"], v)) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(loss.examples(params, batch), square / (square + 0.01), rtol=1e-9)
@@ -154,17 +162,20 @@ def test_a_teacher_that_is_awaited_is_not_forgotten():
 
 
 def test_one_guided_call():
-    """Of a network that is told of the scale: within the interval that of the scale, outside that of none."""
+    """Of a network that is told of guidance: at one time it acts or not, of a jump the network is told the interval."""
     run = small(**LABELLED, **{"model.guidance": True})
     params, batch = drawn(run, 8)
     plain = run.model.bind(params, {"label": jnp.arange(8)})
     guided = guide(10, 1, (-1.0, 1.0), scale=3.0, interval=(0.2, 0.6), scales=(1.5, 4.0))(plain)
     x, t = batch.noise, jnp.linspace(0.05, 0.95, 8)
-    told = jnp.where((t >= 0.2) & (t <= 0.6), 1 - 1 / 3, 0.0)
-    for s in (t, t / 2):
-        expected = run.model.bind(params, {"label": jnp.arange(8), "guidance": told}).average_velocity(x, t, s)
-        np.testing.assert_array_equal(guided.average_velocity(x, t, s), expected)
-        assert np.any(np.asarray(expected) != plain.average_velocity(x, t, s))
+    share = jnp.where((t >= 0.2) & (t <= 0.6), 1 - 1 / 3, 0.0)
+    told = jnp.stack([share, jnp.zeros(8), jnp.ones(8)], axis=1)
+    expected = run.model.bind(params, {"label": jnp.arange(8), "guidance": told}).velocity(x, t)
+    np.testing.assert_array_equal(guided.velocity(x, t), expected)
+    assert np.any(np.asarray(expected) != plain.velocity(x, t))
+    told = jnp.broadcast_to(jnp.array([1 - 1 / 3, 0.2, 0.6]), (8, 3))
+    expected = run.model.bind(params, {"label": jnp.arange(8), "guidance": told}).average_velocity(x, t, t / 2)
+    np.testing.assert_array_equal(guided.average_velocity(x, t, t / 2), expected)
     for settings, said in ({"scale": 5.0}, "from 1.5 to 4.0"), ({"scale": 2.0, "rescale": 0.5}, "rescale is 0.5"):
         with pytest.raises(UserError, match=said):
             guide(10, 1, (-1.0, 1.0), scales=(1.5, 4.0), **settings)

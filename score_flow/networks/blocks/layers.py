@@ -104,7 +104,8 @@ class Embedding(nn.Module):
     `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0. With augment_dim labels
     of augmentation it has W condition["augment"] too, W without a bias: nothing where they are missing, as in samples.
     With span it has W4 act(W3 features of condition["span"]), the time from t back to another, 0 where it is missing;
-    with guidance the same of condition["guidance"]. W4 starts at 0, as if it were not there.
+    with guidance the same of condition["guidance"], (b, 3), features of each of its numbers. W4 starts at 0, as if it
+    were not there.
     Raises UserError when the network has classes and the label is missing.
     """
 
@@ -126,7 +127,9 @@ class Embedding(nn.Module):
             labels = (condition or {}).get("augment", jnp.zeros((len(features), self.augment_dim)))
             embedding += dense(name="augment", use_bias=False)(labels)
         for name in [name for name in ("span", "guidance") if getattr(self, name)]:
-            told = transformer_features((condition or {}).get(name, jnp.zeros(len(features))), features.shape[-1])
+            numbers = (condition or {}).get(name, jnp.zeros((len(features), 3 if name == "guidance" else 1)))
+            columns = numbers.reshape(len(features), -1).T
+            told = jnp.concatenate([transformer_features(column, features.shape[-1]) for column in columns], axis=-1)
             hidden = NONLINEARITIES[self.nonlinearity](dense(name=f"{name}_0")(told))
             embedding += dense(name=f"{name}_1", kernel_init=nn.initializers.zeros)(hidden)
         if not self.num_classes:
