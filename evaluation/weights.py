@@ -37,6 +37,7 @@ MODEL = (
     "model.data_std",
     "model.class_conditional",
     "data.centered",
+    "data.inset",
 )
 
 
