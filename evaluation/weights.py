@@ -36,8 +36,11 @@ MODEL = (
     "model.input",
     "model.data_std",
     "model.class_conditional",
+    "model.guidance",
+    "model.span",
     "data.centered",
     "data.inset",
+    "training.contrast",
 )
 
 

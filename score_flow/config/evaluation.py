@@ -125,8 +125,9 @@ class EvalOptions(Section):
     bound_importance: bool = option(True, "its times by the integrand's weight (even in log SNR) instead of even in t")
     bound_times: int = option(100, "draws of a time and noise for each image", least=1)
     extractor: Component = plug_in(
-        registries.EXTRACTORS, "small", "of the features that samples are compared by: small, inception with weights"
-    )
+        registries.EXTRACTORS, "small",
+        "of the features that samples are compared by: small; of a file of weights: inception, dinov2",
+    )  # fmt: skip
     fid_dataset: str = option("train", "split that samples are compared with: train or test", among=SPLITS)
     stats: str = option("", "its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them")
     kept_features: int = option(10_000, "of each set at most, for KID, precision and recall", least=4)

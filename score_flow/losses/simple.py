@@ -63,9 +63,13 @@ class Denoising(OfNoisyImages):
 
     def of(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
         """Return the weighted square of the error of a network's output."""
+        return self.between(output, Estimate(x0, noise), t)
+
+    def between(self, output: Images, pair: Estimate, t: Times) -> Float[Array, "b"]:
+        """Return the weighted squared distance from the output that a pair asks for."""
         model, c = self.model, _away_from_ends(self.model.path.at(t))
-        target = model.prediction.target(Estimate(x0, noise), c.expand(x0))
-        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, x0)
+        target = model.prediction.target(pair, c.expand(output))
+        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, output)
         squared = scale * (output - target) ** 2
         return mean_flat(squared) if self.reduce == "mean" else 0.5 * sum_flat(squared)
 
@@ -77,6 +81,14 @@ def _away_from_ends(c: Coefficients) -> Coefficients:
 
 def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Denoising:
     """The weighted squared error as config.training describes it."""
+    unused(options, "contrast")
+    return denoising(model, times, prepare, num_classes, options)
+
+
+def denoising(
+    model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions
+) -> Denoising:
+    """Return the weighted squared error, by itself or as a part of another loss."""
     unused(options, "vlb_weight", "decoder")
     noising = noising_of(options, times, prepare, num_classes)
     weighting = weighting_of(options, model.preconditioning.data_std)

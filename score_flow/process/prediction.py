@@ -111,6 +111,17 @@ v = Prediction(
 )
 
 
+def uncontrasted(
+    estimate: Estimate, x: Images, c: Coefficients, *, share: float, mean: Float[Array, "..."]
+) -> Estimate:
+    """Return the posterior means in those of a network trained by |v' - v|^2 - share |v' - v~|^2, v~ of another pair.
+
+    Its minimiser is v' = (E[v | x_t] - share E v)/(1 - share), with E v = alpha' mean: mean is E[x0].
+    """
+    shifted = c.dalpha * estimate.x0 + c.dsigma * estimate.noise
+    return velocity.decode((1 - share) * shifted + share * c.dalpha * mean, x, c)
+
+
 @functools.cache
 def edm(sigma_data: float = 0.5) -> Prediction:
     """EDM's F of unit variance: x0 = c_skip x/alpha + c_out F at noise level sigma/alpha (arXiv:2206.00364, table 1).
