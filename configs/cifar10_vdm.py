@@ -20,6 +20,7 @@ def get_config():
     config.data.source = component("cifar10")
     config.data.image_shape = (32, 32, 3)
     config.data.uniform_dequantization = False
+    config.data.inset = True
 
     config.model.prediction = "noise"
     config.model.time_scale = 1000.0  # t is gamma carried to [0, 1]

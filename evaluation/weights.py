@@ -39,6 +39,7 @@ MODEL = (
     "model.guidance",
     "model.span",
     "data.centered",
+    "data.inset",
     "training.contrast",
 )
 

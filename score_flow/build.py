@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from score_flow.config import registries
 from score_flow.config.components import Component, call, resolve
 from score_flow.config.hints import ValueRange, parameters_of
-from score_flow.config.options import Config
+from score_flow.config.options import Config, DataOptions
 from score_flow.data.augmentation import N_LABELS
 from score_flow.data.base import Source
 from score_flow.data.compare import DECODED_BEFORE, refuse_unfit
@@ -62,7 +62,7 @@ def experiment(config: Config, remembered: Mapping[str, Any] | None = None) -> E
     model = build_model(config, image_shape[-1], conditioning)
     check_shapes(model, image_shape, conditioning, name=config.network.name)
     dequantised = data.uniform_dequantization and not latent and not values
-    scaling = Scaling(-1.0 if data.centered else 0.0, 1.0, declared.levels or LEVELS, values)
+    scaling = build_scaling(data, declared.levels or LEVELS, values, noisy=dequantised or latent)
     mesh = _mesh(config.training.fsdp)
     return Experiment(
         model=model,
@@ -88,6 +88,18 @@ def _mesh(fsdp: bool | int) -> Mesh:
         return make_mesh(fsdp)
     except UserError:
         return make_mesh()
+
+
+def build_scaling(data: DataOptions, levels: int, values: ValueRange, *, noisy: bool) -> Scaling:
+    """Return the map of levels that config.data asks for; raises UserError where there are none to be inset."""
+    low, high = -1.0 if data.centered else 0.0, 1.0
+    if data.inset and (noisy or values):
+        raise UserError(
+            "config.data.inset is of exact levels, which latents and real numbers have not: set "
+            "config.data.uniform_dequantization=False."
+        )
+    margin = (high - low) / (2 * levels) if data.inset else 0.0
+    return Scaling(low + margin, high - margin, levels, values)
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:

@@ -56,7 +56,9 @@ def settings_of(run: Experiment, config: Config, controlled: bool) -> Key:
     found = {
         "version": FIGURES,
         "seed": run.seed,
-        "data": {"uniform_dequantization": run.dequantised, "centered": config.data.centered},
+        "data": {
+            "uniform_dequantization": run.dequantised, "centered": config.data.centered, "inset": config.data.inset,
+        },
         "eval": {name: contents(value) for name, value in vars(config.eval).items() if name not in BY_CONTENT}
         | labels(run, config.eval),
         "guidance": guidance(config.guidance, config.training.label_dropout > 0),

@@ -67,6 +67,7 @@ class DataOptions(Section):
     )  # fmt: skip
     range: tuple = option((), "... the lowest and the highest of its real numbers", each=float, lengths=(0, 2))
     centered: bool = option(True, "pixels in [-1, 1] instead of [0, 1]")
+    inset: bool = option(False, "levels in the middle of cells of that range, the first and last not at its ends (VDM)")
     random_flip: bool = option(False, "mirror images left to right at random")
     random_crop: int = option(0, "shift images at random by up to so many pixels, in training", least=0, most=1024)
     augment: float = option(
