@@ -1,6 +1,7 @@
 """Contrastive flow matching: what it is least for, and that nobody who reads the network sees its shift."""
 
 import dataclasses
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evaluation.weights import MODEL
 from score_flow.build import experiment
 from score_flow.losses.base import Noising
 from score_flow.losses.contrastive import Contrastive
 from score_flow.model import OWN, Model, Preconditioning
 from score_flow.process.prediction import PREDICTIONS, Prediction, velocity
 from score_flow.process.times import uniform
+from score_flow.training.accepting import FIXED
+from score_flow.training.saver import refuse_other_config
 from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import GaussianDenoiser
@@ -123,6 +127,14 @@ def test_mean_begins_as_that_of_the_first_batch():
     noising = Noising(as_given, uniform(DEFAULTS["linear"], T_MIN))
     loss = Contrastive(dataclasses.replace(loss.simple, noising=noising))
     np.testing.assert_allclose(loss.init(KEY, {"image": X0})[OWN]["mean"], X0.mean(axis=0), rtol=1e-5)
+
+
+def test_a_state_is_read_with_the_contrast_it_was_trained_with_only():
+    saved, now = (settings(f"training.contrast={share}", objective="contrastive").to_dict() for share in (0.1, 0.2))
+    refuse_other_config(saved, saved, MODEL, Path("run"))
+    for sections in (MODEL, FIXED):
+        with pytest.raises(UserError, match="training.contrast: 0.1 -> 0.2"):
+            refuse_other_config(saved, now, sections, Path("run"))
 
 
 @pytest.mark.parametrize("flags, objective, message", [

@@ -56,6 +56,14 @@ def test_both_sets_of_weights_are_read_and_known_for_their_project(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, 1.03 * a, rtol=1e-6), raw, ema)
 
 
+def test_what_a_loss_learns_beside_the_network_is_in_no_published_file():
+    description, _, file = opened("lightningdit_plain")
+    published = open_published(str(file))
+    model, shape = model_of(description["kwargs"], published.source.translate)
+    with pytest.raises(UserError, match="learns heights beside the network.*import with training.objective = simple"):
+        published.params(model, shape, shapes_of(model, shape) | {"objective": {"heights": None}}, "raw")
+
+
 def model_of(settings, translate):
     config = with_settings(load("configs/base.py", [], translate(settings)), {})
     shape = tuple(config.data.image_shape)
