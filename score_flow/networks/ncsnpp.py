@@ -41,6 +41,7 @@ class NCSNpp(nn.Module):
             features of the one below, resampled by a convolution.
         progressive_input: "input_skip" joins the resampled image to each level of the way down, as a sum or as further
             channels (progressive_combine: "sum", "cat"), "residual" adds the input resampled by convolutions.
+        label_first: labels join the time's features, as in EDM's networks, instead of what is made of them.
         init_scale: of the last layer of every block and of the outputs (0: they start at 0).
         groups: of normalisation; None for min(channels / 4, 32).
         remat: what the backward pass keeps of a block: all (none), what weights give (dots), nothing (full).
@@ -75,6 +76,7 @@ class NCSNpp(nn.Module):
     guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     attention_up: Annotated[str, Limits(among=("last", "each"))] = "last"
+    label_first: bool = False
     remat: Remat = "none"
     dtype: layers.PrecisionGiven = "float32"
 
@@ -121,6 +123,7 @@ class NCSNpp(nn.Module):
             augment_dim=self.augment_dim,
             span=self.span,
             guidance=self.guidance,
+            label_first=self.label_first,
             name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all

@@ -105,7 +105,7 @@ class Embedding(nn.Module):
     of augmentation it has W condition["augment"] too, W without a bias: nothing where they are missing, as in samples.
     With span it has W4 act(W3 features of condition["span"]), the time from t back to another, 0 where it is missing;
     with guidance the same of condition["guidance"], (b, 3), features of each of its numbers. W4 starts at 0, as if it
-    were not there.
+    were not there. label_first: the label's row joins the features instead, as in EDM's networks.
     Raises UserError when the network has classes and the label is missing.
     """
 
@@ -118,9 +118,13 @@ class Embedding(nn.Module):
     augment_dim: int = 0
     span: bool = False
     guidance: bool = False
+    label_first: bool = False
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
+        if self.label_first and self.num_classes:
+            row = label_embedding(condition, self.num_classes, features.shape[-1], self.dtype, self.label_std)
+            features = features + row
         dense = partial(nn.Dense, self.width, kernel_init=self.kernel_init, dtype=self.dtype)
         embedding = dense(name="time_1")(NONLINEARITIES[self.nonlinearity](dense(name="time_0")(features)))
         if self.augment_dim:
@@ -132,7 +136,7 @@ class Embedding(nn.Module):
             told = jnp.concatenate([transformer_features(column, features.shape[-1]) for column in columns], axis=-1)
             hidden = NONLINEARITIES[self.nonlinearity](dense(name=f"{name}_0")(told))
             embedding += dense(name=f"{name}_1", kernel_init=nn.initializers.zeros)(hidden)
-        if not self.num_classes:
+        if self.label_first or not self.num_classes:
             return embedding
         return embedding + label_embedding(condition, self.num_classes, self.width, self.dtype, self.label_std)
 

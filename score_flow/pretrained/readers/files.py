@@ -11,10 +11,10 @@ import numpy as np
 from flax import serialization
 from safetensors.numpy import load_file
 
-from score_flow.pretrained.readers import torch_file
+from score_flow.pretrained.readers import persistent, torch_file
 from score_flow.types import UserError, one_line
 
-FORMATS = "torch's zip (.pt, .pth), safetensors, flax's msgpack"
+FORMATS = "torch's zip (.pt, .pth), safetensors, flax's msgpack, EDM's pickles"
 DIFFUSERS = "diffusion_pytorch_model.safetensors"  # what diffusers names the weights in a folder
 BARE_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MSGPACK_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)
@@ -63,6 +63,8 @@ def _parse(file: Path) -> Any:
         return torch_file.read(file)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_HEADER:
         return load_file(file)
+    if head.startswith(BARE_PICKLES) and persistent.is_one(file):
+        return persistent.read(file)
     if head.startswith(BARE_PICKLES):
         rewrite = "torch.save(torch.load(f), f) with torch >= 1.6"
         raise UserError(f"is a bare pickle, as torch wrote before 1.6, which can hold code; rewrite it by {rewrite}")

@@ -5,7 +5,7 @@ follow; each of those is its number of elements and then the elements. The publi
 """
 
 import pickletools
-from io import BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,24 @@ VERSION = 1001
 
 def read(path: Path) -> Any:
     """Read the contents, as torch_file.read gives them. Errors are UserErrors that do not name the file."""
-    size = path.stat().st_size
-    storages = _Storages(size)
     with path.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise UserError("is no file of torch")
-        programs = [_program(stream) for _ in range(4)]
-        version, machine, contents, keys = (TorchMachine(storages, EXPANSION * size).run(p) for p in programs)
-        if version != VERSION or type(machine) is not dict or machine.get("little_endian") is not True:
-            raise UserError(f"is of version {version!r:.{SHOWN}}; allowed: {VERSION}, little-endian")
-        storages.fill(stream, keys)
+        return read_stream(stream, path.stat().st_size)
+
+
+def read_stream(stream: BufferedIOBase, size: int) -> Any:
+    """Read the contents of a stream of so many bytes, as `read` does."""
+    storages = _Storages(size)
+    if stream.read(len(MAGIC)) != MAGIC:
+        raise UserError("is no file of torch")
+    programs = [_program(stream) for _ in range(4)]
+    version, machine, contents, keys = (TorchMachine(storages, EXPANSION * size).run(p) for p in programs)
+    if version != VERSION or type(machine) is not dict or machine.get("little_endian") is not True:
+        raise UserError(f"is of version {version!r:.{SHOWN}}; allowed: {VERSION}, little-endian")
+    storages.fill(stream, keys)
     return contents
 
 
-def _program(stream: BufferedReader) -> bytes:
+def _program(stream: BufferedIOBase) -> bytes:
     """Return the bytes of the next pickle, none of it run."""
     start = stream.tell()
     for _ in pickletools.genops(stream):
@@ -68,7 +72,7 @@ class _Storages:
             raise UserError(f"describes storage {key[:SHOWN]!r} in two ways")
         return storage
 
-    def fill(self, stream: BufferedReader, keys: Any) -> None:
+    def fill(self, stream: BufferedIOBase, keys: Any) -> None:
         """Read every storage, in the order of the keys."""
         named = type(keys) is list and all(type(key) is str for key in keys)
         if not named or sorted(keys) != sorted(self._storages):
