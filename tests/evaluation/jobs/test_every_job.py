@@ -78,6 +78,7 @@ def existing(workdir):
 # What a job needs in the workdir, and of the config
 FIRST = {"fid": statistics, "likelihood_variational": dequantiser, "images": existing, "sweep": statistics}
 FLAGS = {
+    "code": lambda workdir: ("eval.num_images=20", "eval.code_lanes=4"),  # one bit after the other
     "images": lambda workdir: (f"eval.samples={workdir}/images.npz",),
     "likelihood_flow_map": lambda workdir: (
         "model.span=True", "training.objective=flow_map", "training.weighting=velocity", "sampling.name=flow_map",
