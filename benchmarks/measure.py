@@ -20,6 +20,7 @@ from evaluation.weights import checkpoints_of, load_params, which_of
 from score_flow.config.loading import load
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
+from score_flow.runs.processes import keep_memory
 from score_flow.types import Params, UserError
 
 MIN_TRIALS = 3
@@ -51,20 +52,22 @@ class Timing(NamedTuple):
         return self.ours / self.other
 
 
-def interleave(ours: Contender, other: Contender, seconds: float) -> Timing:
+def interleave(
+    ours: Contender, other: Contender, seconds: float, timer: Callable[[], float] = time.perf_counter
+) -> Timing:
     """Both in turn, A B A B ..., for about `seconds` and at least MIN_TRIALS times, after one warm-up of each."""
     answers = jax.block_until_ready((ours(), other()))
     trials, end = [], time.perf_counter() + seconds
     while len(trials) < MIN_TRIALS or time.perf_counter() < end:
-        trials.append((clock(ours), clock(other)))
+        trials.append((clock(ours, timer), clock(other, timer)))
     return Timing(*np.array(trials).T, answers)
 
 
-def clock(f: Contender) -> float:
-    """Seconds until the results of f() are ready."""
-    start = time.perf_counter()
+def clock(f: Contender, timer: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds until the results of f() are ready, by the wall's clock or another."""
+    start = timer()
     jax.block_until_ready(f())
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def row(
@@ -133,6 +136,8 @@ def main(*measurements: Measurement, argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16, help="images that a sampler or a likelihood takes (16)")
     parser.add_argument("--out", type=Path, help="a JSON file for the rows, besides printing them")
     flags, overrides = parser.parse_known_args(argv)
+    if argv is None:
+        keep_memory()  # as main.py does
     rows = []
     try:
         if flags.batch < 1:

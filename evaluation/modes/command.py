@@ -1,7 +1,6 @@
 """The command line, `score-flow` or main.py: flags, modes, exit codes."""
 
 import argparse
-import gc
 import os
 import sys
 import traceback
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Objects made before the collector looks for cycles. Tracing makes millions that stay: with Python's 700 a quarter of its
-# time goes into looking at them.
-YOUNG = 50_000
 EXIT_BUG = EXIT_NOT_REPRODUCED = 1
 EXIT_USER_ERROR, EXIT_NON_FINITE = 2, 3  # preemption.py and peers.py have 75 and 76
 ABOUT = "Train, sample and evaluate: %(prog)s --config=configs/digits.py --workdir=runs/digits --mode=train"
@@ -269,7 +265,6 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int | None:
     config = read() if found else None  # mistakes are answered before jax starts, but where others may see another disk
     from score_flow.runs import processes, programs, together
 
-    gc.set_threshold(YOUNG)
     peers = processes.initialise()
     kept = None if peers else programs.keep()  # of several, some would load what others compile together
     if peers:

@@ -138,6 +138,10 @@ class TrainOptions(Section):
     weighting: str = option("simple", "of the squared error", among=registries.WEIGHTINGS)
     min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
     velocity_clip: float = option(0.05, "of weighting = clipped_velocity: least sigma/det", above=0)
+    second_order: float = option(
+        0.0, "simple: weight of how far the squared error is off what the divergence of the network says (i-DODE: .1)",
+        least=0,
+    )  # fmt: skip
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"

@@ -62,7 +62,7 @@ def build(
 ) -> Classification:
     """The cross-entropy of labels; raises UserError for what only models of images have."""
     unused(options, "contrast", "coupling", "label_dropout", "likelihood_weighting", *OF_WEIGHTINGS)
-    unused(options, "vlb_weight", "decoder")
+    unused(options, "vlb_weight", "decoder", "second_order")
     if class_conditional:
         raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
     return Classification(model, Noising(prepare, times))

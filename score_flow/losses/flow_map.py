@@ -193,7 +193,7 @@ def build(
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
     unused(options, "contrast", "vlb_weight", "decoder", "variance", "likelihood_weighting")
-    unused(options, *OF_WEIGHTINGS, "reduce_mean")
+    unused(options, *OF_WEIGHTINGS, "reduce_mean", "second_order")
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "

@@ -59,7 +59,7 @@ def build(
     options: TrainOptions,
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
-    unused(options, "coupling", "contrast", "likelihood_weighting", *OF_WEIGHTINGS, "vlb_weight")
+    unused(options, "coupling", "contrast", "likelihood_weighting", *OF_WEIGHTINGS, "second_order", "vlb_weight")
     bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")

@@ -5,6 +5,7 @@ devices or processes exist.
 """
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from score_flow.runs import launchers
 from score_flow.runs.files import first_line
 from score_flow.runs.launchers import Launch
+from score_flow.runs.memory import keep_freed
 from score_flow.runs.peers import EXIT_PEER_LOST, WATCH, Peers, answering
 from score_flow.types import NonFinite, Preempted, UserError
 
@@ -40,6 +42,9 @@ def initialise() -> Peers | None:
 
     What was found is printed. Raises UserError where a launcher started several and they cannot be joined.
     """
+    keep_memory()
+    # Tracing makes millions of objects that stay: to look for cycles after each 700 takes a quarter of its time.
+    gc.set_threshold(50_000)
     # Our own SIGTERM flag is agreed on once a loop (Preemption): orbax's waits for an exact counter value.
     jax.config.update("jax_enable_preemption_service", False)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -54,6 +59,14 @@ def initialise() -> Peers | None:
     if unused := unused_device():
         print(f"warning: {unused}", file=sys.stderr, flush=True)
     return peers
+
+
+def keep_memory() -> bool:
+    """Have a step get the memory that the last one freed, where that is the processor's; whether it will.
+
+    Call it before jax starts. Beside a GPU or a TPU the threads that read data have heaps of their own.
+    """
+    return (jax.config.jax_platforms == "cpu" or not accelerators()) and keep_freed()
 
 
 def _join(launch: Launch) -> Peers:
@@ -76,20 +89,20 @@ def _join(launch: Launch) -> Peers:
 
 def unused_device() -> str | None:
     """Say which device of this machine jax computes without, unless JAX_PLATFORMS asks for the CPU."""
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.jax_platforms == "cpu" or not (found := accelerators()) or jax.default_backend() != "cpu":
         return None
-    if hardware_utils.num_available_tpu_chips_and_device_id()[0]:
-        what, extra = "a TPU", "tpu"
-    elif hardware_utils.has_visible_nvidia_gpu():
-        what, extra = "an NVIDIA GPU", "cuda13"
-    else:
-        return None
-    if jax.default_backend() != "cpu":
-        return None
+    what, extra = found
     return (
         f'there is {what}, and jax sees only the CPU: pip install "jax[{extra}]" (make install DEVICE={extra}); '
         "JAX_PLATFORMS=cpu if that is meant."
     )
+
+
+def accelerators() -> tuple[str, str] | None:
+    """(a device of this machine, the extra of jax that computes on it), whether or not jax does; jax is not started."""
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        return "a TPU", "tpu"
+    return ("an NVIDIA GPU", "cuda13") if hardware_utils.has_visible_nvidia_gpu() else None
 
 
 def agree(flag: bool) -> bool:

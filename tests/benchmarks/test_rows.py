@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import likelihood, networks
+from benchmarks import likelihood, networks, torch_steps
 from benchmarks.all import MEASUREMENTS
 from benchmarks.measure import MIN_TRIALS, interleave, main
 
@@ -18,7 +18,8 @@ TINY = [
 ]  # fmt: skip
 
 
-QUICK = [measure for measure in MEASUREMENTS if measure is not networks.measure]  # two U-Nets take minutes to compile
+LONG = (networks.measure, torch_steps.measure)  # U-Nets take minutes to compile
+QUICK = [measure for measure in MEASUREMENTS if measure not in LONG]
 
 
 @pytest.mark.slow
