@@ -20,10 +20,11 @@ FLAGS = (f"--config.training.batch_size={BATCH}", "--config.optim.warmup=0")
 UNET = ("width=32", "channel_mult=(1,2)", "num_res_blocks=1", "attention_resolutions=(4,)")
 NETWORKS = {
     "sit": ("width=64", "depth=3", "num_heads=2"),
+    "dit": ("width=64", "depth=5", "num_heads=2", "register_tokens=3", "context_start=2"),
     "ncsnpp": (*UNET, "embedding='fourier'", "fir=True", "progressive_input='residual'"),
     "adm": UNET,
 }
-EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ncsnpp", "adm"))]
+EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "ncsnpp", "adm"))]
 
 
 class Program:

@@ -10,6 +10,7 @@ from score_flow.build import build_conditioning, build_model
 from score_flow.config.loading import load, with_settings
 from score_flow.pretrained.base import fill
 from score_flow.types import UserError
+from tests.discover import thinned
 from tests.golden_data import COMMITTED
 from tests.golden_data import load as golden
 from tests.pretrained.imported import Imported, allowed, nhwc, relative_error, shapes_of
@@ -30,7 +31,7 @@ def test_the_cases_have_every_option():
         assert any(each.get(option) for each in kwargs) and not all(each.get(option) for each in kwargs), option
 
 
-@pytest.mark.parametrize("x64", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("x64", thinned([True, False], 2))
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_of_their_code(case, x64):
     description, arrays, file = opened(case)
@@ -45,7 +46,7 @@ def test_outputs_of_their_code(case, x64):
         assert relative_error(ours, arrays[stored]) <= allowed(stored, arrays, "out64")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thinned(CASES, 2))
 def test_both_sets_of_weights_are_read_and_known_for_their_project(case):
     description, _, file = opened(case)
     published = open_published(str(file))
@@ -70,7 +71,7 @@ def model_of(settings, translate):
     return build_model(config, shape[-1], build_conditioning(config, config.data.num_classes)), shape
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thinned(CASES, 2))
 def test_a_layout_is_strict_by_name_and_shape(case):
     description, _, file = opened(case)
     published = open_published(str(file))
