@@ -29,7 +29,7 @@ def error(value, reference):
     return np.linalg.norm(value - reference) / np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["plain", pytest.param("gated_registers", marks=pytest.mark.slow)])
 def test_float64_is_the_sources(case):
     """Of images enlarged and reduced, and of those that it is given as it sees them, whose sides differ."""
     arrays = golden()
@@ -44,6 +44,7 @@ def test_float64_is_the_sources(case):
         assert error(found.token, arrays[f"{case}_x_token"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_float32_is_near():
     case, arrays = next(iter(CASES)), golden()
     network, params = from_tensors(drawn(CASES[case]["shapes"]))

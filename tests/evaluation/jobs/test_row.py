@@ -98,6 +98,7 @@ def test_a_row_says_all_that_it_is_of(row):
         assert re.search(f"; data digits/train;.* labels drawn uniformly; evaluator {features}$", said[f"fid.{name}"])
 
 
+@pytest.mark.slow
 def test_batches_change_no_distance(prepared, row, tmp_path):
     result, _ = done(prepared, tmp_path, batch_size=24)
     for name in ("fid", "fd_dinov2", "sfid"):

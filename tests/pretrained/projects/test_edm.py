@@ -54,7 +54,7 @@ def published(case):
     return SOURCE.read({"networks": {"ema": network}})
 
 
-@pytest.mark.parametrize("case", ARGUMENTS)
+@pytest.mark.parametrize("case", ["ve", pytest.param("vp_cond", marks=pytest.mark.slow)])
 def test_denoised_images_are_the_sources(case):
     """D(x; sigma), which is our x0 at the time of that noise level."""
     with np.load(FOLDER / "io.npz") as arrays, jax.enable_x64(True):
@@ -85,6 +85,7 @@ def test_a_pickle_holds_the_drawn_weights_and_the_arguments():
             np.testing.assert_array_equal(found[name], w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, parameters", [(VP, 55_733_891), (VE, 56_397_827)])
 def test_published_sizes(arguments, parameters):
     """Their counts have what maps nine labels of augmentation to the features."""

@@ -21,6 +21,7 @@ from tests.pretrained.drawn_weights import drawn
 SOURCE, FOLDER = improved_diffusion.build(), COMMITTED / "guided_diffusion"
 CASES = json.loads((FOLDER / "meta.json").read_text())["cases"]
 SIDE = 16
+SLOW = ("old_order", "upsampler")
 SMALL = {"width": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,), "head_channels": 16}
 
 
@@ -48,7 +49,7 @@ def error(value, reference):
     return np.linalg.norm(value - reference) / np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("case", ["new_order", "old_order", "upsampler"])
+@pytest.mark.parametrize("case", ["new_order", *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
 def test_outputs_are_the_sources(case):
     """Of either order of attention's channels, of half a width at first, of labels and of a small image."""
     with jax.enable_x64(True):
@@ -100,7 +101,8 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n != "64" else []) for n in PUBLISHED])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_flags_give_the_published_sizes(name):
     """Ours have a row of labels more, for the null class."""
     flags, parameters = PUBLISHED[name]
