@@ -67,7 +67,8 @@ class SiT(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
         rows, columns = self._grid(x)
-        h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(_patchify(x, self.patch_size))
+        patches = _patchify(x, self.patch_size)
+        h = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(patches)
         h += jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)
         features = layers.transformer_features(time, TIME_FEATURES)
         normal = nn.initializers.normal(0.02)
@@ -80,7 +81,7 @@ class SiT(nn.Module):
         h, _ = self._blocks(deterministic)(h, embedding)
         shift, scale = _modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
+        out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         return layers.at_least_float32(
             _unpatchify(out(_modulated_norm(h, shift, scale)), rows, columns, self.patch_size)
         )
@@ -133,20 +134,20 @@ class Block(nn.Module):
 
     def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
         b, n, width = h.shape
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
         mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return dense(width, name="attention_out")(mixed.reshape(h.shape))
 
     def _mlp(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         hidden = nn.gelu(dense(int(self.width * self.mlp_ratio), name="mlp_0")(h), approximate=True)
         return dense(self.width, name="mlp_1")(hidden)
 
 
 def _modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str) -> list[Float[Array, "b 1 width"]]:
     width = embedding.shape[-1]
-    dense = nn.Dense(n * width, kernel_init=zeros, dtype=dtype, name=name)
+    dense = layers.Dense(n * width, kernel_init=zeros, dtype=dtype, name=name)
     return jnp.split(dense(embedding)[:, None], n, axis=-1)
 
 
