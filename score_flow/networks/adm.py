@@ -35,7 +35,7 @@ def _conv(x: Float[Array, "b h w c"], features: int, *, zero: bool = False, **kw
 
 
 def _dense(x: Float[Array, "*b c"], features: int, *, zero: bool = False, **kwargs) -> Float[Array, "*b c2"]:
-    return nn.Dense(features, **_init(x.shape[-1], zero), **kwargs)(x)
+    return layers.Dense(features, **_init(x.shape[-1], zero), **kwargs)(x)
 
 
 def group_norm(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:

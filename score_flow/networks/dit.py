@@ -135,12 +135,12 @@ class DiT(nn.Module):
             h = stack(h, self.n_before, self.depth, (rows, columns, n), name="context_blocks")[:, n:]
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
+        out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         h = out(modulated_norm(h, self.norm, "norm_out", scale, shift))
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
     def _patches(self, patches: Float[Array, "b n d"]) -> Float[Array, "b n width"]:
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         if self.bottleneck:
             patches = dense(self.bottleneck, use_bias=False, name="patches_input")(patches)
         return dense(self.width, name="patches")(patches)
@@ -227,7 +227,7 @@ class Block(nn.Module):
 
     def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
         b, n, width = h.shape
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         if self.qk_norm:
@@ -239,7 +239,7 @@ class Block(nn.Module):
         return dense(width, name="attention_out")(mixed.reshape(h.shape))
 
     def _mlp(self, h: Float[Array, "b n width"], dropout) -> Float[Array, "b n width"]:
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         if self.mlp == "swiglu":
             gate, hidden = jnp.split(dense(2 * self.hidden, name="mlp_0")(h), 2, axis=-1)
             hidden = nn.swish(gate) * hidden

@@ -13,7 +13,16 @@ from score_flow.config.hints import Count, Positive, check_fields
 from score_flow.networks.blocks import devices, layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat, rematted
-from score_flow.networks.blocks.transformer import TIME_FEATURES, RMSNorm, grid_of, patchify, turned, unpatchify, zeros
+from score_flow.networks.blocks.transformer import (
+    TIME_FEATURES,
+    RMSNorm,
+    grid_of,
+    patchify,
+    turned,
+    unpatchify,
+    xavier,
+    zeros,
+)  # fmt: skip
 from score_flow.types import Condition, UserError
 
 
@@ -85,12 +94,12 @@ class MiT(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
         rows, columns = grid_of(x, self.patch_size, "MiT")
-        patches = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="patches")
+        patches = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")
         told = self._told(time, condition)
         h = jnp.concatenate([*told, patches(patchify(x, self.patch_size))], axis=1)
         h = self._blocks(deterministic)(h)[0][:, h.shape[1] - rows * columns :]
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
+        out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         h = out(RMSNorm(name="norm_out")(h).astype(h.dtype))
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
@@ -152,7 +161,7 @@ class Block(nn.Module):
 
     def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
         b, n, width = h.shape
-        dense = partial(nn.Dense, use_bias=False, kernel_init=scaled(0.32), dtype=self.dtype)
+        dense = partial(layers.Dense, use_bias=False, kernel_init=scaled(0.32), dtype=self.dtype)
         qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         angles = positions(n, q.shape[-1])
@@ -161,7 +170,7 @@ class Block(nn.Module):
         return dense(width, name="attention_out")(mixed.reshape(h.shape))
 
     def _mlp(self, h: Float[Array, "b n width"], dropout: nn.Dropout) -> Float[Array, "b n width"]:
-        dense = partial(nn.Dense, use_bias=False, kernel_init=scaled(0.32), dtype=self.dtype)
+        dense = partial(layers.Dense, use_bias=False, kernel_init=scaled(0.32), dtype=self.dtype)
         gate, hidden = jnp.split(dense(2 * self.hidden, name="mlp_0")(h), 2, axis=-1)
         return dense(h.shape[-1], name="mlp_1")(dropout(nn.swish(gate) * hidden))
 

@@ -176,7 +176,7 @@ class NCSNpp(nn.Module):
             h = blocks.residual_sum(smaller, h, self.skip_rescale)
             return h, h
         pyramid = resample.downsample(pyramid, self._kernel)
-        mapped = nn.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name=name)(pyramid)
+        mapped = layers.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name=name)(pyramid)
         return mapped + h if self.progressive_combine == "sum" else jnp.concatenate([mapped, h], axis=-1), pyramid
 
     def _output_pyramid(

@@ -73,7 +73,7 @@ class SiT(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
         rows, columns = grid_of(x, self.patch_size, "SiT")
-        h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(patchify(x, self.patch_size))
+        h = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(patchify(x, self.patch_size))
         h += jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)
         features = layers.transformer_features(time, TIME_FEATURES)
         normal = nn.initializers.normal(0.02)
@@ -86,7 +86,7 @@ class SiT(nn.Module):
         h, _ = self._blocks(deterministic)(h, embedding)
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        out = nn.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
+        out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         h = out(_modulated_norm(h, shift, scale))
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
@@ -129,13 +129,13 @@ class Block(nn.Module):
 
     def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
         b, n, width = h.shape
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         qkv = dense(3 * width, name="qkv")(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
         mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return dense(width, name="attention_out")(mixed.reshape(h.shape))
 
     def _mlp(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-        dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        dense = partial(layers.Dense, kernel_init=xavier, dtype=self.dtype)
         hidden = nn.gelu(dense(int(self.width * self.mlp_ratio), name="mlp_0")(h), approximate=True)
         return dense(self.width, name="mlp_1")(hidden)
 

@@ -1,5 +1,6 @@
 """What the networks share: time features, embeddings, normalisation, attention, resampling (no plug-in: no `build`)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Dtype, Given
 from score_flow.config.limits import Limits
+from score_flow.networks.blocks import devices
 from score_flow.types import Condition, UserError
 
 # Of the fields that all networks have.
@@ -35,6 +37,23 @@ Nonlinearity = Annotated[str, Limits(among=tuple(NONLINEARITIES))]
 def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x in float32, or as it is if in float64: the dtype of outputs, norms and time features."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _product(x: Float[Array, "*b c"], w: Float[Array, "c d"], dimensions: tuple, **options) -> Float[Array, "*b d"]:
+    """lax.dot_general of a Dense layer; on a CPU a product of two matrices.
+
+    XLA's CPU compiler sums a gradient over several axes of x only after it has copied them. The kernel that has more
+    rows than columns is turned around there, so that its gradient is summed in the order that Eigen is faster in.
+    """
+    if devices.platform() != "cpu":
+        return jax.lax.dot_general(x, w, dimensions, **options)
+    if w.shape[0] > w.shape[1]:
+        w = jax.lax.optimization_barrier(w.T).T
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return jax.lax.dot_general(rows, w, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
+
+
+Dense = partial(nn.Dense, dot_general=_product)
 
 
 def scaled_uniform(scale: float = 1.0) -> Callable[..., Array]:

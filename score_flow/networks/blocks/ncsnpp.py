@@ -49,14 +49,14 @@ class ResidualBlock(nn.Module):
         h = self._resampled(act(group_norm(x.shape[-1], self.groups, name="norm_0")(x)))
         h = conv(features, dtype=self.dtype, name="conv_0")(h)
         if embedding is not None:
-            shift = nn.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name="embedding")(embedding)
+            shift = layers.Dense(features, kernel_init=scaled_uniform(), dtype=self.dtype, name="embedding")(embedding)
             h += shift[:, None, None]
         h = act(group_norm(features, self.groups, name="norm_1")(h))
         h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
         h = conv(features, self.init_scale, dtype=self.dtype, name="conv_1")(h)
         if features != x.shape[-1] or self.direction:
             init = scaled_uniform(self.shortcut_scale)
-            shortcut = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="shortcut")
+            shortcut = layers.Dense(features, kernel_init=init, dtype=self.dtype, name="shortcut")
             # A map of channels commutes with repeating pixels (not with FIR: the bias would fade at the border): do it
             # on the smaller image.
             first = self.direction == "up" and self.fir_kernel is None
@@ -80,7 +80,7 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, height, width, c = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype)
+        dense = partial(layers.Dense, dtype=self.dtype)
         h = group_norm(c, self.groups, name="norm")(x).reshape(b, height * width, 1, c)
         q, k, v = (dense(c, kernel_init=scaled_uniform(0.1), name=name)(h) for name in ("query", "key", "value"))
         h = dense(c, kernel_init=scaled_uniform(self.init_scale), name="out")(attention(q, k, v))

@@ -61,7 +61,7 @@ def turned(x: Float[Array, "b n heads d"], angles: np.ndarray) -> Float[Array, "
 
 def modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str) -> list[Float[Array, "b 1 width"]]:
     """n vectors of an embedding, zero to begin with; call it in a compact method."""
-    dense = nn.Dense(n * embedding.shape[-1], kernel_init=zeros, dtype=dtype, name=name)
+    dense = layers.Dense(n * embedding.shape[-1], kernel_init=zeros, dtype=dtype, name=name)
     return jnp.split(dense(embedding)[:, None], n, axis=-1)
 
 
