@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from benchmarks.measure import Contender, Options, Row, Timing, interleave, main, params_of, row, significant
+from benchmarks.measure import Options, Row, Timing, interleave, main, params_of, row, significant
 from sampling.base import example_keys
 from sampling.flow import Solver
 from sampling.likelihood import log_likelihood, probes
@@ -57,14 +57,29 @@ class Answer(NamedTuple):
     own: float
 
 
+Field = Callable[[Images, np.float32], tuple[Images, Log]]  # (x, t) -> the velocity and its divergence along the probe
+
+
+class Problem(NamedTuple):
+    """log p of some images: ours by any solver; its right-hand side, log p of a latent, images, probe, both ends."""
+
+    ours: Callable[[Solver], Answer]
+    field: Field
+    prior: Callable[[Images], Log]
+    x0: Images
+    probe: Images
+    times: tuple[float, float]
+
+
 def measure(config: Config, options: Options) -> Iterable[Row]:
     """A row a solver: ms for the likelihood of a batch, and its time over scipy's."""
     run = experiment(config)
     with jax.default_matmul_precision("highest"):  # as evaluation.jobs.likelihood
-        ours, other = contenders(run, params_of(run, config, options), config.eval, options.batch)
-        truth = ours(FINE).log_prob
+        given = problem(run, params_of(run, config, options), config.eval, options.batch)
+        truth = given.ours(FINE).log_prob
+        other = functools.partial(by_scipy, given.field, given)
         for name, (solver, goal) in SOLVERS.items():
-            timing = interleave(functools.partial(ours, solver), other, options.seconds)
+            timing = interleave(functools.partial(given.ours, solver), other, options.seconds)
             weights = "trained" if options.workdir else "random"
             yield compared(name, timing, truth, run, goal=goal, solver=solver.described(), weights=weights)
 
@@ -84,50 +99,45 @@ def compared(name: str, timing: Timing, truth: Log, run: Experiment, *, goal: fl
     )  # fmt: skip
 
 
-def contenders(
-    run: Experiment, params: Params, options: EvalOptions, size: int
-) -> tuple[Callable[[Solver], Answer], Contender]:
-    """Ours by any solver, and scipy's, on the first images of the test split: each an Answer."""
+def problem(run: Experiment, params: Params, options: EvalOptions, size: int) -> Problem:
+    """The first images of the test split."""
     t_min, t_max, size = options.smallest_time, options.largest_time, min(size, len(run.test_source))
     batch = jax.tree.map(jnp.asarray, run.test_source.read(np.arange(size)))
     u = np.random.default_rng(run.seed).random(batch["image"].shape, np.float32)
     x0 = run.scaling.dequantise(batch["image"], jnp.asarray(u))
     given = params, run.condition(batch), example_keys(run.seed, jnp.arange(size))
+    probe = probes(given[2], "rademacher", 1, shape=x0.shape[1:])
 
     @functools.partial(jax.jit, static_argnums=0)
     def on_device(solver, params, condition, keys, x0):
         return log_likelihood(keys, run.model.bind(params, condition), x0, solver=solver, t_min=t_min, t_max=t_max)
 
     @jax.jit
-    def field(params, condition, keys, x, t):
+    def field(params, condition, e, x, t):
         denoiser = run.model.bind(params, condition)
-        e = probes(keys, "rademacher", 1, shape=x.shape[1:])
         return value_and_divergence(lambda x: denoiser.velocity(x, t), x, e)
-
-    prior_log_prob = jax.jit(lambda z: run.model.path.prior_log_prob(z, t_max))
 
     def ours(solver: Solver) -> Answer:
         result = on_device(solver, *given, x0)
         return Answer(np.asarray(result.log_prob), int(result.n_evaluations), float(np.mean(result.calls)))
 
-    def other() -> Answer:
-        return by_scipy(lambda x, t: field(*given, x, t), prior_log_prob, x0, t_min, t_max)
-
-    return ours, other
+    prior = jax.jit(lambda z: run.model.path.prior_log_prob(z, t_max))
+    return Problem(ours, lambda x, t: field(*given[:2], probe, x, t), prior, x0, np.asarray(probe[0]), (t_min, t_max))
 
 
-def by_scipy(field: Callable, prior_log_prob: Callable, x0: Images, t_min: float, t_max: float) -> Answer:
+def by_scipy(field: Field, given: Problem) -> Answer:
     """score_sde's likelihood: images and log p of the batch as one float64 vector under scipy's error control."""
+    x0 = given.x0
 
     def f(t: float, y: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
         value, divergence = field(np.float32(y[: x0.size]).reshape(x0.shape), np.float32(t))
         return np.concatenate([np.ravel(value), divergence], dtype=np.float64)
 
     y0 = np.concatenate([np.ravel(x0), np.zeros(len(x0))], dtype=np.float64)
-    solution = solve_ivp(f, (t_min, t_max), y0, "RK45", rtol=TOLERANCE, atol=TOLERANCE)
+    solution = solve_ivp(f, given.times, y0, "RK45", rtol=TOLERANCE, atol=TOLERANCE)
     y = solution.y[:, -1]
     z = np.float32(y[: x0.size]).reshape(x0.shape)
-    return Answer(np.asarray(prior_log_prob(z)) + y[x0.size :], solution.nfev, solution.nfev)
+    return Answer(np.asarray(given.prior(z)) + y[x0.size :], solution.nfev, solution.nfev)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """The loss of training in bfloat16 against float32: the same recipe, data, times, noise and first weights.
 
-Each trial is the mean loss of WINDOW steps in a row and of SEEDS seeds, and the ratio is taken window by window; the
-goal is that none is further than 1 % from float32's (`largest_deviation`), over the steps that config.training.n_iters
-says. Training enlarges any difference, so that one run tells little: `one_seed` is the largest deviation of a single
-seed, and the two `of_rounded_start` are the same of float32 whose first weights alone were rounded to bfloat16, hence
-chance. `mean_ratio` is of all steps. A CPU emulates bfloat16: its steps tell nothing of speed.
+Each trial is the mean loss of WINDOW steps in a row, its ratio to float32's taken seed by seed; the goal is that the
+mean ratio of no window is further than 1 % from 1 (`largest_deviation`, with its standard error over SEEDS seeds), over
+the steps that config.training.n_iters says. Training enlarges any difference, so that one run tells little
+(`one_seed`: the largest of a single seed); `of_rounded_start` says all this of float32 whose first weights alone were
+rounded to bfloat16, hence of chance. A CPU emulates bfloat16: its steps tell nothing of speed.
 
     python -m benchmarks.precision --config.training.n_iters=1000
 """
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from benchmarks.train_step import train_steps
 from score_flow.build import experiment
 from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
+from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding
+from score_flow.training.steps import TrainState, reseeded
 from score_flow.types import UserError
 
 WINDOW, SEEDS, GOAL = 50, 4, 0.01
@@ -35,35 +37,50 @@ def measure(config: Config, options: Options) -> Iterable[Row]:
     n, k = config.training.n_iters, config.training.n_jitted_steps
     if n % WINDOW or n % k:
         raise UserError(f"config.training.n_iters is {n}; it must be a multiple of {WINDOW} and of n_jitted_steps.")
-    seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(SEEDS)]
-    short, exact = (np.array([losses(each, kind) for each in seeds]) for kind in ("bfloat16", "float32"))
-    control = np.array([losses(each, "float32", rounded=True) for each in seeds])
-    mine, chance, mean_ratio = (
-        significant(np.array(found), 3)
-        for found in (farthest(short, exact), farthest(control, exact), [short.mean() / exact.mean()])
-    )
+    short, chance, exact = curves(config)
     yield row(
-        "precision", short.mean(axis=0), f"loss of {WINDOW} steps in bfloat16", short.mean(axis=0) / exact.mean(axis=0),
-        "float32", None, allowed=GOAL, mean_ratio=mean_ratio[0], largest_deviation=mine[0], one_seed=mine[1],
-        of_rounded_start=chance[0], one_seed_of_rounded_start=chance[1], steps=n, seeds=SEEDS,
-        batch_size=config.training.batch_size, data=config.data.source.name, network=config.network.to_dict(),
+        "precision", short.mean(axis=0), f"loss of {WINDOW} steps in bfloat16", (short / exact).mean(axis=0),
+        "float32", None, allowed=GOAL, **deviation(short, exact), of_rounded_start=deviation(chance, exact),
+        steps=n, seeds=SEEDS, batch_size=config.training.batch_size, data=config.data.source.name,
+        network=config.network.to_dict(),
         curves={name: significant(of.mean(axis=0), 4) for name, of in (("bfloat16", short), ("float32", exact))},
     )  # fmt: skip
 
 
-def farthest(curves: Curves, others: Curves) -> tuple[float, float]:
-    """Return the largest relative deviation of curves from others: of their means over seeds, and of one seed."""
-    of_means, of_one = curves.mean(axis=0) / others.mean(axis=0), curves / others
-    return np.abs(of_means - 1).max(), np.abs(of_one - 1).max()
+def deviation(curves: Curves, others: Curves) -> dict[str, float]:
+    """How far curves are from others: over all steps, of the window that is farthest in the mean, and of one seed."""
+    ratios = curves / others
+    of_means, farthest = ratios.mean(axis=0) - 1, np.argmax(np.abs(ratios.mean(axis=0) - 1))
+    error = lambda of: np.std(of, axis=0, ddof=1) / np.sqrt(len(of))  # noqa: E731
+    found = {
+        "mean_deviation": ratios.mean() - 1, "mean_error": error(ratios.mean(axis=1)),
+        "largest_deviation": of_means[farthest], "largest_error": error(ratios[:, farthest]),
+        "one_seed": np.abs(ratios - 1).max(),
+    }  # fmt: skip
+    return dict(zip(found, significant(np.array([*found.values()]), 3), strict=True))
 
 
-def losses(config: Config, precision: str, rounded: bool = False) -> Float[np.ndarray, "n"]:
-    """Train from the start, or from those weights rounded to bfloat16; return the mean loss of each window of steps."""
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
-    run, k = experiment(config), config.training.n_jitted_steps
-    steps, state, _ = train_steps(run, config)
-    if rounded:
-        state = state.replace(params=jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), state.params))
+def curves(config: Config) -> tuple[Curves, Curves, Curves]:
+    """The losses in bfloat16, in float32 from weights rounded to bfloat16, and in float32."""
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, non_finite="rollback"))
+    programs = {}  # of all seeds, which those of rollbacks have as an argument
+    for precision in ("bfloat16", "float32"):
+        own = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
+        programs[precision] = train_steps(experiment(own), own)[0]
+    found = []
+    for seed in range(config.seed, config.seed + SEEDS):
+        own = dataclasses.replace(config, seed=seed)
+        run = experiment(own)
+        state = train_steps(run, own)[1]
+        rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), state.params)
+        arms = ("bfloat16", state), ("float32", state.replace(params=rounded)), ("float32", state)
+        found.append([losses(run, own, reseeded(programs[which], seed), begin) for which, begin in arms])
+    return tuple(np.moveaxis(np.array(found), 1, 0))
+
+
+def losses(run: Experiment, config: Config, steps: Callable, state: TrainState) -> Float[np.ndarray, "n"]:
+    """Train from a state, which is not consumed; return the mean loss of each window of steps."""
+    state, k = jax.tree.map(jnp.copy, state), config.training.n_jitted_steps
     sharding = batch_sharding(run.mesh, leading=1)
     batches = Batches(run.train_source, config.training.batch_size, seed=run.seed, sharding=sharding)
     found = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
 from score_flow.losses.classifier import Classification
+from score_flow.losses.flow_map import Teacher
 from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.runs import files, places
 from score_flow.runs.sharding import batch_sharding, multiple
@@ -52,6 +54,7 @@ class Guidance:
     base: Batch | None = None  # the samples that a super-resolution model refines
     labels: Labels | None = None  # which those of samples are, where not all classes in turn
     wrap_at: Callable[[float], Callable[..., Denoiser]] | None = static(default=None)  # `wrap` of another scale
+    scales: tuple[float, float] | None = static(default=None)  # of which the network was told in training
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         """Return the guided denoiser; free to build inside jit."""
@@ -167,9 +170,10 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
     # Trained without ever hiding a label, a network has a null class in name only.
     null = run.conditioning.num_classes if config.training.label_dropout > 0 else 0
     channels, range_of_data = run.image_shape[-1], (run.scaling.low, run.scaling.high)
-    known = settings | {"autoguided": bool(folders["bad"])}
+    scales = config.training.flow_map_guidance if config.model.guidance else None
+    known = settings | {"autoguided": bool(folders["bad"]), "scales": scales}
     wrap_at = lambda scale: guide(null, channels, range_of_data, **known | {"scale": scale})  # noqa: E731
-    guidance = Guidance(wrap_at(settings["scale"]), run.conditioning, wrap_at=wrap_at)
+    guidance = Guidance(wrap_at(settings["scale"]), run.conditioning, wrap_at=wrap_at, scales=scales)
     if folders["bad"]:
         other, params = _load(run, "bad", folders["bad"])
         guidance = guidance.replace(bad_model=other.model, bad=params)
@@ -215,9 +219,31 @@ def build_control(run: Experiment, section: Component) -> Control:
     )  # fmt: skip
 
 
-def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params]:
+def taught(run: Experiment) -> Experiment:
+    """Give a run's loss the teacher that it awaits, if it does: the newest weights of WORKDIR, or WORKDIR#DIGEST.
+
+    What it awaits says from then on which weights it has. Raises UserError where they are others, or do not fit.
+    """
+    asked = getattr(run.loss, "awaited", "")
+    if not asked:
+        return run
+    workdir, _, digest = asked.partition("#")
+    other, params = _load(run, "teacher", workdir, "config.training")
+    found = hashlib.sha256(identity_of_run(workdir).encode()).hexdigest()[:16]
+    if digest not in ("", found):
+        raise UserError(
+            f"config.training.teacher is {asked}, but the newest weights there are {found} now: put the others back, "
+            f"or go on with these: --config.training.teacher={workdir} --config.training.accept=('teacher',)."
+        )
+    if run.loss.guidance != (1.0, 1.0) and not other.conditioning.num_classes:
+        raise UserError(f"config.training.teacher = {workdir} knows no classes: it cannot be guided.")
+    teacher = Teacher(other.model, params)
+    return dataclasses.replace(run, loss=run.loss.replace(teacher=teacher, awaited=f"{workdir}#{found}"))
+
+
+def _load(run: Experiment, field: str, workdir: str, section: str = "config.guidance") -> tuple[Experiment, Params]:
     """Load another run, with the weights of its newest checkpoint; raises UserError if it does not fit."""
-    where, file = f"config.guidance.{field} = {workdir}", places.place_of(workdir) / "config.json"
+    where, file = f"{section}.{field} = {workdir}", places.place_of(workdir) / "config.json"
     if not file.is_file():
         raise UserError(f"{where}: there is no {file}; give the --workdir of a trained run.")
     settings = load(str(places.local(file)), [])
@@ -235,7 +261,7 @@ def _load(run: Experiment, field: str, workdir: str) -> tuple[Experiment, Params
     ):
         if ours != found:
             raise UserError(f"{where} has another {what}: {found}, where this run has {ours}.")
-    if field == "bad" and theirs > classes:
+    if field in ("bad", "teacher") and theirs > classes:
         raise UserError(f"{where} needs labels, which this run's samples have not.")
     checkpoints, step = checkpoints_of(places.place_of(workdir), 0, 0)[-1]
     return other, load_params(other, which_of(settings), checkpoints, step)

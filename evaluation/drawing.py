@@ -39,8 +39,7 @@ def drawer(run: Experiment, sampler: Sampler, *, stream: Stream = Stream.SAMPLES
         if run.real:
             arrays["value"] = run.scaling.to_data(samples.x)
         if extractor is not None:
-            features = extractor.features(arrays["image"])._asdict()
-            arrays |= {name: array for name, array in features.items() if array is not None}
+            arrays |= extractor.features(arrays["image"]).arrays()
         arrays = {name: array for name, array in arrays.items() if not keep or name in keep}
         calls = samples.n_evaluations if samples.calls is None else samples.calls
         return arrays, jnp.broadcast_to(calls, seeds.shape), samples.ok

@@ -36,7 +36,10 @@ MODEL = (
     "model.input",
     "model.data_std",
     "model.class_conditional",
+    "model.guidance",
+    "model.span",
     "data.centered",
+    "training.contrast",
 )
 
 

@@ -14,4 +14,7 @@ def build(
     """Take n_steps steps of a network that knows average velocities (config.model.span) from t_max to t_min."""
     check_times(WHERE, t_min, t_max)
     times = choose(f"{WHERE}.grid", grid)
-    return chain_sampler([flow_map.predictor()], lambda path: intervals(times(path, n_steps, t_min, t_max)))
+    of_path = lambda path: intervals(times(path, n_steps, t_min, t_max))  # noqa: E731
+    sampler = chain_sampler([flow_map.predictor()], of_path)
+    sampler.intervals = of_path  # what inverts its steps asks for them
+    return sampler

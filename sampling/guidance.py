@@ -10,6 +10,7 @@ from sampling.guided import (
     LogProb,
     Tempered,
     Thresholded,
+    Told,
 )
 from score_flow.model import Denoiser
 from score_flow.types import UserError
@@ -28,6 +29,7 @@ def guide(
     percentile: float = 0.995,
     classifier_scale: float = 1.0,
     autoguided: bool = False,
+    scales: tuple[float, float] | None = None,
     temperature: float = 1.0,
 ) -> Callable[..., Denoiser]:
     """Return (denoiser, worse one or None, a classifier's log_prob or None) -> guided one; what is off costs nothing.
@@ -35,10 +37,12 @@ def guide(
     Autoguidance if `autoguided`, else classifier-free guidance; then that of a classifier; then thresholding.
 
     The model has `null` classes, after which its null class is numbered (0: it knows none), and images of so many
-    channels in data_range, [low, high].
+    channels in data_range, [low, high]. scales: those of which it was told in training, None of a model that was not.
     Raises UserError for a scale without a null class, an interval out of order, or more channels than an image has.
     """
     guidance = Extrapolation(scale, interval, rescale, channels)
+    if scales and not autoguided:
+        _refuse_untold(guidance, scales)
     if scale != 1 and not null and not autoguided:
         raise UserError(
             f"config.guidance.scale is {scale}, but the model knows no null class: it must be trained with "
@@ -50,6 +54,8 @@ def guide(
     def guided(denoiser: Denoiser, bad: Denoiser | None = None, log_prob: LogProb | None = None) -> Denoiser:
         if autoguided:
             denoiser = Autoguided(denoiser, bad, guidance)
+        elif scale != 1 and scales:
+            denoiser = Told(denoiser, guidance)
         elif scale != 1:
             denoiser = ClassifierFree(denoiser, null, guidance)
         if log_prob is not None and classifier_scale:
@@ -59,3 +65,16 @@ def guide(
         return denoiser if temperature == 1 else Tempered(denoiser, temperature)
 
     return guided
+
+
+def _refuse_untold(guidance: Extrapolation, scales: tuple[float, float]) -> None:
+    """Raise UserError for guidance of which a network that is told of its scale was not told in training."""
+    least, most = scales
+    if guidance.scale != 1 and not least <= guidance.scale <= most:
+        raise UserError(
+            f"config.guidance.scale is {guidance.scale}, but the model was trained with scales from {least} to {most} "
+            "(training.flow_map_guidance)."
+        )
+    for name in ("rescale", "channels"):
+        if value := getattr(guidance, name):
+            raise UserError(f"config.guidance.{name} is {value}, but the model's guidance is its own: leave it at 0.")

@@ -60,8 +60,13 @@ class Extrapolation:
 
     def _acts(self, t: Times, x: Images) -> Bool[Array, "..."]:
         """Say which numbers of x are guided at time t."""
-        (first, last), t, channels = self.interval, expand(t, x), x.shape[-1]
-        return (first <= t) & (t <= last) & (jnp.arange(channels) < (self.channels or channels))
+        channels = x.shape[-1]
+        return self.within(expand(t, x)) & (jnp.arange(channels) < (self.channels or channels))
+
+    def within(self, t: Float[Array, "..."]) -> Bool[Array, "..."]:
+        """Say at which times guidance acts."""
+        first, last = self.interval
+        return (first <= t) & (t <= last)
 
 
 def with_x0(estimate: Estimate, x0: Images, c: Coefficients) -> Estimate:
@@ -143,6 +148,24 @@ class ClassifierFree(Around):
         both = self.denoiser.given(jax.tree.map(_alternate, self.condition, without))
         good, bad = _parts(both.estimate(_alternate(x, x), _alternate(t, t)))
         return self.guidance(good, bad, t, self.path.at(t).expand(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Around):
+    """A network that is told of guidance, condition["guidance"] = (1 - 1/scale, *interval), and was trained to heed it.
+
+    One network call, where classifier-free guidance is one of twice the batch.
+    """
+
+    guidance: Extrapolation
+
+    def estimate(self, x: Images, t: Times) -> Estimate:
+        condition, (first, last) = self.condition or {}, self.guidance.interval
+        share = jnp.full(x.shape[:1], 1 - 1 / self.guidance.scale)
+        if "span" not in condition:  # at one time it acts or does not
+            share, first, last = jnp.where(self.guidance.within(jnp.broadcast_to(t, share.shape)), share, 0.0), 0.0, 1.0
+        told = jnp.stack([share, jnp.full_like(share, first), jnp.full_like(share, last)], axis=1)
+        return self.denoiser.given(condition | {"guidance": told.astype(x.dtype)}).estimate(x, t)
 
 
 def _alternate(x: Array, y: Array) -> Array:

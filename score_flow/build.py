@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
-from score_flow.losses.base import Loss, Product
+from score_flow.losses.base import Loss, Product, unused
 from score_flow.model import Model, Preconditioning
 from score_flow.pretrained import autoencoder_kl
 from score_flow.process import prediction
@@ -140,6 +141,11 @@ def produced(objective: str) -> Product:
     return registries.LOSSES.beside(objective, "PRODUCES", "config.training.objective") or "denoiser"
 
 
+def contrasts(objective: str) -> bool:
+    """Say whether what training.objective trains is shifted by training.contrast: its file says so."""
+    return bool(registries.LOSSES.beside(objective, "CONTRASTS", "config.training.objective"))
+
+
 def _declared(config: Config, remembered: Mapping[str, Any] | None, split: Callable[[str], Source]) -> Any:
     """(image_shape, levels and num_classes as attributes; who says so), the data set asked last."""
     if config.data.image_shape:
@@ -203,6 +209,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
+        contrast=config.training.contrast if contrasts(config.training.objective) else 0.0,
     )
 
 
@@ -210,6 +217,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
 ASKED = {
     "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
     "augment_dim": "data.augment", "dtype": "model.precision", "span": "model.span",
+    "guidance": "model.guidance",
 }  # fmt: skip
 
 
@@ -225,8 +233,7 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     if config.data.augment:
         offered["augment_dim"] = N_LABELS
-    if config.model.span:
-        offered["span"] = True
+    offered |= {name: True for name in ("span", "guidance") if getattr(config.model, name)}
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
         build = registries.CLASSIFIERS.entry(section.name, f"config.network.name (training.objective = {objective})")
@@ -266,6 +273,9 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
         scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
         class_conditional=config.model.class_conditional, options=training,
     )  # fmt: skip
+    if not getattr(loss, "spans", False):
+        unused(training, *(field.name for field in dataclasses.fields(training) if field.name.startswith("flow_map")))
+        unused(training, "teacher")
     if config.model.span and not getattr(loss, "spans", False):
         raise UserError(
             f"config.model.span is True, but training.objective = {training.objective} knows of one time alone: "

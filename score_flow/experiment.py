@@ -13,7 +13,7 @@ from score_flow.data.base import Source, counts, facts
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.levels import Pixels, by_key, to_model
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import Loss
+from score_flow.losses.base import Loss, beside
 from score_flow.model import Model
 from score_flow.types import Batch, Condition, Images, Key, Keys, Params
 
@@ -81,7 +81,8 @@ class Experiment:
 
     def init(self, key: Key) -> Params:
         """Make parameters for one image."""
-        return self.model.init(key, (1, *self.image_shape), self.example_condition(1))
+        params = self.model.init(key, (1, *self.image_shape), self.example_condition(1))
+        return params | beside(self.loss, self.image_shape)
 
     def condition(self, batch: Batch) -> Condition:
         """Return what the network is told about the examples of a batch."""

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Literal, get_args
 
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
-from score_flow.process.prediction import Estimate, Prediction
+from score_flow.process.prediction import Estimate, Prediction, uncontrasted
 from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
 
+OWN = "objective"  # the name, among a run's parameters, of what its loss learns beside the network
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
@@ -64,6 +66,9 @@ class Preconditioning:
                 return 2.0 * x - 1.0
             case "unit_variance":
                 return x / expand(jnp.sqrt((c.alpha * self.data_std) ** 2 + c.sigma**2), x)
+
+
+UNGUIDED = (0.0, 0.0, 1.0)  # what a network is told of no guidance: 1 - 1/scale, first and last time
 
 
 class Denoiser(abc.ABC):
@@ -132,17 +137,21 @@ def velocity_of(estimate: Estimate, c: Coefficients) -> Images:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The static half: everything that a config decides. Hashable; holds no arrays."""
+    """The static half: everything that a config decides. Hashable; holds no arrays.
+
+    contrast: the weight of the contrastive term that the network was trained with, whose shift is undone wherever its
+    output is read (process.prediction.uncontrasted).
+    """
 
     network: nn.Module
     path: Path
     prediction: Prediction
     preconditioning: Preconditioning = Preconditioning()
+    contrast: float = 0.0
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
-        t = jnp.full((shape[0],), 0.5)
-        return self.network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
+        return _init(self.network, key, shape, condition)
 
     def apply(
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
@@ -151,8 +160,10 @@ class Model:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
-        if condition and "span" in condition:
-            condition = condition | {"span": self.preconditioning.time_scale * condition["span"]}
+        if getattr(self.network, "guidance", False):
+            condition = {"guidance": jnp.broadcast_to(jnp.array(UNGUIDED, x.dtype), (len(x), 3))} | (condition or {})
+        for name in [name for name in ("span", "guidance") if name in (condition or {})]:
+            condition = condition | {name: self.preconditioning.time_scale * condition[name]}
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
 
@@ -164,6 +175,13 @@ class Model:
     def bind(self, params: Params, condition: Condition = None) -> "NetworkDenoiser":
         """Return the denoiser of some parameters; free to build inside jit."""
         return NetworkDenoiser(self, params, condition)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _init(network: nn.Module, key: Key, shape: tuple[int, ...], condition: Condition) -> Params:
+    # A start asks for the parameters' shapes, more than once, and then for parameters: jit keeps one trace for all.
+    t = jnp.full((shape[0],), 0.5)
+    return network.init({"params": key}, jnp.zeros(shape), t, condition)["params"]
 
 
 class NetworkDenoiser(Denoiser):
@@ -178,7 +196,12 @@ class NetworkDenoiser(Denoiser):
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         output, variance = self.model.split(self.model.apply(self.params, x, t, self.condition), x)
-        return self.model.prediction.decode(output, x, self.path.at(t).expand(x))._replace(variance=variance)
+        c = self.path.at(t).expand(x)
+        estimate = self.model.prediction.decode(output, x, c)
+        if self.model.contrast:
+            mean = self.params[OWN]["mean"].reshape(x.shape[1:])
+            estimate = uncontrasted(estimate, x, c, share=self.model.contrast, mean=mean)
+        return estimate._replace(variance=variance)
 
 
 def count_parameters(params: PyTree) -> int:

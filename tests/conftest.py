@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is loaded by now stays: the collector need not look at it again and again."""
+    """What is loaded by now stays, and most of what tracing makes: the collector need not look again and again."""
+    gc.set_threshold(50_000)
     gc.collect()
     gc.freeze()
 

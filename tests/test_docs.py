@@ -125,7 +125,7 @@ def gallery(place):
 
 
 # These run with the slow tests; the quick ones read their flags.
-LONG = {"combine", "data", "evaluation", "guidance", "machines", "python"}
+LONG = {"combine", "data", "evaluation", "flow_maps", "guidance", "machines", "python"}
 RUN = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG), id=p.stem) for p in PAGES if blocks(p)]
 
 

@@ -26,11 +26,11 @@ HOUSE = """
     score_flow.pretrained.readers  score_flow.pretrained  score_flow.pretrained.layouts  score_flow.pretrained.projects
     score_flow.build  configs
     sampling.base  sampling.published  sampling.recursion  sampling.exponential  sampling.flow  sampling.reverse_sde
-    sampling.likelihood  sampling.guided  sampling.guidance  sampling.kernels  sampling.encoding  sampling.control
-    sampling  sampling.building
+    sampling.likelihood  sampling.change_of_variables  sampling.guided  sampling.guidance  sampling.kernels
+    sampling.encoding  sampling.control  sampling  sampling.building
     evaluation.fold  evaluation.weights  evaluation.labels  evaluation.context  evaluation.metrics.extractors
-    evaluation.metrics  evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.jobs  evaluation.run
-    evaluation.plan  evaluation.modes  evaluation.opened  main
+    evaluation.metrics  evaluation.drawing  evaluation.dequantisers  evaluation.report  evaluation.coding
+    evaluation.jobs  evaluation.run  evaluation.plan  evaluation.modes  evaluation.opened  main
 """
 ROOMS = tuple(HOUSE.split())
 FACE = "score_flow"  # hands on names of all rooms, each when it is asked for; inside only its versions are read

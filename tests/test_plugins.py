@@ -151,6 +151,7 @@ def trained(project):
     return project
 
 
+@pytest.mark.slow
 def test_one_of_each_is_evaluated(trained):
     """A sampler on a grid, a method with a step control, an extractor, a job."""
     flags = [*named("straight", "cosine", "reversible_heun", "gentle", "projections"), *LOOSE, "--workdir=run"]

@@ -30,9 +30,11 @@ from configs.families.sde import (
     vp,
     vp_discrete,
 )
+from configs.families.transformer import jit, lightningdit
 
 __all__ = [
     "celeba", "cifar10", "ddpm_256", "iddpm", "iddpm_imagenet", "iddpm_lsun", "imagenet32",
-    "improved_diffusion", "lsun", "ncsn", "ncsnv2", "score_flow", "score_flow_subvp", "score_flow_vp",
-    "score_sde", "sit", "subvp", "ve", "ve_256", "ve_1024", "ve_discrete", "vp", "vp_discrete",
+    "improved_diffusion", "jit", "lightningdit", "lsun", "ncsn", "ncsnv2", "score_flow",
+    "score_flow_subvp", "score_flow_vp", "score_sde", "sit", "subvp", "ve", "ve_256", "ve_1024", "ve_discrete",
+    "vp", "vp_discrete",
 ]  # fmt: skip

@@ -116,7 +116,7 @@ def by_place(names: Iterable[str]) -> dict[str, Job]:
 
 # Fields of config.eval that change no figure, and those that name files, by whose content the job that opens them is
 # keyed
-NO_FIGURES, BY_CONTENT = ("save_png",), ("stats", "samples")
+NO_FIGURES, BY_CONTENT = ("save_png",), ("stats", "samples", "code_file")
 
 
 def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:

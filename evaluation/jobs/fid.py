@@ -61,14 +61,14 @@ def save_samples(context: Context, arrays: dict[str, np.ndarray]) -> None:
 
 
 def cards(record: page.Record) -> list[str]:
-    """Show the distance, under the name that its features give it."""
-    result = record.results["fid"]
-    if not (found := judging.distance_of(result)):
-        return []
-    key, name = found
-    spread = f"± {result[f'{key}_std']:.2g} over {result['n_seeds']} seeds" if f"{key}_std" in result else ""
-    note = f"{result.get('n_samples', 0):,} samples, features: {result.get('features', '')}"
-    return [page.card(name, f"{result[key]:.3g}", error=spread, note=note)]
+    """Show every distance, under the name that its features give it."""
+    result, found = record.results["fid"], []
+    for key, name in judging.distances_of(result):
+        spread = f"± {result[f'{key}_std']:.2g} over {result['n_seeds']} seeds" if f"{key}_std" in result else ""
+        features = result.get(f"features_{key}") or result.get("features", "")
+        note = f"{result.get('n_samples', 0):,} samples, features: {features}"
+        found.append(page.card(name, f"{result[key]:.3g}", error=spread, note=note))
+    return found
 
 
 NEEDS = frozenset({"denoiser", "sampler", "guidance", "levels"})

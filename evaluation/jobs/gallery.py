@@ -69,19 +69,24 @@ class Gallery:
         self._context, self._run = context, context.run
         self._guide = context.guide.replace(labels=None)  # every class in its column
         self._classes = context.run.conditioning.num_classes
+        told = self._guide.scales
+        self._scales = tuple(scale for scale in SCALES if not told or scale == 1 or told[0] <= scale <= told[1])
 
     def pictures(self) -> list[Picture]:
         """List what fits: classes need a model of classes, colours three channels, coarse pixels an even number."""
         found = []
         if self._classes:
             found.append(Picture("classes", "Samples of each class, a column a class", self._by_class))
-            scales = ", ".join(f"{scale:g}" for scale in SCALES)
+            scales = ", ".join(f"{scale:g}" for scale in self._scales)
             caption = f"Guidance scales {scales}, a row each, from the same noise"
             found.append(Picture("guidance", caption, self._guidance))
-        found += [
-            Picture("inpainting", self._caption("the known upper half"), self._inpainting),
-            Picture("sdedit", f"SDEdit: input, then started from it at t = {STRENGTHS}, a column each", self._sdedit),
-        ]
+        means = not getattr(self._run.model.network, "span", False)  # of x0, to correct: in one call there is none
+        if means:
+            found.append(Picture("inpainting", self._caption("the known upper half"), self._inpainting))
+        sdedit = f"SDEdit: input, then started from it at t = {STRENGTHS}, a column each"
+        found.append(Picture("sdedit", sdedit, self._sdedit))
+        if not means:
+            return found
         height, width, channels = self._run.image_shape
         if height == width and height % 2 == 0:
             caption = self._caption("its means over 2 x 2 pixels")
@@ -108,10 +113,10 @@ class Gallery:
         return self._draw(ROWS * self._classes), self._classes
 
     def _guidance(self) -> tuple[Pixels, int]:
-        scaling, channels = self._run.scaling, self._run.image_shape[-1]
+        scaling, channels, told = self._run.scaling, self._run.image_shape[-1], self._guide.scales
         rows = []
-        for scale in SCALES:
-            wrap = guide(self._classes, channels, (scaling.low, scaling.high), scale=scale)
+        for scale in self._scales:
+            wrap = guide(self._classes, channels, (scaling.low, scaling.high), scale=scale, scales=told)
             rows.append(self._draw(self._classes, guide=self._guide.replace(wrap=wrap)))
         return np.concatenate(rows), self._classes
 

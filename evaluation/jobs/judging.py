@@ -16,8 +16,8 @@ from evaluation.fold import Arrays, State
 from evaluation.jobs.base import Opened
 from evaluation.jobs.rounds import Draw, Each
 from evaluation.metrics.collector import Collector
-from evaluation.metrics.extractors.base import Extractor
-from evaluation.metrics.frechet import ClassSums, frechet_distance, split_of
+from evaluation.metrics.extractors.base import NAMES, Extractor, Names
+from evaluation.metrics.frechet import ClassSums, Moments, frechet_distance, split_of
 from evaluation.metrics.kernel_distance import block_distance, kernel_distance, subset_distances
 from evaluation.metrics.manifold import precision_recall
 from evaluation.metrics.statistics import Statistics, open_statistics
@@ -35,16 +35,6 @@ SUBSET = 1000  # features in each subset of torch-fidelity's KID
 NEIGHBOURS = 3  # of the manifolds of precision and recall
 
 
-class Names(NamedTuple):
-    """Of figures that are called after the features that they are made of."""
-
-    distance: str
-    score: str
-
-
-NAMES = INCEPTION, OTHER = Names("fid", "inception_score"), Names("frechet_distance", "classifier_score")
-
-
 def open_reference(run: Experiment, options: EvalOptions, workdir: Place, n: int, what: str) -> Opened:
     """Open what n images, which a setting says, are compared with, and by what features.
 
@@ -53,13 +43,16 @@ def open_reference(run: Experiment, options: EvalOptions, workdir: Place, n: int
     if n < 2:
         raise UserError(f"{what} is {n}; a Fréchet distance needs at least 2.")
     reference, extractor = open_statistics(run, options, workdir)
-    return Opened((reference, extractor), {"reference": reference.file_sha256, "features": extractor.name})
+    of = {"reference": reference.file_sha256, "features": extractor.name}
+    more = {name: said for name, (said, _) in extractor.more.items() if name in reference.more}
+    return Opened((reference, extractor), of | ({"more features": more} if more else {}))
 
 
 class Judge(NamedTuple):
     """Adds up the features of n numbered images, and compares them with a reference.
 
-    Float64 moments of all features, some features themselves, class probabilities: a state of fixed shapes.
+    Float64 moments of all features, some features themselves, class probabilities: a state of fixed shapes. `more`:
+    the features of further distances, sFID and those beside, as far as the reference has them.
     """
 
     reference: Statistics
@@ -67,6 +60,7 @@ class Judge(NamedTuple):
     collector: Collector
     part: Int[np.ndarray, "n"]  # of the splits that the score is computed on, that each image is in
     classes: ClassSums  # empty
+    more: dict[str, int]  # distance: dimension of its features
 
     @classmethod
     def of(cls, context: Context, opened: tuple[Statistics, Extractor], n: int) -> "Judge":
@@ -74,23 +68,29 @@ class Judge(NamedTuple):
         (reference, extractor), splits = opened, min(n, SPLITS)
         classes = ClassSums.empty(splits, n_logits(extractor, context.run.pixel_shape))
         collector = Collector(n, extractor.n_features, context.options.kept_features)
-        return cls(reference, extractor, collector, split_of(n, splits), classes)
+        more = {name: d for name, (_, d) in extractor.more.items() if name in reference.more}
+        return cls(reference, extractor, collector, split_of(n, splits), classes, more)
 
     @property
     def each(self) -> Each:
         """What becomes of every image."""
-        return Each(("pool", "logits"), lambda: self.collector.init() | {"classes": self.classes}, self._add)
+        return Each(("pool", "logits", *self.more), self._init, self._add)
+
+    def _init(self) -> State:
+        more = {"more": {name: Moments.empty(d) for name, d in self.more.items()}} if self.more else {}
+        return self.collector.init() | {"classes": self.classes} | more
 
     def _add(self, state: State, indices: Int[np.ndarray, "k"], arrays: Arrays) -> State:
         classes = state["classes"]
         if "logits" in arrays:
             classes = classes.add(arrays["logits"], self.part[indices])
-        return self.collector.add(state, indices, arrays["pool"]) | {"classes": classes}
+        more = {name: state["more"][name].merge(Moments.of(arrays[name])) for name in self.more}
+        of = {"classes": classes} | ({"more": more} if more else {})
+        return self.collector.add(state, indices, arrays["pool"]) | of
 
     def figures(self, state: State) -> Figures:
         """Compute all figures, under the names that their features give them."""
-        names = INCEPTION if self.extractor.inception else OTHER
-        return figures(self.collector.gaussian(state), state, self.reference, names=names)
+        return figures(self.collector.gaussian(state), state, self.reference, names=self.extractor.names)
 
     def about(self) -> Figures:
         """Say what was compared with what, by what."""
@@ -98,6 +98,7 @@ class Judge(NamedTuple):
         return {
             "features": extractor.name,
             "n_features": extractor.n_features,
+            **{f"features_{name}": said for name, (said, _) in extractor.more.items() if name in self.more},
             "reference": reference.file,
             "reference_sha256": reference.file_sha256,
             "n_reference": reference.n,
@@ -112,13 +113,12 @@ def reading(
 
     `calls` among their arrays are the network calls of each.
     """
-    compiled = jax.jit(Extractor.features)
+    compiled = jax.jit(lambda extractor, images: extractor.features(images).arrays())
 
     def draw(indices):
         arrays = read(indices)
-        features = to_host(compiled(extractor, place(context.run.mesh, arrays["image"])))._asdict()
+        arrays |= to_host(compiled(extractor, place(context.run.mesh, arrays["image"])))
         calls = arrays.pop("calls", np.zeros(len(indices), np.int64))
-        arrays |= {name: array for name, array in features.items() if array is not None}
         kept = {name: array for name, array in arrays.items() if not leave or name in leave}
         return kept, calls, np.ones(len(indices), bool)
 
@@ -131,11 +131,11 @@ def n_logits(extractor: Extractor, image_shape: tuple[int, ...]) -> int:
     return 1 if logits is None else logits.shape[1]
 
 
-def figures(
-    gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names
-) -> Figures:
-    """Compute the figures of all samples against a reference; without its features, those of its Gaussian alone."""
+def figures(gaussian: tuple[np.ndarray, np.ndarray], state: State, reference: Statistics, *, names: Names) -> Figures:
+    """Compute the figures of all samples against a reference; without its features, those of its Gaussians alone."""
     found = {names.distance: frechet_distance(*gaussian, reference.mu, reference.sigma)}
+    for distance, moments in state.get("more", {}).items():
+        found[distance] = frechet_distance(*moments.gaussian(), *reference.more[distance])
     x, y = state["features"], reference.features
     if y is not None and min(len(x), len(y)) > NEIGHBOURS:
         found["kid"], found["kid_standard_error"] = kernel_distance(x, y)
@@ -155,8 +155,13 @@ def figures(
 
 def distance_of(result: Figures) -> tuple[str, str] | None:
     """Return (the name of a result's distance, what people call it): FID of Inception's features alone."""
-    said = {INCEPTION.distance: "FID", OTHER.distance: "Fréchet distance"}
-    return next(((key, name) for key, name in said.items() if key in result), None)
+    return next(iter(distances_of(result)), None)
+
+
+def distances_of(result: Figures) -> list[tuple[str, str]]:
+    """List (name, what people call it) of every distance of a result, that of its extractor first."""
+    said = {names.distance: names.said for names in NAMES} | {"sfid": "sFID"}
+    return [(name, said[name]) for name in result if name in said]
 
 
 def spread(of_seeds: dict[int, Figures]) -> Figures:

@@ -129,7 +129,7 @@ def contents(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     file = place_of(value) if isinstance(value, str) and value else None
-    for found in (file, file / autoencoder_kl.WEIGHTS) if file else ():
+    for found in (file, *(file / name for name in autoencoder_kl.FILES)) if file else ():
         if found.is_file():
             return f"sha256 {sha256_of(found)[:16]}"
     return value

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from evaluation.context import Context
+from evaluation.context import Context, taught
 from evaluation.fold import Fold
 from evaluation.jobs.base import Job
 from evaluation.jobs.rounds import per_image
@@ -16,7 +16,7 @@ N_BINS = 10
 
 def build(context: Context, opened: None) -> Fold:
     """Compute mean loss with its standard error, and in ten bins of time; times and noise belong to the image."""
-    run, repeats = context.run, context.options.num_repeats
+    run, repeats = taught(context.run), context.options.num_repeats
 
     def losses(params, batch, seeds):
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(run.seed, seeds, Stream.LOSS))

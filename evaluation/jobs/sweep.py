@@ -16,7 +16,10 @@ from score_flow.runs.places import Place
 from score_flow.types import UserError
 
 WHERE = "config.eval.sweep"
-HEADS = {"precision": "precision", "recall": "recall", **{n.score: n.score.replace("_", " ") for n in judging.NAMES}}
+HEADS = {
+    "fd_dinov2": "FD-DINOv2", "sfid": "sFID", "precision": "precision", "recall": "recall",
+    **{names.score: names.score.replace("_", " ") for names in judging.NAMES},
+}  # fmt: skip
 
 
 def open_reference(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
@@ -70,7 +73,7 @@ def section(record: page.Record) -> str:
     points = sorted((row["scale"], row[key]) for row in rows)
     caption = f"{name} of {result.get('n_samples', 0):,} samples a scale, the same noise for all"
     plot = page.picture(figures.by_scale(*zip(*points, strict=True), name), f"Curve of {name} over scales", caption)
-    heads = {key: name} | {column: said for column, said in HEADS.items() if column in rows[0]}
+    heads = {key: name} | {column: said for column, said in HEADS.items() if column in rows[0] and column != key}
     cells = [[f"{row['scale']:g}", *(f"{row[column]:.3g}" for column in heads)] for row in rows]
     note = f"Features: {result.get('features', '')}."
     return page.section("Guidance scales", page.pair(plot, page.matrix(["scale", *heads.values()], cells)), note=note)

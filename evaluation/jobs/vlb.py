@@ -1,6 +1,5 @@
 """The variational bound of a chain on every image of a split, term by term (improved-diffusion's calc_bpd_loop)."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,15 +10,14 @@ from jaxtyping import Array, Float
 from evaluation.context import Context
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job, Opened
+from evaluation.jobs.chains import NEEDS, READS, chain
 from evaluation.jobs.rounds import per_image
 from sampling.base import Stream, example_keys, normal
 from sampling.guided import Thresholded
-from score_flow.config.options import EvalOptions
-from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import mean_and_error, mean_flat
 from score_flow.process.bound import VariationalBound
-from score_flow.types import Images, Keys, UserError
+from score_flow.types import Images, Keys
 
 
 class Terms(NamedTuple):
@@ -45,27 +43,6 @@ def bound_terms(keys: Keys, denoiser: Denoiser, bound: VariationalBound, x0: Ima
         return Terms(bits, mean_flat((estimate.x0 - x0) ** 2), mean_flat((estimate.noise - noise) ** 2))
 
     return jax.lax.map(at, jnp.arange(len(bound.times)))
-
-
-def chain(run: Experiment, options: EvalOptions) -> VariationalBound:
-    """Make the bound on eval.vlb_steps even times, or on those of training; its variance is what was trained.
-
-    Raises UserError where there is no chain.
-    """
-    times, n, trained = run.loss.times.times, options.vlb_steps, getattr(run.loss, "variational", None)
-    if n:
-        times = tuple((options.largest_time * np.arange(1, n + 1) / n).tolist())
-    elif not times:
-        raise UserError(
-            "eval.vlb_steps = 0 asks for the chain that training drew its times from, but this model was trained on "
-            "an interval: give --config.eval.vlb_steps=1000."
-        )
-    if trained:
-        return dataclasses.replace(trained, times=times)
-    scaling = run.scaling
-    return VariationalBound(
-        run.model.path, times, options.vlb_variance, "exact", scaling.low, scaling.high, scaling.levels
-    )
 
 
 def build(context: Context, bound: VariationalBound) -> Fold:
@@ -108,6 +85,4 @@ def build(context: Context, bound: VariationalBound) -> Fold:
     return per_image(context, terms, finish, summarise=summarise)
 
 
-NEEDS = frozenset({"denoiser", "pixels", "levels", "objective", "split"})
-READS = ("largest_time", "vlb_steps", "vlb_variance", "vlb_clip")
 job = Job(build, NEEDS, READS, lambda run, options, workdir: Opened(chain(run, options)))

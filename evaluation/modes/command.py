@@ -51,14 +51,14 @@ class Mode(NamedTuple):
 
 def train(run: "Experiment", config: "Config", workdir: Path, options: argparse.Namespace) -> None:
     """Train, with a sheet of samples at each milestone; a mistake in what evaluation will need is answered now."""
-    from evaluation.context import build_guide
+    from evaluation.context import build_guide, taught
     from evaluation.modes.snapshot import cheap_sampler, sheet
     from evaluation.modes.starting import beginning
     from evaluation.plan.compiling import least_seconds
     from sampling.building import build_sampler
     from score_flow.training.run import train
 
-    guide = build_guide(run, config)
+    guide, run = build_guide(run, config), taught(run)
     build_sampler(config)
     drawn = sheet(run, cheap_sampler(config.sampling), guide, workdir / "samples")
     train(run, config, workdir, drawn, least_seconds=least_seconds(run, config), beginning=beginning(run, config))

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from evaluation.modes.converting import convert, is_made, refuse_store
@@ -38,7 +39,8 @@ def encode(run: Experiment, config: Config, workdir: places.Place) -> None:
     folder = places.local(places.place_of(config.eval.autoencoder))
     network, params, scale, shift = autoencoder_kl.load(folder)
     params = jax.device_put(params, replicated(run.mesh))
-    digest = files.sha256_of(folder / autoencoder_kl.WEIGHTS)
+    digest = files.sha256_of(autoencoder_kl.weights_of(folder))
+    scales, shifts = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
 
     @jax.jit
     def moments(params, image: UInt8[Array, "b h w c"], mirrored: Bool[Array, "b"]) -> tuple[Array, Array]:
@@ -46,7 +48,7 @@ def encode(run: Experiment, config: Config, workdir: places.Place) -> None:
         x = jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
         with jax.default_matmul_precision("highest"):
             law = network.apply({"params": params}, x, method="encode")
-        return (law.mean - shift) * scale, law.std * scale
+        return (law.mean - shifts) * scales, law.std * scales
 
     with held(workdir, "making of latents"):
         for split in ("train", "test"):

@@ -12,7 +12,7 @@ from score_flow.config import registries
 from score_flow.config.loading import read_json
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
-from score_flow.model import Model, count_parameters
+from score_flow.model import OWN, Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.checkpoint import Checkpoints
@@ -49,6 +49,11 @@ class Published(NamedTuple):
     def params(self, model: Model, image_shape: tuple[int, int, int], shapes: PyTree, kind: str) -> PyTree:
         """Return one set of weights, "ema" or "raw", as float32 parameters of our network."""
         check_choice(f"weights of {self.file.name}", kind, self.checkpoint.weights)
+        if OWN in shapes:
+            raise UserError(
+                f"config.training.objective learns {', '.join(shapes[OWN])} beside the network, which "
+                f"{self.file.name} has not: import with training.objective = simple."
+            )
         try:
             layout = self.source.layout(model, image_shape)
             return as_dtype(fill(shapes, layout, self.checkpoint.weights[kind]), "float32")

@@ -1,6 +1,5 @@
 """`training.init`: a new run begins with the weights of another run, or of a published file."""
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -137,20 +136,30 @@ def _read_out(
     run: Experiment, config: Config, published: Published, kind: str, shapes: PyTree
 ) -> tuple[PyTree, frozenset[str]]:
     """(the file's parameters, the names of those that are of classes), whatever its number of classes is."""
-    of_classes, tensors = classes_of(run, config), published.checkpoint.weights[kind]
-    if config.training.label_dropout and of_classes:
+    of_classes, tensors, shape = classes_of(run, config), published.checkpoint.weights[kind], run.image_shape
+
+    def tables(model: Model) -> dict[str, jax.ShapeDtypeStruct] | None:
+        """Return what a model of some number of classes reads of them; None where the file has no classes."""
+        layout, found = published.source.layout(model, shape), {}
+        for name in of_classes & set(layout.leaves):
+            leaf = layout.leaves[name]
+            if any(tensor not in tensors for tensor in leaf.names):
+                return None
+            made = leaf.read(*(tensors[tensor] for tensor in leaf.names))
+            found[name] = jax.ShapeDtypeStruct(made.shape, "float32")
+        return found
+
+    own = tables(run.model)
+    if own is None:
+        model, plain = _of_classes(run, config, 0)
+        return published.params(model, shape, plain, kind), of_classes
+    if config.training.label_dropout and own:
         model, fewer = _of_classes(run, config, run.conditioning.num_classes - 1)
-        with contextlib.suppress(UserError):  # as many rows as classes here: the last is the null class's
-            return published.params(model, run.image_shape, fewer, kind), of_classes
-    layout, own = published.source.layout(run.model, run.image_shape), flatten_dict(shapes, sep="/")
-    for name in of_classes & set(layout.leaves):
-        leaf = layout.leaves[name]
-        if any(tensor not in tensors for tensor in leaf.names):  # it has no classes
-            model, plain = _of_classes(run, config, 0)
-            return published.params(model, run.image_shape, plain, kind), of_classes
-        made = leaf.read(*(tensors[tensor] for tensor in leaf.names))
-        own[name] = jax.ShapeDtypeStruct(made.shape, "float32")
-    return published.params(run.model, run.image_shape, unflatten_dict(own, sep="/"), kind), of_classes
+        rows = flatten_dict(fewer, sep="/")
+        if all(rows[name].shape == table.shape for name, table in tables(model).items()):
+            return published.params(model, shape, fewer, kind), of_classes  # its last row is the null class
+    found = unflatten_dict(flatten_dict(shapes, sep="/") | own, sep="/")
+    return published.params(run.model, shape, found, kind), of_classes
 
 
 # ---- what both may differ in

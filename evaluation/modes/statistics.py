@@ -12,6 +12,7 @@ from evaluation import fold as folds
 from evaluation.metrics import statistics
 from evaluation.metrics.collector import Collector
 from evaluation.metrics.extractors.base import Extractor
+from evaluation.metrics.frechet import Moments
 from score_flow import FIGURES
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
@@ -36,10 +37,12 @@ def write_statistics(run: Experiment, config: Config, workdir: Place) -> Place:
     options, source = config.eval, statistics.reference_source(run, config.eval)
     file, extractor = statistics.statistics_file(run, options, workdir), statistics.extractor_of(run, options)
     if decided(f"statistics {file}", file.exists):
-        statistics.refuse_unfit(statistics.read(file), extractor, run, source=source)
+        statistics.refuse_unfit(statistics.read(file, extractor.names.distance), extractor, run, source=source)
     else:
         first = checksum(source, FIRST)
         about = {"extractor": extractor.name, "data": source.name, "first": first, "preprocessing": _settings(config)}
+        if extractor.more:
+            about["more_features"] = json.dumps({distance: name for distance, (name, _) in extractor.more.items()})
         fold, directory = statistics_fold(run, config, extractor, source, file, about), workdir / "stats" / file.stem
         with held(workdir / "stats", "making of statistics"):
             folds.run(fold, directory, f"statistics of {source.name}", restart=True)
@@ -58,25 +61,31 @@ def statistics_fold(
     options, sharding, n = config.eval, batch_sharding(run.mesh), len(source)
     collector = Collector(n, extractor.n_features, options.kept_features)
     size = multiple(run.mesh, options.batch_size)
-    compiled, hashed = jax.jit(Extractor.features), input_hash(source)
+    compiled, hashed = jax.jit(lambda extractor, images: extractor.features(images).arrays()), input_hash(source)
+    more = {distance: Moments.empty(d) for distance, (_, d) in extractor.more.items()}
     key = about | {"n": n, "eval.kept_features": options.kept_features, "version": FIGURES}
 
     def init():
-        return collector.init() | {"done": np.zeros((1, n), bool)}
+        return collector.init() | {"done": np.zeros((1, n), bool)} | ({"more": more} if more else {})
 
     def step(state):
         _, indices, mask = folds.next_round(~state["done"], size)
         batch = gather(source, indices, sharding)
-        pool, images = to_host((compiled(extractor, batch["image"]).pool, batch["image"]))
+        features, images = to_host((compiled(extractor, batch["image"]), batch["image"]))
         hashed(int(indices[0]), images[mask])
         done = state["done"].copy()
         done[0, indices[mask]] = True
-        return collector.add(state, indices[mask], pool[mask]) | {"done": done}
+        added = {name: state["more"][name].merge(Moments.of(features[name][mask])) for name in more}
+        of = {"done": done} | ({"more": added} if more else {})
+        return collector.add(state, indices[mask], features["pool"][mask]) | of
 
     def finish(state):
         (mu, sigma), digest = collector.gaussian(state), hashed(n, None)
         facts = about | {"n": n, "sha256": digest, "levels": run.scaling.levels, "image_shape": run.image_shape}
         arrays = {"mu": mu, "sigma": sigma, "features": state["features"]}
+        for name in more:
+            end = statistics.MORE[name]
+            arrays[f"mu{end}"], arrays[f"sigma{end}"] = state["more"][name].gaussian()
         make_folder(file.parent)
         folds.write_arrays(file, **arrays, **{name: np.asarray(value) for name, value in facts.items()})
         return {"n_images": n, "split": source.name, "sha256": digest, "features": extractor.name}

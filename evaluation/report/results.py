@@ -12,7 +12,13 @@ from score_flow.runs import files, places
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
 ERROR = "standard_error"
-OVER_STEPS = {"bits_per_dim": "bits / dim", "fid": "FID", "frechet_distance": "Fréchet distance"}  # of checkpoints
+OVER_STEPS = {  # of checkpoints
+    "bits_per_dim": "bits / dim",
+    "fid": "FID",
+    "fd_dinov2": "FD-DINOv2",
+    "sfid": "sFID",
+    "frechet_distance": "Fréchet distance",
+}
 
 
 def read(file: places.Place) -> dict[str, Any]:
@@ -60,12 +66,13 @@ def lines(
             + (f" ({checksums[data]})" if checksums and data in checksums else ""),
             f"weights {weights}" if weights else "",
             with_what(result, sampler if n == "n_samples" else ""),
-            f"evaluator {result.get('evaluator') or result.get('features') or job}",
-            f"score_flow {version}" if version else "",
         ]
         for name, value, error in figures(result, options):
             spread = f" +- {error:.2g}" if math.isfinite(error) else ""
-            said = [part for part in about if part and part != "data "]
+            features = result.get(f"features_{name.removesuffix('_std')}") or result.get("features")
+            evaluator = f"evaluator {result.get('evaluator') or features or job}"
+            of = [*about, evaluator, f"score_flow {version}" if version else ""]
+            said = [part for part in of if part and part != "data "]
             found.append("; ".join([f"{called(job, result)}.{name} = {value:.6g}{spread}", *said]))
     return found
 

@@ -20,8 +20,10 @@ OF_THE_WEIGHTS = ("checkpoint", "weights")
 # What the height of a loss depends on beside the weights.
 OF_THE_LOSS = (
     "path", "model.prediction", "model.learn_sigma", "model.low_res", "data.centered", "data.source", "data.levels",
-    "data.range", "data.uniform_dequantization", "training.objective", "training.vlb_weight", "training.variance",
-    "training.decoder", "training.weighting", "training.min_snr_gamma", "training.likelihood_weighting",
+    "data.range", "data.uniform_dequantization", "training.objective", "training.contrast",
+    "training.vlb_weight", "training.variance",
+    "training.decoder", "training.weighting", "training.min_snr_gamma", "training.velocity_clip",
+    "training.likelihood_weighting",
     "training.time_sampler", "training.importance_weighting", "training.smallest_time", "training.largest_time",
     "training.reduce_mean", "training.label_dropout",
 )  # fmt: skip

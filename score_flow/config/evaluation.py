@@ -113,14 +113,21 @@ class EvalOptions(Section):
         "small", "of a step, where training learned none for its bound: small or large", among=("small", "large")
     )
     vlb_clip: bool = option(True, "keep the estimate of x0 in the range of the data, as published")
+    code_lanes: int = option(8, "of the job code: images coded side by side, each after others of its lane", least=1)
+    code_cells: int = option(
+        16, "cells of a latent in the smallest standard deviation that it is coded by: more cost initial bits",
+        least=1, most=2**16,
+    )  # fmt: skip
+    code_file: str = option("", "a file of the job code, which decodes it instead")
     bound_form: str = option(
         "dsm", "of the job bound: dsm (denoising), or ssm (sliced, with the probes above)", among=("dsm", "ssm")
     )
     bound_importance: bool = option(True, "its times by the integrand's weight (even in log SNR) instead of even in t")
     bound_times: int = option(100, "draws of a time and noise for each image", least=1)
     extractor: Component = plug_in(
-        registries.EXTRACTORS, "small", "of the features that samples are compared by: small, inception with weights"
-    )
+        registries.EXTRACTORS, "small",
+        "of the features that samples are compared by: small; of a file of weights: inception, dinov2",
+    )  # fmt: skip
     fid_dataset: str = option("train", "split that samples are compared with: train or test", among=SPLITS)
     stats: str = option("", "its statistics, an .npz file; default: workdir/stats/, where --mode=stats puts them")
     kept_features: int = option(10_000, "of each set at most, for KID, precision and recall", least=4)

@@ -37,6 +37,9 @@ class ModelOptions(Section):
         False, "twice the output channels: the second half is a variance (unused by interpolants)"
     )
     span: bool = option(False, "tell the network of two times: what a flow map needs (training.objective = flow_map)")
+    guidance: bool = option(
+        False, "tell the network of the guidance scale, of those of training.flow_map_guidance: one call a step"
+    )
     ema_rate: tuple = option(
         (0.9999,), "one average of the weights for each rate; evaluation uses the first",
         each=float, least=0, below=1, fewest=1,
@@ -101,11 +104,15 @@ class TrainOptions(Section):
     init: str = option("", "a new run begins with weights of WORKDIR[:STEP] (its first average) or a published file")
     accept: tuple = option((), "keys in which this command goes on otherwise than its state: ('batch_size',)", each=str)
     objective: str = option(
-        "simple", "simple (weighted squared error), vlb (bound of a chain), hybrid (both), flow_map, classifier",
+        "simple", "simple (weighted squared error), uncertainty or contrastive (made of it), vlb (bound of a chain), "
+        "hybrid (simple and vlb), flow_map, classifier",
         among=registries.LOSSES,
     )  # fmt: skip
     vlb_weight: float = option(
         1e-3, "hybrid: weight of the bound, which trains only the variance, beside a mean square", least=0
+    )
+    contrast: float = option(
+        0.05, "contrastive: weight of the squared distance from the velocity of another example", least=0, below=1
     )
     flow_map: str = option(
         "meanflow", "flow_map: what it is trained on: meanflow, improved (iMF), shortcut or consistency",
@@ -115,6 +122,11 @@ class TrainOptions(Section):
         0.5, "flow_map: share of a batch at equal times, where it is the velocity", least=0, most=1
     )
     flow_map_power: float = option(1.0, "flow_map: p of the weight 1/(|error|^2 + .01)^p of each example", least=0)
+    flow_map_guidance: tuple = option(
+        (1.0, 1.0), "flow_map: (least, largest) scale of classifier-free guidance whose flow it learns; 1 = none",
+        each=float, least=1, lengths=(2,),
+    )  # fmt: skip
+    teacher: str = option("", "flow_map: workdir of a trained model, whose flow is learnt in the place of the data's")
     variance: str = option(
         "range", "of a step, for the bound: small, large, or learned (model.learn_sigma): range, log",
         among=("small", "large", "range", "log"),
@@ -125,6 +137,11 @@ class TrainOptions(Section):
     )  # fmt: skip
     weighting: str = option("simple", "of the squared error", among=registries.WEIGHTINGS)
     min_snr_gamma: float = option(5.0, "of weighting = min_snr", above=0)
+    velocity_clip: float = option(0.05, "of weighting = clipped_velocity: least sigma/det", above=0)
+    second_order: float = option(
+        0.0, "simple: weight of how far the squared error is off what the divergence of the network says (i-DODE: .1)",
+        least=0,
+    )  # fmt: skip
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"

@@ -28,8 +28,8 @@ class Pixels:
     dequantised: bool = static()  # whether the data have noise inside their level
     autoencoder: nn.Module | None = static(default=None)
     params: PyTree = None
-    scale: float = static(default=1.0)
-    shift: float = static(default=0.0)
+    scale: float | tuple[float, ...] = static(default=1.0)  # of all channels, or of each
+    shift: float | tuple[float, ...] = static(default=0.0)
 
     def __call__(self, x: Float[Array, "*n h w c"]) -> UInt8[Array, "*n h2 w2 c2"]:
         """Return the levels of x; of latents x = (latent - shift) scale, the nearest to the decoded one in [-1, 1]."""
@@ -37,7 +37,8 @@ class Pixels:
             return jax.lax.map(self, x)
         if self.autoencoder is None:
             return self.scaling.quantise(x, self.dequantised)
-        images = self.autoencoder.apply({"params": self.params}, x / self.scale + self.shift, method="decode")
+        latents = x / jnp.asarray(self.scale, x.dtype) + jnp.asarray(self.shift, x.dtype)
+        images = self.autoencoder.apply({"params": self.params}, latents, method="decode")
         return jnp.clip(jnp.round((images + 1) * ((LEVELS - 1) / 2)), 0, LEVELS - 1).astype(jnp.uint8)
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

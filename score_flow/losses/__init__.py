@@ -8,6 +8,8 @@ packages.of_plug_ins(__name__)
 
 if TYPE_CHECKING:  # what an editor knows of them
     from score_flow.losses.classifier import build as classifier
+    from score_flow.losses.contrastive import build as contrastive
     from score_flow.losses.hybrid import build as hybrid
     from score_flow.losses.simple import build as simple
+    from score_flow.losses.uncertainty import build as uncertainty
     from score_flow.losses.vlb import build as vlb

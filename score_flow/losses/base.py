@@ -15,12 +15,13 @@ from jaxtyping import Array, Float, PyTree
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.losses.coupling import optimal
-from score_flow.model import Model
+from score_flow.model import OWN, Model
 from score_flow.process.times import TimeSampler
 from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
 
 Coupling = Literal["independent", "ot"]
 Product = Literal["denoiser", "classifier", "dequantiser"]
+OF_WEIGHTINGS = ("min_snr_gamma", "velocity_clip")  # options of config.training that are of some weightings alone
 
 
 class Aux(NamedTuple):
@@ -77,6 +78,12 @@ def initial(model: Model, prepare: Preprocess, key: Key, batch: Batch) -> Params
     x0, condition = jax.eval_shape(prepare, key, batch)
     one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), condition)
     return model.init(key, (1, *x0.shape[1:]), one)
+
+
+def beside(loss: Loss, image_shape: tuple[int, ...]) -> Params:
+    """Return what a loss has learnt beside the network, by its name in the parameters of a run, as it begins."""
+    own = loss.own(image_shape) if isinstance(loss, OfNoisyImages) else {}
+    return {OWN: own} if own else {}
 
 
 class ByExample(abc.ABC):
@@ -168,7 +175,13 @@ class OfNoisyImages(ByExample):
         return self.model.network
 
     def init(self, key: Key, batch: Batch) -> Params:
-        return initial(self.model, self.noising.prepare, key, batch)
+        params = initial(self.model, self.noising.prepare, key, batch)
+        x0 = jax.eval_shape(self.noising.prepare, key, batch)[0]
+        return params | beside(self, x0.shape[1:])
+
+    def own(self, image_shape: tuple[int, ...]) -> Params:
+        """Return the parameters that the loss learns beside the network's, as they begin; most have none."""
+        return {}
 
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
         return self.noising.draw(time_state, key, batch, train)

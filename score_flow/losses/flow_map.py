@@ -11,11 +11,11 @@ from typing import ClassVar, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import Noised, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
@@ -26,16 +26,28 @@ from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserE
 
 Kind = Literal["meanflow", "improved", "shortcut", "consistency"]
 Average = Callable[[Images, Times, Times], Images]  # u(x_t, t, span) of one network
+Guidance = Float[Array, "b 3"] | None
 OFFSET = 0.01  # of the weight, as published
 
 
 class Point(NamedTuple):
-    """Where an average velocity is asked for, and the velocity of the noise and image that x_t is made of."""
+    """Where an average velocity is asked for, and an estimate of the velocity there: by the pair that x_t is made of.
+
+    The mean of that over the pairs of an x_t is the flow's; a teacher's estimate is without noise.
+    """
 
     x: Images
     t: Float[Array, "b"]
     span: Float[Array, "b"]
     velocity: Images
+
+
+@flax.struct.dataclass
+class Teacher:
+    """A trained model, whose flow is learnt in the place of the data's."""
+
+    model: Model = static()
+    params: PyTree = None
 
 
 @flax.struct.dataclass
@@ -47,6 +59,12 @@ class FlowMap(OfNoisyImages):
         s = t_min, the identity that a continuous consistency model obeys (arXiv:2303.01469, app. B). shortcut: the
         mean of two half steps (arXiv:2410.12557).
     equal: share of a batch with s = t, where the target is v.
+    guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_g = v_null + w (v - v_null).
+        log w is drawn uniformly for each example, and of spans the times (first, last) between which w acts, uniformly
+        below and above 1/2; condition["guidance"] is (1 - 1/w, first, last). A hidden label is not guided. With a
+        teacher v and v_null are its own; without one the target is v + (1 - 1/w)(v_g - v_null), the last two of the
+        network itself, whose fixed point is the same and whose noise is not w times as large (iMF).
+    teacher: gives v, and v_null; None: v is the velocity of the pair. awaited: the run whose model it is to be.
     """
 
     model: Model = static()
@@ -55,43 +73,85 @@ class FlowMap(OfNoisyImages):
     equal: float = static(default=0.5)
     power: float = static(default=1.0)
     t_min: float = static(default=0.0)
+    guidance: tuple[float, float] = static(default=(1.0, 1.0))
+    teacher: Teacher | None = None
+    awaited: str = static(default="")
 
     produces: ClassVar[Product] = "denoiser"
     spans: ClassVar[bool] = True
 
     def draw(self, time_state: PyTree, key: Key, batch: Batch, train: bool) -> tuple[Noised, Key | None]:
-        """Draw two times of the time sampler, the later is t; the span to the earlier is a part of the condition."""
+        """Draw two times, the later is t (consistency: t alone); the span between is a part of the condition."""
         drawn, dropout_key = self.noising.draw(time_state, key, batch, train)
         # Of a number that no split of the same key into two or four has made.
         pair_key, equal_key = jax.random.split(jax.random.fold_in(key, 4))
-        other, weight = self.times.sample(time_state, pair_key, len(drawn.t))
-        t, s = jnp.maximum(drawn.t, other), jnp.minimum(drawn.t, other)
-        s = jnp.full_like(t, self.t_min) if self.kind == "consistency" else s
+        t, s, weight = drawn.t, jnp.full_like(drawn.t, self.t_min), drawn.weight
+        if self.kind != "consistency":
+            other, other_weight = self.times.sample(time_state, pair_key, len(t))
+            t, s, weight = jnp.maximum(t, other), jnp.minimum(t, other), weight * other_weight
         same = jax.random.bernoulli(equal_key, self.equal, t.shape)
-        t, s = jnp.where(same, drawn.t, t), jnp.where(same, drawn.t, s)
-        weight = drawn.weight * jnp.where(same, 1.0, weight)
+        t, s = (jnp.where(same, drawn.t, time) for time in (t, s))
+        weight = jnp.where(same, drawn.weight, weight)
         condition = (drawn.condition or {}) | {"span": t - s}
+        if self.guidance != (1.0, 1.0):
+            condition["guidance"] = self._guidance(jax.random.fold_in(key, 5), t - s, condition["label"])
         return drawn._replace(t=t, weight=weight, condition=condition), dropout_key
 
     def at(
         self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
         *, key: Key | None = None,
     ) -> Float[Array, "b"]:
-        """Return the weighted loss of each example; condition["span"] is its t - s, 0 where it is missing."""
-        model, rest = self.model, {name: value for name, value in (condition or {}).items() if name != "span"}
+        """Return the weighted loss of each example; condition["span"] is its t - s, 0 where it is missing.
 
-        def average(x: Images, t: Times, span: Times) -> Images:
-            output = model.apply(params, x, t, rest | {"span": span}, key=key)
+        Raises UserError where a teacher is awaited and none is there.
+        """
+        if self.awaited and self.teacher is None:
+            raise UserError(f"config.training.teacher = {self.awaited} is not read here: leave it out.")
+        model, rest = self.model, dict(condition or {})
+        span, guidance = rest.pop("span", jnp.zeros_like(t)), rest.pop("guidance", None)
+        told = guidance if getattr(model.network, "guidance", False) else None
+
+        def average(x: Images, t: Times, span: Times, told: Guidance = told, rest: Condition = rest) -> Images:
+            of = {"span": span} if told is None else {"span": span, "guidance": told}
+            output = model.apply(params, x, t, rest | of, key=key)
             c = model.path.at(t).expand(x)
             return velocity_of(model.prediction.decode(model.split(output, x)[0], x, c), c)
 
-        c = model.path.at(t).expand(x0)
-        span = (condition or {}).get("span", jnp.zeros_like(t))
-        point = Point(model.path.perturb(x0, noise, t), t, span, velocity_of(Estimate(x0, noise), c))
-        error = ERRORS[self.kind](average, point)
+        x = model.path.perturb(x0, noise, t)
+        velocity = velocity_of(Estimate(x0, noise), model.path.at(t).expand(x0))
+        if self.teacher is not None:
+            velocity = self._taught(x, t, rest)
+        if guidance is not None:
+            velocity = self._guided(velocity, average, x, t, guidance, rest)
+        error = ERRORS[self.kind](average, Point(x, t, span, jax.lax.stop_gradient(velocity)))
         square = sum_flat(error**2)
         weight = jax.lax.stop_gradient((square + OFFSET) ** -self.power)
         return weight * square
+
+    def _guided(
+        self, velocity: Images, average: Callable[..., Images], x: Images, t: Times, guidance: Float[Array, "b 3"],
+        condition: dict[str, Array],
+    ) -> Images:  # fmt: skip
+        """Return an estimate of the guided velocity, by one of the velocity."""
+        null = condition | {"label": jnp.full_like(condition["label"], self.noising.null_label)}
+        share = jnp.where((guidance[:, 1] <= t) & (t <= guidance[:, 2]), guidance[:, 0], 0.0)  # 1 - 1/w
+        if self.teacher is not None:
+            without = self._taught(x, t, null)
+            return without + expand(1 / (1 - share), x) * (velocity - without)
+        told = jnp.stack([share, jnp.zeros_like(t), jnp.ones_like(t)], axis=1)  # at one time it acts or does not
+        told = told if getattr(self.model.network, "guidance", False) else None
+        own, without = average(x, t, jnp.zeros_like(t), told), average(x, t, jnp.zeros_like(t), None, null)
+        return velocity + expand(share, x) * (own - without)
+
+    def _guidance(self, key: Key, span: Float[Array, "b"], label: Integer[Array, "b"]) -> Float[Array, "b 3"]:
+        """Draw what the network is told of guidance."""
+        (least, most), low = self.guidance, 0.5 * jax.random.uniform(key, (3, *span.shape), span.dtype)
+        scale = jnp.where(label == self.noising.null_label, 1.0, least * (most / least) ** (2 * low[0]))
+        interval = jnp.where(span[:, None] > 0, jnp.stack([low[1], 0.5 + low[2]], axis=1), jnp.array([0.0, 1.0]))
+        return jnp.concatenate([1 - 1 / scale[:, None], interval.astype(span.dtype)], axis=1)
+
+    def _taught(self, x: Images, t: Times, condition: Condition) -> Images:
+        return self.teacher.model.bind(self.teacher.params, condition or None).velocity(x, t)
 
 
 def along(direction: Images, average: Average, point: Point) -> Images:
@@ -132,7 +192,8 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, learn_sigma: bool, options: TrainOptions
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
-    unused(options, "vlb_weight", "decoder", "variance", "likelihood_weighting", "min_snr_gamma", "reduce_mean")
+    unused(options, "contrast", "vlb_weight", "decoder", "variance", "likelihood_weighting")
+    unused(options, *OF_WEIGHTINGS, "reduce_mean", "second_order")
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "
@@ -149,5 +210,20 @@ def build(
         )
     noising = noising_of(options, times, prepare, num_classes)
     return FlowMap(
-        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time
-    )
+        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time,
+        _guidance(model, options), awaited=options.teacher,
+    )  # fmt: skip
+
+
+def _guidance(model: Model, options: TrainOptions) -> tuple[float, float]:
+    """Return the scales of guidance that are learnt; raises UserError where they, or their network, cannot be."""
+    least, most = found = tuple(float(scale) for scale in options.flow_map_guidance)
+    said, told = f"config.training.flow_map_guidance is {found}", getattr(model.network, "guidance", False)
+    if least > most:
+        raise UserError(f"{said}: give (least, largest).")
+    if found != (1.0, 1.0) and not options.label_dropout:
+        raise UserError(f"{said}: guidance needs config.training.label_dropout above 0, and labels.")
+    if told != (least < most):
+        need = "a range of scales (1.0, 4.0)" if told else "config.model.guidance=True for a range of them"
+        raise UserError(f"{said}, config.model.guidance {told}: it needs {need}.")
+    return found

@@ -70,7 +70,7 @@ def build(
     options: TrainOptions,
 ) -> Hybrid:
     """Both as config.training describes them; raises UserError without a variance to be trained."""
-    unused(options, "coupling")
+    unused(options, "coupling", "contrast", "second_order")
     bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,7 +12,9 @@ from score_flow.data.preprocessing import Preprocess
 from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.losses.weightings import Weighting, weighting_of
 from score_flow.model import Model
+from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, mean_flat, sum_flat
+from score_flow.paths.base import Coefficients
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
@@ -23,12 +26,16 @@ class Denoising(OfNoisyImages):
     """E_t [ weight(t) |noise_hat(x_t, t) - noise|^2 ] with t from a time sampler.
 
     reduce: "mean" over the axes of an example, or "sum", half the sum (score_sde's `reduce_mean=False`).
+    second_order: in training, weight of (sigma div noise_hat - d + |noise_hat - noise|^2)^2 / d beside the square,
+        along one random probe: given x_t, E|noise_hat - noise|^2 is d - sigma div noise_hat for the best network. It
+        bounds the likelihood of the flow (Zheng et al. 2023, arXiv:2305.03935, sec. 4.2, of the velocity, with .1).
     """
 
     model: Model = static()
     noising: Noising = static()
     weighting: Weighting = static()
     reduce: Literal["mean", "sum"] = static(default="mean")
+    second_order: float = static(default=0.0)
 
     produces: ClassVar[Product] = "denoiser"
 
@@ -38,23 +45,52 @@ class Denoising(OfNoisyImages):
     ) -> Float[Array, "b"]:
         """Return the weighted loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)
-        return self.of(self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0], x0, noise, t)
+        if not self.second_order or key is None:
+            return self.of(self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0], x0, noise, t)
+        probe = jax.random.rademacher(jax.random.fold_in(key, 1), x.shape, x.dtype)
+        c = self.model.path.at(t)
+
+        def noise_hat(x):
+            output = self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0]
+            return self.model.prediction.decode(output, x, c.expand(x)).noise, output
+
+        with attention.derivatives("forward inside backward"):
+            guess, tangent, output = jax.jvp(noise_hat, (x,), (probe,), has_aux=True)
+        d, error = x[0].size, jax.lax.stop_gradient(sum_flat((guess - noise) ** 2))
+        off = jnp.broadcast_to(c.sigma, x.shape[:1]) * sum_flat(probe * tangent) - d + error
+        second = self.second_order * self.weighting(_away_from_ends(c)) * off**2 / d
+        return self.of(output, x0, noise, t) + second * (1 / d if self.reduce == "mean" else 0.5)
 
     def of(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
         """Return the weighted square of the error of a network's output."""
-        model = self.model
-        c = model.path.at(t)
-        # The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite.
-        c = c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))
-        target = model.prediction.target(Estimate(x0, noise), c.expand(x0))
-        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, x0)
+        return self.between(output, Estimate(x0, noise), t)
+
+    def between(self, output: Images, pair: Estimate, t: Times) -> Float[Array, "b"]:
+        """Return the weighted squared distance from the output that a pair asks for."""
+        model, c = self.model, _away_from_ends(self.model.path.at(t))
+        target = model.prediction.target(pair, c.expand(output))
+        scale = expand(self.weighting(c) * model.prediction.gain(c) ** 2, output)
         squared = scale * (output - target) ** 2
         return mean_flat(squared) if self.reduce == "mean" else 0.5 * sum_flat(squared)
 
 
+def _away_from_ends(c: Coefficients) -> Coefficients:
+    """The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite."""
+    return c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))
+
+
 def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Denoising:
     """The weighted squared error as config.training describes it."""
+    unused(options, "contrast")
+    return denoising(model, times, prepare, num_classes, options)
+
+
+def denoising(
+    model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions
+) -> Denoising:
+    """Return the weighted squared error, by itself or as a part of another loss."""
     unused(options, "vlb_weight", "decoder")
     noising = noising_of(options, times, prepare, num_classes)
     weighting = weighting_of(options, model.preconditioning.data_std)
-    return Denoising(model, noising, weighting, "mean" if options.reduce_mean else "sum")
+    reduce = "mean" if options.reduce_mean else "sum"
+    return Denoising(model, noising, weighting, reduce, options.second_order)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from score_flow.config import registries
 from score_flow.config.hints import parameters_of
 from score_flow.config.options import TrainOptions
-from score_flow.losses.base import unused
+from score_flow.losses.base import OF_WEIGHTINGS, unused
 from score_flow.paths.base import Coefficients
 from score_flow.types import Times, UserError
 
@@ -23,6 +23,14 @@ def simple(c: Coefficients) -> Times:
 def velocity(c: Coefficients) -> Times:
     """|velocity error|^2 (Lipman et al. 2023, arXiv:2210.02747)."""
     return (c.det / c.alpha) ** 2
+
+
+def clipped_velocity(c: Coefficients, *, velocity_clip: float = 0.05) -> Times:
+    """|velocity error|^2 with sigma/det, the time that is left to the data on a straight path, at least velocity_clip.
+
+    |x0 error|^2 / max(sigma/det, velocity_clip)^2: finite for a network that predicts x0 (JiT, arXiv:2511.13720).
+    """
+    return (c.sigma / c.alpha) ** 2 / jnp.maximum(c.sigma / c.det, velocity_clip) ** 2
 
 
 def data(c: Coefficients) -> Times:
@@ -41,7 +49,8 @@ def min_snr(c: Coefficients, *, min_snr_gamma: float = 5.0) -> Times:
 
 
 WEIGHTINGS: dict[str, Weighting] = {
-    "simple": simple, "velocity": velocity, "data": data, "likelihood": likelihood, "min_snr": min_snr,
+    "simple": simple, "velocity": velocity, "clipped_velocity": clipped_velocity, "data": data,
+    "likelihood": likelihood, "min_snr": min_snr,
 }  # fmt: skip
 """The weightings by name; config.training.weighting takes module.function for one of another package.
 
@@ -50,8 +59,8 @@ A row is a function `row(c) -> (b,)` of the path's coefficients at the times of 
 space is the noise error times what carries one to the other, |x0 error| = sigma/alpha |noise error|: its square is the
 weight under which that error is a plain mean square. At the ends of an interpolant alpha and sigma are 1e-12, not 0.
 
-A row may take more, by keyword parameters of these names: `min_snr_gamma` (config.training.min_snr_gamma, which a
-config may set only beside a row that takes it) and `data_std` (config.model.data_std).
+A row may take more, by keyword parameters of these names: `min_snr_gamma` and `velocity_clip` (config.training's, which
+a config may set only beside a row that takes it) and `data_std` (config.model.data_std).
 """
 
 
@@ -68,9 +77,8 @@ def weighting_of(options: TrainOptions, data_std: float) -> Weighting:
     if not callable(row):
         raise UserError(f"config.training.weighting is {name!r}, which is no function but {type(row).__name__}.")
     takes = parameters_of(row)
-    if "min_snr_gamma" not in takes:
-        unused(options, "min_snr_gamma", by=f"training.weighting = {name}")
-    offered = {"min_snr_gamma": options.min_snr_gamma, "data_std": data_std}
+    unused(options, *(option for option in OF_WEIGHTINGS if option not in takes), by=f"training.weighting = {name}")
+    offered = {option: getattr(options, option) for option in OF_WEIGHTINGS} | {"data_std": data_std}
     return _given(row, **{name: value for name, value in offered.items() if name in takes})
 
 

@@ -38,7 +38,7 @@ def _dense(x: Float[Array, "*b c"], features: int, *, zero: bool = False, **kwar
     return layers.Dense(features, **_init(x.shape[-1], zero), **kwargs)(x)
 
 
-def _norm(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:
+def group_norm(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:
     """GroupNorm of 32 groups as published; the next smaller divisor where that leaves a remainder."""
     groups = next(n for n in range(32, 0, -1) if x.shape[-1] % n == 0)
     return layers.GroupNorm(groups, epsilon=1e-5, name=name)(x)
@@ -49,13 +49,19 @@ class ADM(nn.Module):
 
     Published with attention_resolutions=(16, 8), num_heads=4 and num_res_blocks=3: CIFAR-10 has width=128 and
     channel_mult=(1, 2, 2, 2) (52.5 M parameters), ImageNet 64 x 64 width=128 and channel_mult=(1, 2, 3, 4) (121 M).
+    guided-diffusion's have attention_resolutions=(32, 16, 8), num_res_blocks=2 and resample_blocks: ImageNet 64 x 64
+    (295.9 M; num_res_blocks=3, qkv_first), 128 (421.5 M), 256 (553.8 M), 512 (559.0 M; embedding_width twice width).
 
     Attributes:
         width: channels of the first level; level i has width * channel_mult[i] at 1 / 2^i of the image's resolution.
         attention_resolutions: heights at which attention follows each residual block, on both ways.
         num_heads_upsample: heads on the way up; as num_heads if None or -1.
+        head_channels: channels of a head, however many heads that makes; None for those numbers of heads.
+        qkv_first: whether the channels of attention are q, k, v and then heads, or heads and then q, k, v.
+        embedding_width: channels of the time's features, a fourth of the embedding's; as width if None.
         scale_shift_norm: the time scales and shifts the second norm of a block, instead of adding to its input.
         conv_resample: resample by convolutions, instead of plain averages and repetition.
+        resample_blocks: resample inside residual blocks of their own, instead of either.
         super_resolution: condition["low_res"], an image of smaller size, is upsampled bilinearly and joins x.
         remat: what the backward pass keeps of a block: all (none), what weights give (dots), nothing (full).
         out_channels: as the input if None; twice as many for a learned variance.
@@ -77,7 +83,12 @@ class ADM(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
+    head_channels: Count | None = None
+    qkv_first: bool = False
+    resample_blocks: bool = False
+    embedding_width: Count | None = None
     dtype: layers.PrecisionGiven = "float32"
 
     casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
@@ -99,30 +110,48 @@ class ADM(nn.Module):
     ) -> Float[Array, "b h w c_out"]:
         self._check_size(x)
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        embed = layers.Embedding(
-            4 * self.width, self.num_classes, torch_kernel, self.dtype, label_std=1.0, augment_dim=self.augment_dim,
-            span=self.span, name="embedding",
-        )
-        # Every block starts with a swish of it: once for all.
-        embedding = nn.swish(embed(layers.transformer_features(time, self.width), condition))
-
+        embedding = self._embed(time, condition, self.num_classes)
         if self.super_resolution:
             x = _join_low_res(x, condition)
+        h, skips = self._encode(x, embedding, deterministic)
+        h = self._up(h, skips, embedding, deterministic)
+        h = nn.swish(group_norm(h, "norm_out"))
+        return layers.at_least_float32(_conv(h, out_channels, zero=True, dtype=self.dtype, name="conv_out"))
+
+    def _embed(self, time: Float[Array, "b"], condition: Condition, num_classes: int) -> Float[Array, "b e"]:
+        width = self.embedding_width or self.width
+        embed = layers.Embedding(
+            4 * width,
+            num_classes,
+            torch_kernel,
+            self.dtype,
+            label_std=1.0,
+            augment_dim=self.augment_dim,
+            span=self.span,
+            guidance=self.guidance,
+            name="embedding",
+        )
+        # Every block starts with a swish of it: once for all.
+        return nn.swish(embed(layers.transformer_features(time, width), condition))
+
+    def _encode(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
+    ) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _ _ _"]]]:
+        """Return what the lowest level makes of an image, and the skip connections."""
         h = _conv(x, self.width, dtype=self.dtype, name="conv_in")
         h, skips = self._down(h, embedding, deterministic)
         h = self._block("middle_0", h.shape[-1], deterministic)(h, embedding)
-        h = self._attention("middle_attention", self.num_heads)(h)
-        h = self._block("middle_1", h.shape[-1], deterministic)(h, embedding)
-        h = self._up(h, skips, embedding, deterministic)
-        h = nn.swish(_norm(h, "norm_out"))
-        return layers.at_least_float32(_conv(h, out_channels, zero=True, dtype=self.dtype, name="conv_out"))
+        h = self._attention("middle_attention", self.num_heads, h.shape[-1])(h)
+        return self._block("middle_1", h.shape[-1], deterministic)(h, embedding), skips
 
     def _down(
         self, h: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _ _ _"]]]:
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
-            if level and self.conv_resample:
+            if level and self.resample_blocks:
+                h = self._block(f"down_{level}_resample", h.shape[-1], deterministic, "down")(h, embedding)
+            elif level and self.conv_resample:
                 h = _conv(h, h.shape[-1], strides=2, dtype=self.dtype, name=f"down_{level}_resample")
             elif level:
                 h = resample.downsample(h)
@@ -131,7 +160,7 @@ class ADM(nn.Module):
             for block in range(self.num_res_blocks):
                 h = self._block(f"down_{level}_{block}", self.width * mult, deterministic)(h, embedding)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"down_{level}_{block}_attention", self.num_heads)(h)
+                    h = self._attention(f"down_{level}_{block}_attention", self.num_heads, h.shape[-1])(h)
                 skips.append(h)
         return h, skips
 
@@ -148,21 +177,25 @@ class ADM(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(f"up_{level}_{block}", self.width * mult, deterministic)(h, embedding)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"up_{level}_{block}_attention", heads)(h)
-            if level:
+                    h = self._attention(f"up_{level}_{block}_attention", heads, h.shape[-1])(h)
+            if level and self.resample_blocks:
+                h = self._block(f"up_{level}_resample", h.shape[-1], deterministic, "up")(h, embedding)
+            elif level:
                 h = resample.upsample(h)
-            if level and self.conv_resample:
-                h = _conv(h, h.shape[-1], dtype=self.dtype, name=f"up_{level}_resample")
+                if self.conv_resample:
+                    h = _conv(h, h.shape[-1], dtype=self.dtype, name=f"up_{level}_resample")
         assert not skips  # one for each block of the way up
         return h
 
-    def _block(self, name: str, features: int, deterministic: bool) -> nn.Module:
+    def _block(self, name: str, features: int, deterministic: bool, direction: str | None = None) -> nn.Module:
         block = rematted(ResidualBlock, self.remat)
-        return block(features, self.dropout, self.scale_shift_norm, deterministic, self.dtype, name=name)
+        return block(features, direction, self.dropout, self.scale_shift_norm, deterministic, self.dtype, name=name)
 
-    def _attention(self, name: str, num_heads: int) -> nn.Module:
-        block = rematted(AttentionBlock, self.remat)
-        return block(num_heads, self.dtype, name=name)
+    def _attention(self, name: str, num_heads: int, channels: int) -> nn.Module:
+        if self.head_channels and channels % self.head_channels:
+            raise UserError(f"ADM: heads of {self.head_channels} channels do not divide the {channels} of {name}.")
+        block, heads = rematted(AttentionBlock, self.remat), self.head_channels and channels // self.head_channels
+        return block(heads or num_heads, self.dtype, self.qkv_first, name=name)
 
     def _check_size(self, x: Float[Array, "..."]) -> None:
         levels = len(self.channel_mult)
@@ -185,24 +218,32 @@ def _join_low_res(x: Float[Array, "b h w c"], condition: Condition) -> Float[Arr
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(h) (1 + scale) + shift)), h = conv(swish(norm(x))); or norm(h + shift)."""
+    """x + conv(swish(norm(h) (1 + scale) + shift)), h = conv(swish(norm(x))); or norm(h + shift).
+
+    With a direction, "up" or "down", x and what the first convolution is given are resampled by 2.
+    """
 
     features: int
+    direction: str | None
     dropout: float
     scale_shift_norm: bool
     deterministic: bool  # a field, as remat would trace an argument
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]) -> Float[Array, "b h w c2"]:
-        h = _conv(nn.swish(_norm(x, "norm_0")), self.features, dtype=self.dtype, name="conv_0")
+    def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]) -> Float[Array, "b h2 w2 c2"]:
+        h = nn.swish(group_norm(x, "norm_0"))
+        if self.direction:
+            resampled = {"up": resample.upsample, "down": resample.downsample}[self.direction]
+            h, x = resampled(h), resampled(x)
+        h = _conv(h, self.features, dtype=self.dtype, name="conv_0")
         n = 2 * self.features if self.scale_shift_norm else self.features
         modulation = _dense(embedding, n, dtype=self.dtype, name="embedding")[:, None, None]
         if self.scale_shift_norm:
             scale, shift = jnp.split(modulation, 2, axis=-1)
-            h = _norm(h, "norm_1") * (1 + scale) + shift
+            h = group_norm(h, "norm_1") * (1 + scale) + shift
         else:
-            h = _norm(h + modulation, "norm_1")
+            h = group_norm(h + modulation, "norm_1")
         h = nn.Dropout(self.dropout, deterministic=self.deterministic)(nn.swish(h))
         h = _conv(h, self.features, zero=True, dtype=self.dtype, name="conv_1")
         if self.features != x.shape[-1]:
@@ -215,16 +256,17 @@ class AttentionBlock(nn.Module):
 
     num_heads: int
     dtype: str
+    qkv_first: bool = False  # the order of the channels, both published: of all heads q, k, v, or of each head its own
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, height, width, c = x.shape
         if c % self.num_heads:
             raise UserError(f"ADM: {self.num_heads} heads do not divide the {c} channels at height {height}.")
-        qkv = _dense(_norm(x, "norm"), 3 * c, dtype=self.dtype, name="qkv")
-        # Published order of the channels: by head first, then q, k, v.
-        qkv = qkv.reshape(b, height * width, self.num_heads, 3, c // self.num_heads)
-        h = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        qkv = _dense(group_norm(x, "norm"), 3 * c, dtype=self.dtype, name="qkv")
+        order = (3, self.num_heads) if self.qkv_first else (self.num_heads, 3)
+        qkv = qkv.reshape(b, height * width, *order, c // self.num_heads)
+        h = attention(*(qkv[:, :, i] if self.qkv_first else qkv[..., i, :] for i in range(3)))
         return x + _dense(h.reshape(x.shape), c, zero=True, dtype=self.dtype, name="out")
 
 

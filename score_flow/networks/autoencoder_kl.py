@@ -63,14 +63,17 @@ class DiagonalGaussian(NamedTuple):
 class AutoencoderKL(nn.Module):
     """A convolutional encoder to a Gaussian over latents, 2^(levels - 1) times smaller, and a decoder back to images.
 
-    Published (Stable Diffusion): the defaults, 83 653 863 parameters, 256 x 256 x 3 images to 32 x 32 x 4 latents. A
-    diffusion model works on (latent - shift) scale, which is the caller's business: nothing is scaled here.
+    Published: the defaults (Stable Diffusion), 83 653 863 parameters, 256 x 256 x 3 images to 32 x 32 x 4 latents;
+    latent_channels=16 without quant_convs (Stable Diffusion 3, Flux); channels=(128, 128, 256, 256, 512) with 32
+    latent_channels and attends=True, to 16 x 16 (VA-VAE f16d32, arXiv:2501.01423). A diffusion model works on
+    (latent - shift) scale, which is the caller's business: nothing is scaled here.
 
     Attributes:
         channels: of each level, finest first.
         layers_per_block: residual blocks of each level of the encoder; the decoder has one more.
         groups: of every normalisation.
         quant_convs: maps of channels between the moments and the encoder, and the latents and the decoder.
+        attends: attention after every residual block of the coarsest level too, not between the middle ones alone.
     Raises:
         UserError: channels that the groups do not divide, or an image whose sides are not multiples of 2^(levels - 1).
     """
@@ -82,6 +85,7 @@ class AutoencoderKL(nn.Module):
     out_channels: int = 3
     groups: int = 32
     quant_convs: bool = True
+    attends: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -91,8 +95,8 @@ class AutoencoderKL(nn.Module):
 
     def setup(self):
         shape = (self.channels, self.layers_per_block)
-        self.encoder = AutoencoderEncoder(*shape, 2 * self.latent_channels, self.groups, self.dtype)
-        self.decoder = AutoencoderDecoder(*shape, self.out_channels, self.groups, self.dtype)
+        self.encoder = AutoencoderEncoder(*shape, 2 * self.latent_channels, self.groups, self.attends, self.dtype)
+        self.decoder = AutoencoderDecoder(*shape, self.out_channels, self.groups, self.attends, self.dtype)
         if self.quant_convs:
             self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
             self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
@@ -132,6 +136,7 @@ class AutoencoderEncoder(nn.Module):
     layers_per_block: int
     out_channels: int
     groups: int
+    attends: bool
     dtype: str
 
     @nn.compact
@@ -140,6 +145,8 @@ class AutoencoderEncoder(nn.Module):
         for level, channels in enumerate(self.channels):
             for block in range(self.layers_per_block):
                 h = ResidualBlock(channels, self.groups, self.dtype, name=f"down_{level}_{block}")(h)
+                if self.attends and level + 1 == len(self.channels):
+                    h = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_{block}_attention")(h)
             if level + 1 < len(self.channels):
                 # Zeros at the right and bottom only, as published.
                 strided = {"strides": 2, "padding": ((0, 1), (0, 1))}
@@ -156,6 +163,7 @@ class AutoencoderDecoder(nn.Module):
     layers_per_block: int
     out_channels: int
     groups: int
+    attends: bool
     dtype: str
 
     @nn.compact
@@ -165,6 +173,8 @@ class AutoencoderDecoder(nn.Module):
         for level, channels in reversed(tuple(enumerate(self.channels))):
             for block in range(self.layers_per_block + 1):
                 h = ResidualBlock(channels, self.groups, self.dtype, name=f"up_{level}_{block}")(h)
+                if self.attends and level + 1 == len(self.channels):
+                    h = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_{block}_attention")(h)
             if level:
                 h = _conv(channels, self.dtype, f"up_{level}_resample")(resample.upsample(h))
         h = nn.swish(layers.GroupNorm(self.groups, name="norm_out")(h))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Given, Positive, check_fields
 from score_flow.config.limits import Limits
+from score_flow.networks.adm_classifier import ADMClassifier
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.resample import downsample
 from score_flow.types import Condition, UserError
@@ -138,7 +139,7 @@ def _uniform_by_outputs(key: Array, shape: tuple[int, ...], dtype=jnp.float32, *
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-NETWORKS = {"classifier": WideResNet}
+NETWORKS = {"classifier": WideResNet, "adm_classifier": ADMClassifier}
 """The classifiers by name; config.network.name takes module.function for one of another package.
 
 A row is a linen module's class, or a function that returns a module, with fields for config.network and `num_classes`,

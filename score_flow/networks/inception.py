@@ -19,17 +19,24 @@ from score_flow.networks.blocks.layers import at_least_float32
 
 SIZE = 299
 N_FEATURES, N_LOGITS = 2048, 1008
+SPATIAL_CHANNELS = 7
+N_SPATIAL = 17 * 17 * SPATIAL_CHANNELS
 
 Maps = Float[Array, "b h w c"]
 Out = Float[Array, "b h2 w2 c2"]  # of another size
 
 
 class Outputs(NamedTuple):
-    """Features after the last average, and the logits of ImageNet's classes, with and without their bias."""
+    """Features after the last average, and the logits of ImageNet's classes, with and without their bias.
+
+    spatial: the first 7 of the channels that the 1 x 1 branch of the block "mixed_6" gives, at 17 x 17 places, row by
+    row: what sFID compares (Nash et al. 2021, arXiv:2103.03841), with about as many numbers as the pool has.
+    """
 
     pool: Float[Array, "b 2048"]
     logits: Float[Array, "b 1008"]
     unbiased_logits: Float[Array, "b 1008"]
+    spatial: Float[Array, "b 2023"]
 
 
 def resize(x: Maps, size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
@@ -73,15 +80,18 @@ class InceptionV3(nn.Module):
         for name, pooled in {"Mixed_5b": 32, "Mixed_5c": 64, "Mixed_5d": 64}.items():
             h = BlockA(pooled, self.dtype, name=name)(h)
         h = BlockB(self.dtype, name="Mixed_6a")(h)
-        for name, width in {"Mixed_6b": 128, "Mixed_6c": 160, "Mixed_6d": 160, "Mixed_6e": 192}.items():
+        for name, width in {"Mixed_6b": 128, "Mixed_6c": 160, "Mixed_6d": 160}.items():  # mixed_4, _5, _6 of the graph
             h = BlockC(width, self.dtype, name=name)(h)
+        spatial = at_least_float32(h[..., :SPATIAL_CHANNELS]).reshape(len(h), -1)  # whose 1 x 1 branch comes first
+        h = BlockC(192, self.dtype, name="Mixed_6e")(h)
         h = BlockD(self.dtype, name="Mixed_7a")(h)
         h = BlockE(average_pool, self.dtype, name="Mixed_7b")(h)
         h = BlockE(partial(max_pool, stride=1, padding="SAME"), self.dtype, name="Mixed_7c")(h)
 
         pool = at_least_float32(h).mean(axis=(1, 2))
         logits = nn.Dense(N_LOGITS, use_bias=False, precision="highest", name="fc")(pool)
-        return Outputs(pool, logits + self.param("fc_bias", nn.initializers.zeros, (N_LOGITS,)), logits)
+        bias = self.param("fc_bias", nn.initializers.zeros, (N_LOGITS,))
+        return Outputs(pool, logits + bias, logits, spatial)
 
 
 class Unit(nn.Module):

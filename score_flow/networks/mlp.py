@@ -34,6 +34,7 @@ class MLP(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -54,7 +55,7 @@ class MLP(nn.Module):
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
             self.width, self.num_classes, dtype=self.dtype, augment_dim=self.augment_dim, span=self.span,
-            name="embedding",
+            guidance=self.guidance, name="embedding",
         )  # fmt: skip
         embedding = nn.swish(embed(features, condition))
 

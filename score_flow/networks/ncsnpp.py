@@ -30,7 +30,8 @@ class NCSNpp(nn.Module):
 
     Attributes:
         width: channels of the first level; level i has width * channel_mult[i] at 1 / 2^i of the image's resolution.
-        attention_resolutions: heights at which attention follows each residual block (down) or the last one (up).
+        attention_resolutions: heights at which attention follows each residual block on the way down.
+        attention_up: on the way up it follows the "last" one of such a height, or "each", as in DDPM's first code.
         embedding: "positional" (sin | cos) or "fourier" (random frequencies of scale fourier_scale) time features.
         conditional: without it the time is unused, and there are no labels.
         resblock: "biggan" resamples inside residual blocks, "ddpm" between them: by convolutions if resamp_with_conv.
@@ -71,7 +72,9 @@ class NCSNpp(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
+    attention_up: Annotated[str, Limits(among=("last", "each"))] = "last"
     remat: Remat = "none"
     dtype: layers.PrecisionGiven = "float32"
 
@@ -83,8 +86,8 @@ class NCSNpp(nn.Module):
             raise UserError(f"A network with num_classes={self.num_classes} needs conditional=True, got False.")
         if self.augment_dim and not self.conditional:
             raise UserError("config.data.augment needs config.network.conditional = True, got False.")
-        if self.span and not self.conditional:
-            raise UserError("config.model.span needs config.network.conditional = True, got False.")
+        for name in [name for name in ("span", "guidance") if getattr(self, name) and not self.conditional]:
+            raise UserError(f"config.model.{name} needs config.network.conditional = True, got False.")
         if not sum(self.fir_kernel):
             raise UserError(f"fir_kernel must have a sum other than 0, got {self.fir_kernel}.")
         super().__post_init__()
@@ -111,8 +114,14 @@ class NCSNpp(nn.Module):
             return None
         features = layers.TimeFeatures(self.embedding, self.width, self.fourier_scale, name="time_features")(time)
         embed = layers.Embedding(
-            4 * self.width, self.num_classes, dtype=self.dtype, nonlinearity=self.nonlinearity,
-            augment_dim=self.augment_dim, span=self.span, name="embedding",
+            4 * self.width,
+            self.num_classes,
+            dtype=self.dtype,
+            nonlinearity=self.nonlinearity,
+            augment_dim=self.augment_dim,
+            span=self.span,
+            guidance=self.guidance,
+            name="embedding",
         )
         return self._act(embed(features, condition))  # every block starts with it: once for all
 
@@ -138,9 +147,12 @@ class NCSNpp(nn.Module):
     ) -> Float[Array, "b h2 w2 c_out"]:
         pyramid = None
         for level, mult in reversed(tuple(enumerate(self.channel_mult))):
+            attends = h.shape[1] in self.attention_resolutions
             for i in range(self.num_res_blocks + 1):
                 h = block(f"up_{level}_{i}", jnp.concatenate([h, skips.pop()], axis=-1), self.width * mult)
-            if h.shape[1] in self.attention_resolutions:
+                if attends and self.attention_up == "each":
+                    h = self._attention(f"up_{level}_{i}_attention", h)
+            if attends and self.attention_up == "last":
                 h = self._attention(f"up_{level}_attention", h)
             h, pyramid = self._output_pyramid(level, h, pyramid, out_channels)
             if level:

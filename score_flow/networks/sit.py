@@ -5,18 +5,23 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Positive, check_fields
 from score_flow.networks.blocks import devices, layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat, rematted
+from score_flow.networks.blocks.transformer import (
+    TIME_FEATURES,
+    grid_of,
+    modulation,
+    patchify,
+    sincos_positions,
+    unpatchify,
+    xavier,
+    zeros,
+)  # fmt: skip
 from score_flow.types import Condition, UserError
-
-TIME_FEATURES = 256
-xavier = nn.initializers.xavier_uniform()
-zeros = nn.initializers.zeros
 
 
 class SiT(nn.Module):
@@ -43,6 +48,7 @@ class SiT(nn.Module):
     num_classes: layers.ClassesGiven = 0
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
+    guidance: layers.GuidanceGiven = False
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -66,25 +72,24 @@ class SiT(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
-        rows, columns = self._grid(x)
-        patches = _patchify(x, self.patch_size)
+        rows, columns = grid_of(x, self.patch_size, "SiT")
+        patches = patchify(x, self.patch_size)
         h = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")(patches)
         h += jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)
         features = layers.transformer_features(time, TIME_FEATURES)
         normal = nn.initializers.normal(0.02)
         embed = layers.Embedding(
             self.width, self.num_classes, normal, self.dtype, augment_dim=self.augment_dim, span=self.span,
-            name="embedding",
+            guidance=self.guidance, name="embedding",
         )  # fmt: skip
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 
         h, _ = self._blocks(deterministic)(h, embedding)
-        shift, scale = _modulation(embedding, 2, self.dtype, "modulation_out")
+        shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
-        return layers.at_least_float32(
-            _unpatchify(out(_modulated_norm(h, shift, scale)), rows, columns, self.patch_size)
-        )
+        h = out(_modulated_norm(h, shift, scale))
+        return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
     def _blocks(self, deterministic: bool) -> nn.Module:
         """`depth` blocks in a row, compiled once: parameters stacked along a leading axis."""
@@ -102,15 +107,6 @@ class SiT(nn.Module):
         )
         return stack(self.width, self.num_heads, self.mlp_ratio, self.dropout, deterministic, self.dtype, name="blocks")
 
-    def _grid(self, x: Float[Array, "..."]) -> tuple[int, int]:
-        """Patches along (h, w)."""
-        if x.ndim != 4 or x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
-            raise UserError(
-                f"SiT with patch_size={self.patch_size} needs images (b, h, w, c) with h and w multiples of it, "
-                f"got shape {x.shape}."
-            )
-        return x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
-
 
 class Block(nn.Module):
     """h + gate attention(norm(h) (1 + scale) + shift), then the same with an MLP; gates start at 0 (adaLN-zero)."""
@@ -126,10 +122,10 @@ class Block(nn.Module):
     def __call__(
         self, h: Float[Array, "b n width"], embedding: Float[Array, "b width"]
     ) -> tuple[Float[Array, "b n width"], None]:
-        modulation = _modulation(embedding, 6, self.dtype, "modulation")
+        moved = modulation(embedding, 6, self.dtype, "modulation")
         dropout = nn.Dropout(self.dropout, deterministic=self.deterministic)
-        h += modulation[2] * dropout(self._attention(_modulated_norm(h, *modulation[:2])))
-        h += modulation[5] * dropout(self._mlp(_modulated_norm(h, *modulation[3:5])))
+        h += moved[2] * dropout(self._attention(_modulated_norm(h, *moved[:2])))
+        h += moved[5] * dropout(self._mlp(_modulated_norm(h, *moved[3:5])))
         return h, None  # a scan's carry and (no) output
 
     def _attention(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
@@ -145,36 +141,12 @@ class Block(nn.Module):
         return dense(self.width, name="mlp_1")(hidden)
 
 
-def _modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str) -> list[Float[Array, "b 1 width"]]:
-    width = embedding.shape[-1]
-    dense = layers.Dense(n * width, kernel_init=zeros, dtype=dtype, name=name)
-    return jnp.split(dense(embedding)[:, None], n, axis=-1)
-
-
 def _modulated_norm(
     h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"]
 ) -> Float[Array, "b n width"]:
     """norm(h) (1 + scale) + shift, the norm without parameters and in float32."""
     norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False)
     return (norm(layers.at_least_float32(h)) * (1 + scale) + shift).astype(h.dtype)
-
-
-def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Fixed positions (rows * columns, width): [sin(w x), cos(w x), sin(w y), cos(w y)], w_i = 10000^(-4 i / width)."""
-    frequencies = layers.MAX_PERIOD ** (-np.arange(width // 4) / (width // 4))
-    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
-    return np.concatenate([wave(a) for a in angles for wave in (np.sin, np.cos)], axis=-1, dtype=np.float32)
-
-
-def _patchify(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b n d"]:
-    b, h, w, c = x.shape
-    return x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, h * w // p**2, p * p * c)
-
-
-def _unpatchify(patches: Float[Array, "b n d"], rows: int, columns: int, p: int) -> Float[Array, "b h w c"]:
-    b = patches.shape[0]
-    return patches.reshape(b, rows, columns, p, p, -1).swapaxes(2, 3).reshape(b, rows * p, columns * p, -1)
 
 
 build = SiT

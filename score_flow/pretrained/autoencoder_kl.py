@@ -1,4 +1,4 @@
-"""Published weights of AutoencoderKL, in diffusers' folders: config.json beside diffusion_pytorch_model.safetensors."""
+"""Published weights of AutoencoderKL, in a folder: diffusers' two files, or VA-VAE's and its latents' moments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,16 @@ from jaxtyping import PyTree
 
 from score_flow.config.loading import read_json
 from score_flow.networks.autoencoder_kl import AutoencoderKL
+from score_flow.pretrained import compvis_autoencoder
 from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.places import local, place_of
 from score_flow.types import UserError, check_choice
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+VA_VAE, MOMENTS = "vavae-imagenet256-f16d32-dinov2.pt", "latents_stats.pt"  # as its authors name them
+FILES = (WEIGHTS, VA_VAE)  # the weights of a folder
+Scale = float | tuple[float, ...]  # of all channels, or of each
 
 SIZES = {  # diffusers' sizes as fields of AutoencoderKL
     "block_out_channels": "channels",
@@ -30,35 +34,76 @@ FIXED = {  # settings that AutoencoderKL has only these values of
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
     "mid_block_add_attention": (True,),
-    "latents_mean": (None,),
-    "latents_std": (None,),
 }
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 QUANT_CONVS = ("use_quant_conv", "use_post_quant_conv")
 SCALES = {"scaling_factor": 0.18215, "shift_factor": 0.0}  # by default: Stable Diffusion's file is older than both
+OF_CHANNELS = ("latents_mean", "latents_std")  # beside them, where there are any
 UNUSED = ("sample_size", "force_upcast", "_diffusers_version", "_name_or_path")  # no part of the function
-KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *UNUSED)
+KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *OF_CHANNELS, *UNUSED)
 
 OLD_ATTENTION = {"query": "query", "key": "key", "value": "value", "out": "proj_attn"}
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 OLD_KEY = "encoder.mid_block.attentions.0.query.weight"
 
 
-def load(path: str | Path, dtype: str = "float32") -> tuple[AutoencoderKL, PyTree, float, float]:
+def load(path: str | Path, dtype: str = "float32") -> tuple[AutoencoderKL, PyTree, Scale, Scale]:
     """(network, parameters, scale, shift) of a folder; a diffusion model works on (latent - shift) scale.
+
+    Both are a number, or one for each channel.
 
     `dtype` is that of the computation; the parameters are float64 for "float64", else float32. Raises UserError for a
     folder without one of the files, settings that AutoencoderKL does not have, or weights that do not fit them.
     """
     folder = local(place_of(path))
+    if (folder / VA_VAE).is_file() and not (folder / WEIGHTS).is_file():
+        return _va_vae(folder, dtype)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}: an autoencoder is a folder with {CONFIG} and {WEIGHTS}.")
     config, tensors = read_json(folder / CONFIG), read(folder / WEIGHTS)
     network = network_of(config).clone(dtype=dtype)
     params = fill(_shapes(network), layout(network, OLD_KEY in tensors), tensors)
+    return network, as_dtype(params, "float64" if dtype == "float64" else "float32"), *_scales(config)
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the file of a folder's weights, which tells one autoencoder from another."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), folder / WEIGHTS)
+
+
+def _va_vae(folder: Path, dtype: str) -> tuple[AutoencoderKL, PyTree, Scale, Scale]:
+    """VA-VAE's file and the moments of its latents, by which they have mean 0 and standard deviation 1 a channel."""
+    if not (folder / MOMENTS).is_file():
+        raise UserError(f"{folder} holds {VA_VAE} and no {MOMENTS}: the means and deviations of its latents' channels.")
+    network, tensors = compvis_autoencoder.read(read(folder / VA_VAE))
+    network, moments = network.clone(dtype=dtype), read(folder / MOMENTS)
+    params = fill(_shapes(network), compvis_autoencoder.layout(_shapes(network)), tensors)
+    if not isinstance(moments, dict) or not {"mean", "std"} <= moments.keys():
+        raise UserError(f"{folder / MOMENTS} does not hold mean and std.")
+    mean, std = (np.asarray(moments[name], np.float64).ravel() for name in ("mean", "std"))
+    if {len(mean), len(std)} != {network.latent_channels} or not np.isfinite([mean, std]).all() or std.min() <= 0:
+        raise UserError(
+            f"{folder / MOMENTS} has {len(mean)} means and {len(std)} deviations; allowed: {network.latent_channels} "
+            "finite ones of each, deviations above 0."
+        )
+    params = as_dtype(params, "float64" if dtype == "float64" else "float32")
+    return network, params, tuple((1 / std).tolist()), tuple(mean.tolist())
+
+
+def _scales(config: Mapping[str, Any]) -> tuple[Scale, Scale]:
+    """(scale, shift): two numbers, or where the latents' means and deviations are given, as many as channels."""
     scale, shift = (_number(config, name, default) for name, default in SCALES.items())
-    return network, as_dtype(params, "float64" if dtype == "float64" else "float32"), scale, shift
+    moments = [config.get(name) for name in OF_CHANNELS]
+    if moments == [None, None]:
+        return scale, shift
+    channels = config["latent_channels"]
+    for name, values in zip(OF_CHANNELS, moments, strict=True):
+        if not isinstance(values, list) or len(values) != channels or not all(type(v) in (int, float) for v in values):
+            raise UserError(f"{name} is {values!r}; allowed: {channels} numbers, with both or neither given.")
+    if shift:
+        raise UserError(f"shift_factor is {shift}, beside latents_mean: allowed is one of them.")
+    return tuple(scale / std for std in moments[1]), tuple(map(float, moments[0]))
 
 
 def network_of(config: Mapping[str, Any]) -> AutoencoderKL:

@@ -35,6 +35,8 @@ class Tables(NamedTuple):
     ]  # log variance of q(x_s | x_t, x_0); at the first step, where it is -inf, the next
     log_large: Float[np.ndarray, "n"]  # log variance of q(x_t | x_s)
     log_fixed_large: Float[np.ndarray, "n"]  # the same, but the first: the small decodes data better (Ho et al. 2020)
+    on_x_s: Float[np.ndarray, "n"]  # the mean of q(x_t | x_s) is on_x_s x_s
+    sigma: Float[np.ndarray, "n"]  # of x_t
 
 
 @functools.lru_cache(maxsize=16)
@@ -63,6 +65,8 @@ def tables(path: Path, times: tuple[float, ...]) -> Tables:
         np.append(log_small[0], log_small),
         log_large,
         np.append(log_small[0], log_large[1:]),
+        alpha / alpha_s,
+        sigma,
     )
 
 

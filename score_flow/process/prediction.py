@@ -72,6 +72,35 @@ velocity = Prediction(
     gain=lambda c: c.alpha / c.det,
 )
 
+
+def _direction(c: Coefficients) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(alpha', sigma') over their length; sigma' of a VP path is infinite at t = 0, and there all of it."""
+    infinite = ~jnp.isfinite(c.dsigma)
+    dalpha, dsigma = jnp.where(infinite, 0.0, c.dalpha), jnp.where(infinite, 1.0, c.dsigma)
+    length = jnp.hypot(dalpha, dsigma)
+    return dalpha / length, dsigma / length
+
+
+def _of_direction(e: Estimate, c: Coefficients) -> Images:
+    dalpha, dsigma = _direction(c)
+    return dalpha * e.x0 + dsigma * e.noise
+
+
+def _from_direction(u: Images, x: Images, c: Coefficients) -> Estimate:
+    dalpha, dsigma = _direction(c)
+    det = c.alpha * dsigma - c.sigma * dalpha
+    return Estimate((dsigma * x - c.sigma * u) / det, (c.alpha * u - dalpha * x) / det)
+
+
+def _gain_of_direction(c: Coefficients) -> Float[Array, "..."]:
+    dalpha, dsigma = _direction(c)
+    return c.alpha / (c.alpha * dsigma - c.sigma * dalpha)
+
+
+# The velocity over |(alpha', sigma')|, for any clock: v where alpha^2 + sigma^2 = 1, and (noise - x0)/sqrt(2) where
+# alpha + sigma = 1; (noise - sigma x_t)/alpha on the first (Zheng et al. 2023, arXiv:2305.03935, sec. 4.1).
+unit_velocity = Prediction(_of_direction, _from_direction, _gain_of_direction)
+
 # alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512), for any alpha^2 + sigma^2.
 v = Prediction(
     target=lambda e, c: c.alpha * e.noise - c.sigma * e.x0,
@@ -80,6 +109,17 @@ v = Prediction(
     ),
     gain=lambda c: c.alpha / (c.alpha**2 + c.sigma**2),
 )
+
+
+def uncontrasted(
+    estimate: Estimate, x: Images, c: Coefficients, *, share: float, mean: Float[Array, "..."]
+) -> Estimate:
+    """Return the posterior means in those of a network trained by |v' - v|^2 - share |v' - v~|^2, v~ of another pair.
+
+    Its minimiser is v' = (E[v | x_t] - share E v)/(1 - share), with E v = alpha' mean: mean is E[x0].
+    """
+    shifted = c.dalpha * estimate.x0 + c.dsigma * estimate.noise
+    return velocity.decode((1 - share) * shifted + share * c.dalpha * mean, x, c)
 
 
 @functools.cache
@@ -105,7 +145,7 @@ def edm(sigma_data: float = 0.5) -> Prediction:
 
 PREDICTIONS: dict[str, Prediction] = {
     "noise": noise, "data": data, "score": score, "scaled_score": scaled_score,
-    "velocity": velocity, "v": v, "edm": edm(),
+    "velocity": velocity, "unit_velocity": unit_velocity, "v": v, "edm": edm(),
 }  # fmt: skip
 """The predictions by name; config.model.prediction takes module.name for one of another package.
 

@@ -5,6 +5,7 @@ devices or processes exist.
 """
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,8 @@ def initialise() -> Peers | None:
     What was found is printed. Raises UserError where a launcher started several and they cannot be joined.
     """
     keep_memory()
+    # Tracing makes millions of objects that stay: to look for cycles after each 700 takes a quarter of its time.
+    gc.set_threshold(50_000)
     # Our own SIGTERM flag is agreed on once a loop (Preemption): orbax's waits for an exact counter value.
     jax.config.update("jax_enable_preemption_service", False)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):

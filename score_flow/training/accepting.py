@@ -14,11 +14,14 @@ from score_flow.runs.places import Place
 from score_flow.types import UserError, nearest
 
 # What a state goes on with, unless a person accepts another value.
-FIXED = ("path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler", "seed")
+FIXED = (
+    "path", "network", "model", "data", "optim.optimizer", "training.batch_size", "training.time_sampler",
+    "training.teacher", "training.contrast", "seed",
+)  # fmt: skip
 # What the numbers of a network mean: under another value its weights are those of something else.
 MEANING = (
     "path", "model.prediction", "model.time", "model.time_scale", "model.time_shift", "model.input", "model.data_std",
-    "data.centered",
+    "data.centered", "training.contrast",
 )  # fmt: skip
 ONE_STATE = {"Adam", "AdamW"}  # optimisers that go on with each other's moments
 # All that training looks at, and what of it changes neither losses nor weights.

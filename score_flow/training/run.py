@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
+from score_flow.config.loading import with_settings
 from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
@@ -54,7 +55,7 @@ def train(
     least_seconds: of a step, were the devices at their peak. beginning: the weights that a run begins with which has
     none.
     """
-    options = config.training
+    config, options = _of_found(run, config), config.training
     _refuse(run, config, begins=remembered(workdir) is None)
     told, faults = Told(config, workdir), Faults(options.non_finite)
     sheet = lambda step, params: told.picture(step, "samples", snapshot(step, whole(run.mesh, params)))  # noqa: E731
@@ -88,6 +89,12 @@ def train(
             start, state = saver.go_back(loop.why, lambda: hold(fresh()), resume)
     if step < options.n_iters:
         raise Preempted(f"stopped and saved at step {step}; run the same command to go on.")
+
+
+def _of_found(run: Experiment, config: Config) -> Config:
+    """Return a config that names a teacher by the weights that were found."""
+    teacher = getattr(run.loss, "awaited", "")
+    return with_settings(config, {"training.teacher": teacher}) if teacher else config
 
 
 def _refuse(run: Experiment, config: Config, begins: bool) -> None:

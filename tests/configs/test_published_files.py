@@ -39,4 +39,4 @@ def test_file_address_and_statistics(name):
 def test_every_file_that_improved_diffusion_offers():
     """Its README has eight; each preset names another."""
     files = [re.search(r"march-2021/(\w+\.pt)", doc)[1] for name, doc in NAMED.items() if "improved_diffusion/" in name]
-    assert len(set(files)) == len(files) == 8 and len(NAMED) == 33
+    assert len(set(files)) == len(files) == 8 and len(NAMED) == 37

@@ -20,7 +20,7 @@ from score_flow.config import registries
 from score_flow.config.loading import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters
 from score_flow.pretrained.layouts import score_sde_config
-from score_flow.pretrained.projects import improved_diffusion, sit
+from score_flow.pretrained.projects import improved_diffusion, jit, lightningdit, sit
 from score_flow.runs.sharding import BATCH_AXES, state_shardings
 from score_flow.training.steps import init_state, make_train_steps
 from tests.discover import thinned
@@ -30,8 +30,8 @@ REGISTRIES = {"path": registries.PATHS, "network": registries.NETWORKS, "samplin
 
 # Values that differ on purpose, by the key here.
 ELSEWHERE = {
-    "data.source": "where the data are is not the recipe's to say; SiT's and LSUN's are to be prepared by the user",
-    "sampling": "SiT and improved-diffusion sample by a program of their own, with settings of its own",
+    "data.source": "where the data are is not the recipe's to say; latents and LSUN's are to be prepared by the user",
+    "sampling": "SiT, LightningDiT and improved-diffusion sample by a program of their own, with settings of its own",
     "sampling.respacing": "the paper takes 250 steps of its class-conditional models; the published flags, all",
     "eval": "SiT and improved-diffusion evaluate elsewhere",
     "training.n_iters": "improved-diffusion trains until it is stopped",
@@ -69,17 +69,35 @@ def improved_diffusion_cases():
         )
 
 
+def dit_cases():
+    for model, guidance, more in (("b", 2.9, {}), ("l", 2.4, {}), ("h", 2.2, {"proj_dropout": 0.2})):
+        given = {"model": f"JiT-{model.upper()}/16", "cfg": guidance, "interval_min": 0.1}
+        settings = given | {"epochs": 600, "world_size": 8} | more
+        yield f"configs/jit/{model}_16_256.py", functools.partial(jit.translate, settings), ("data.source",)
+    model = {"model_type": "LightningDiT-XL/1", "use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
+    settings = {
+        "model": model | {"use_qknorm": False, "wo_shift": False, "in_chans": 32}, "data": {"image_size": 256},
+        "train": {"max_steps": 1_000_800, "ckpt_every": 50_000}, "transport": {"use_lognorm": True},
+    }  # fmt: skip
+    skipped = ("data.source", "sampling")
+    yield "configs/lightningdit/xl_1_256.py", functools.partial(lightningdit.translate, settings), skipped
+
+
 CASES = [
     *score_sde_cases("score_sde", ""),
     *score_sde_cases("score_flow", "score_flow/"),
     *sit_cases(),
     *improved_diffusion_cases(),
+    *dit_cases(),
 ]
 RECIPES = [file for file, _, _ in CASES]
 OURS = {
     f"configs/{name}.py"
-    for name in ("digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji")
-}
+    for name in (
+        "digits", "digits_conditional", "digits_classifier", "cifar10_classifier", "digits_flow_map", "emoji",
+        "cifar10_vdm",
+    )
+}  # fmt: skip
 
 
 loaded = functools.cache(lambda file: load(file, []))  # a config is a value that does not change
@@ -177,6 +195,11 @@ COUNTS = {
     "configs/improved_diffusion/imagenet64_cond.py": 273_049_350 + 4 * 192,
     "configs/improved_diffusion/lsun_bedroom_lr1e_4.py": 113_676_678,
     "configs/improved_diffusion/upsample_64_to_256_cond.py": 279_792_390 + 4 * 192,
+    # Of the papers: 131 M, 459 M, 953 M and 675 M.
+    "configs/jit/b_16_256.py": 131_123_712,
+    "configs/jit/l_16_256.py": 458_877_664,
+    "configs/jit/h_16_256.py": 952_514_368,
+    "configs/lightningdit/xl_1_256.py": 674_961_824,
 } | {
     f"configs/sit/{model.removeprefix('SiT-').lower().replace('/', '_')}_{side}.py": entry["params"][
         f"image{side}_learn_sigma_True"
@@ -209,6 +232,7 @@ SMALL = {
     "ncsn": {"width": 4},
     "ncsnv2": {"width": 4},
     "sit": {"width": 16, "depth": 1, "num_heads": 2},
+    "dit": {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "context_start": 1},
     "adm": {"width": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "attention_resolutions": (4,)},
 }
 

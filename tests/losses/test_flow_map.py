@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sampling.guidance import guide
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
-from score_flow.losses.flow_map import ERRORS, Point
+from score_flow.losses.flow_map import ERRORS, Point, Teacher
 from score_flow.numerics import expand
 from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
@@ -66,7 +67,8 @@ def small(**settings):
 
 
 def drawn(run, n=256):
-    batch = {"image": jax.random.randint(jax.random.key(2), (n, 8, 8, 1), 0, 17, jnp.uint8)}
+    image = jax.random.randint(jax.random.key(2), (n, 8, 8, 1), 0, 17, jnp.uint8)
+    batch = {"image": image, "label": jnp.arange(n) % 10}
     params = run.init(jax.random.key(0))
     noise = lambda i, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)  # noqa: E731
     leaves, tree = jax.tree.flatten(params)
@@ -119,9 +121,74 @@ def test_the_pairs_of_times():
     np.testing.assert_allclose(batch.condition["span"], batch.t - 1e-5, rtol=1e-12)
 
 
+LABELLED = {"model.class_conditional": True, "training.label_dropout": 0.25, "training.flow_map_guidance": (1.5, 4.0)}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_guidance_is_learnt(taught):
+    """The velocity is v_null + w (v - v_null) of a teacher, or v + (1 - 1/w)(v_g - v_null), w = 1 where it is not."""
+    run = small(**LABELLED, **{"model.guidance": True})
+    params, batch = drawn(run)
+    told, hidden = np.asarray(batch.condition["guidance"]), np.asarray(batch.condition["label"]) == 10
+    share, first, last = told.T
+    assert 0.1 < hidden.mean() < 0.4 and (share[hidden] == 0).all()
+    assert (share[~hidden] >= 1 - 1 / 1.5).all() and (share[~hidden] <= 0.75).all() and np.ptp(share[~hidden]) > 0.3
+    spans, here = np.asarray(batch.condition["span"]) > 0, np.asarray(batch.t)
+    assert (told[~spans, 1:] == [0, 1]).all() and ((first < 0.5) & (last >= 0.5) & (last - first < 1))[spans].all()
+    acts = (first <= here) & (here <= last)
+    assert acts.mean() < 0.95
+    share, loss = jnp.where(acts, share, 0.0), run.loss
+    teacher = jax.tree.map(lambda leaf: 1.5 * leaf, params)
+    x = loss.model.path.perturb(batch.x0, batch.noise, batch.t)
+    c, label = loss.model.path.at(batch.t).expand(x), {"label": batch.condition["label"]}
+    null = {"label": jnp.full_like(label["label"], 10)}
+    velocity = lambda params, told: loss.model.bind(params, told).velocity(x, batch.t)  # noqa: E731
+    if taught:
+        v_null = velocity(teacher, null)
+        v = v_null + expand(1 / (1 - share), x) * (velocity(teacher, label) - v_null)
+        loss = loss.replace(teacher=Teacher(loss.model, teacher))
+    else:
+        own = velocity(params, label | {"guidance": jnp.stack([share, 0 * share, 1 + 0 * share], axis=1)})
+        v = c.dalpha * batch.x0 + c.dsigma * batch.noise + expand(share, x) * (own - velocity(params, null))
+    average = lambda x, t, span: loss.model.bind(params, batch.condition | {"span": span}).velocity(x, t)  # noqa: E731
+    square = jnp.sum(ERRORS["meanflow"](average, Point(x, batch.t, batch.condition["span"], v)) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(loss.examples(params, batch), square / (square + 0.01), rtol=1e-9)
+
+
+def test_a_teacher_that_is_awaited_is_not_forgotten():
+    run = small(**{"training.teacher": "runs/teacher"})
+    with pytest.raises(UserError, match="teacher = runs/teacher is not read here"):
+        run.loss.examples(*drawn(run, 8))
+
+
+def test_one_guided_call():
+    """Of a network that is told of guidance: at one time it acts or not, of a jump the network is told the interval."""
+    run = small(**LABELLED, **{"model.guidance": True})
+    params, batch = drawn(run, 8)
+    plain = run.model.bind(params, {"label": jnp.arange(8)})
+    guided = guide(10, 1, (-1.0, 1.0), scale=3.0, interval=(0.2, 0.6), scales=(1.5, 4.0))(plain)
+    x, t = batch.noise, jnp.linspace(0.05, 0.95, 8)
+    share = jnp.where((t >= 0.2) & (t <= 0.6), 1 - 1 / 3, 0.0)
+    told = jnp.stack([share, jnp.zeros(8), jnp.ones(8)], axis=1)
+    expected = run.model.bind(params, {"label": jnp.arange(8), "guidance": told}).velocity(x, t)
+    np.testing.assert_array_equal(guided.velocity(x, t), expected)
+    assert np.any(np.asarray(expected) != plain.velocity(x, t))
+    told = jnp.broadcast_to(jnp.array([1 - 1 / 3, 0.2, 0.6]), (8, 3))
+    expected = run.model.bind(params, {"label": jnp.arange(8), "guidance": told}).average_velocity(x, t, t / 2)
+    np.testing.assert_array_equal(guided.average_velocity(x, t, t / 2), expected)
+    for settings, said in ({"scale": 5.0}, "from 1.5 to 4.0"), ({"scale": 2.0, "rescale": 0.5}, "rescale is 0.5"):
+        with pytest.raises(UserError, match=said):
+            guide(10, 1, (-1.0, 1.0), scales=(1.5, 4.0), **settings)
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
+        ({"training.flow_map_guidance": (1.0, 2.0)}, "label_dropout"),
+        ({**LABELLED, "training.flow_map_guidance": (3.0, 2.0)}, "least, largest"),
+        (LABELLED, "config.model.guidance=True"),
+        ({"model.guidance": True}, "a range of scales"),
+        ({"training.objective": "simple", "model.span": False, "training.teacher": "a"}, "which training.objective"),
         ({"model.span": False}, "config.model.span=True"),
         ({"training.objective": "simple"}, "model.span"),
         ({"training.time_sampler.name": "grid"}, "between any two"),

@@ -226,3 +226,16 @@ def test_min_snr_caps_the_signal_to_noise_ratio_of_data_errors():
     assert snr.min() < 5 < snr.max()
     np.testing.assert_allclose(WEIGHTINGS["min_snr"](c), np.minimum(snr, 5) / snr, rtol=1e-4)
     np.testing.assert_allclose(min_snr(c, min_snr_gamma=1.0), np.minimum(snr, 1) / snr, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_clipped_velocity_is_the_loss_of_jit(scale):
+    """|v' - v|^2 with v = (x0 - z)/max(1 - t, .05), z = t x0 + (1 - t) scale noise, of a network that predicts x0."""
+    model = Model(Echo(), Linear(noise_scale=scale), PREDICTIONS["data"], Preconditioning("t", 1.0))
+    t = jnp.asarray(np.linspace(0.001, 0.999, B), jnp.float32)
+    got = denoising(model, uniform(model.path, 0.0), "clipped_velocity").at({}, X0, NOISE, t)
+    data, to_noise = np.asarray(X0, np.float64), np.asarray(t, np.float64)[:, None]
+    z = (1 - to_noise) * data + to_noise * scale * np.asarray(NOISE, np.float64)
+    predicted, left = z + to_noise, np.maximum(to_noise, 0.05)  # of Echo
+    expected = np.mean(((predicted - z) / left - (data - z) / left) ** 2, axis=-1)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)

@@ -47,8 +47,9 @@ def test_float32_agrees_with_float64(path):
 
 @pytest.mark.parametrize("path, alpha, sigma", [
     (Linear(), lambda t: 1 - t, lambda t: t),
+    (Linear(noise_scale=2.0), lambda t: 1 - t, lambda t: 2 * t),
     (GVP(), lambda t: np.sin(np.pi / 2 * (1 - t)), lambda t: np.sin(np.pi / 2 * t)),
-], ids=["linear", "gvp"])  # fmt: skip
+], ids=["linear", "linear-twice", "gvp"])  # fmt: skip
 def test_interpolants_hold_their_relative_precision_at_the_end_where_they_vanish(path, alpha, sigma):
     single = coefficients(path, INSIDE, x64=False)
     np.testing.assert_allclose(single["alpha"], alpha(INSIDE.astype(np.float64)), rtol=4 * EPS[False])

@@ -70,7 +70,7 @@ def test_every_network_is_divided(name):
             sums, outputs = numbers
             stacked = {*range(len(shape))} - {*sums, *outputs}
             assert outputs == (len(shape) - 1,) and len(shape) - 2 in sums, path
-            assert stacked == ({0} if name == "sit" and path[0] == "blocks" else set()), path
+            assert stacked == ({0} if path[0] == "blocks" else set()), path
     sizes = {path: leaf.size for path, leaf in parameters(name).items()}
     hidden = sum(sizes[path] for path, numbers in found.items() if numbers)
     assert hidden > 0.5 * sum(sizes.values())

@@ -25,10 +25,15 @@ def _dtype(code: Any) -> np.dtype:
     return np.dtype(code)
 
 
-class _Machine(ArrayMachine):
+class RealMachine(ArrayMachine):
     """CIFAR's, with arrays of real numbers."""
 
     named: ClassVar[Mapping[str, Any]] = ArrayMachine.named | {"numpy.dtype": Function(lambda code, *_: _dtype(code))}
+
+    def set_state(self, target: Any, state: Any) -> None:
+        if isinstance(target, np.dtype) and type(state) is tuple and state[1:2] == (">",):
+            raise UserError("holds an array of big-endian numbers; allowed: little-endian")
+        super().set_state(target, state)
 
 
 def is_one(file: Path) -> bool:
@@ -43,7 +48,7 @@ def read(file: Path, most: int, allowed: str) -> tuple[UInt8[np.ndarray, "n d"],
     if size > most:
         raise UserError(f"{file}: {size} bytes; allowed: {allowed} {most}")
     try:
-        batch = _Machine(2 * size).run(file.read_bytes())
+        batch = RealMachine(2 * size).run(file.read_bytes())
         image, labels = value_of(batch["data"]), batch["labels"]
     except UserError as error:
         raise UserError(f"{file}: {error}") from error

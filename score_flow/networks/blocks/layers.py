@@ -19,6 +19,7 @@ from score_flow.types import Condition, UserError
 ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]
 AugmentGiven = Annotated[int, Given("the number of labels of config.data.augment, 0 without it")]
 SpanGiven = Annotated[bool, Given("whether the network is told of two times: config.model.span")]
+GuidanceGiven = Annotated[bool, Given("whether the network is told of a guidance scale: config.model.guidance")]
 ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
 PrecisionGiven = Annotated[Dtype, Given("config.model.precision")]
 Dropout = Annotated[float, Limits(least=0, below=1)]
@@ -122,7 +123,8 @@ class Embedding(nn.Module):
     `condition["label"]` is int32 (b,) in [0, num_classes]; it is unused when num_classes is 0. With augment_dim labels
     of augmentation it has W condition["augment"] too, W without a bias: nothing where they are missing, as in samples.
     With span it has W4 act(W3 features of condition["span"]), the time from t back to another, 0 where it is missing;
-    W4 starts at 0, as if it were not there.
+    with guidance the same of condition["guidance"], (b, 3), features of each of its numbers. W4 starts at 0, as if it
+    were not there.
     Raises UserError when the network has classes and the label is missing.
     """
 
@@ -134,6 +136,7 @@ class Embedding(nn.Module):
     label_std: float = 0.02
     augment_dim: int = 0
     span: bool = False
+    guidance: bool = False
 
     @nn.compact
     def __call__(self, features: Float[Array, "b n"], condition: Condition = None) -> Float[Array, "b width"]:
@@ -142,10 +145,12 @@ class Embedding(nn.Module):
         if self.augment_dim:
             labels = (condition or {}).get("augment", jnp.zeros((len(features), self.augment_dim)))
             embedding += dense(name="augment", use_bias=False)(labels)
-        if self.span:
-            spans = transformer_features((condition or {}).get("span", jnp.zeros(len(features))), features.shape[-1])
-            hidden = NONLINEARITIES[self.nonlinearity](dense(name="span_0")(spans))
-            embedding += dense(name="span_1", kernel_init=nn.initializers.zeros)(hidden)
+        for name in [name for name in ("span", "guidance") if getattr(self, name)]:
+            numbers = (condition or {}).get(name, jnp.zeros((len(features), 3 if name == "guidance" else 1)))
+            columns = numbers.reshape(len(features), -1).T
+            told = jnp.concatenate([transformer_features(column, features.shape[-1]) for column in columns], axis=-1)
+            hidden = NONLINEARITIES[self.nonlinearity](dense(name=f"{name}_0")(told))
+            embedding += dense(name=f"{name}_1", kernel_init=nn.initializers.zeros)(hidden)
         if not self.num_classes:
             return embedding
         return embedding + label_embedding(condition, self.num_classes, self.width, self.dtype, self.label_std)

@@ -94,6 +94,8 @@ def _modules(network: NCSNpp, image_shape: tuple[int, int, int]) -> Iterator[Mod
     """Return the modules of the sources in the order in which they build them."""
     if network.num_classes:
         raise UserError(f"score_sde and score_flow have no labels: num_classes must be 0, got {network.num_classes}.")
+    if network.attention_up != "last":
+        raise UserError(f"score_sde and score_flow have attention_up = last, got {network.attention_up}.")
     # PyTorch's networks without time have its frequencies and the blocks' maps of it all the same, unused.
     if network.embedding == "fourier":
         path = "time_features/fourier" if network.conditional else None

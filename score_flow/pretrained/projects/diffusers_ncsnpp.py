@@ -1,37 +1,22 @@
 """google/ncsnpp-*: score_sde's NCSN++ at 256 x 256 and 1024 x 1024 as diffusers' UNet2DModel (arXiv:2011.13456).
 
 diffusers' conversion copies score_sde's tensors one by one, and the names below follow it; no outputs of diffusers were
-at hand to compare with. google/ddpm-* is not read: it attends after every block on the way up, which NCSNpp does not.
+at hand to compare with.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, conv, pointwise, same
+from score_flow.pretrained.base import Checkpoint, Layout, Project
+from score_flow.pretrained.layouts import diffusers
 from score_flow.types import UserError, check_choice
 
 FREQUENCIES, OLD_FREQUENCIES = "time_proj.weight", "time_proj.W"  # one tensor under both names at first
-MARKS = ("conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.0.resnets.0.time_emb_proj.weight")
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # until 2023
-
-# Ours -> theirs within a block.
-RESIDUAL = {
-    "norm_0": "norm1",
-    "conv_0": "conv1",
-    "embedding": "time_emb_proj",
-    "norm_1": "norm2",
-    "conv_1": "conv2",
-    "shortcut": "conv_shortcut",
-}
-ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
-
 # The fields of NCSNpp that their "skip" blocks have one value of.
 NETWORK = {
     "embedding": "fourier",
@@ -64,7 +49,6 @@ FIXED = {
     "class_embed_type": (None, None),
     "num_class_embeds": (None, None),
 }
-SIZES = ("sample_size", "layers_per_block", "block_out_channels")
 BLOCKS = {
     "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
     "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D"),
@@ -79,31 +63,21 @@ SCHEDULER = {
     "correct_steps": "sampling.n_corrector_steps",
 }
 OTHER = ("center_input_sample", "dropout", "norm_num_groups")
-UNUSED = (  # by these blocks
-    *("downsample_padding", "downsample_type", "upsample_type", "flip_sin_to_cos", "freq_shift"),
-    *("_diffusers_version", "_name_or_path", "tensor_format"),
-)
+UNUSED = (*diffusers.UNUSED, "downsample_padding", "flip_sin_to_cos", "freq_shift")  # by these blocks
 WIDEST_GROUPING = 128  # channels from which min(channels / 4, 32) is 32
 
 
 def read(tree: Any) -> Checkpoint | None:
     """Read the weights of a UNet2DModel with Fourier features, under the names of today."""
-    if not isinstance(tree, Mapping) or not all(isinstance(tree.get(mark), np.ndarray) for mark in MARKS):
+    if not diffusers.is_unet(tree):
         return None
     frequencies = [tree[name] for name in (FREQUENCIES, OLD_FREQUENCIES) if name in tree]
     if not frequencies:
         return None
     if not np.array_equal(frequencies[0], frequencies[-1]):
         raise UserError(f"{FREQUENCIES} and {OLD_FREQUENCIES} are one tensor to diffusers, but differ here.")
-    tensors = {_current(name): w for name, w in tree.items() if name != OLD_FREQUENCIES}
+    tensors = {diffusers.current(name): w for name, w in tree.items() if name != OLD_FREQUENCIES}
     return Checkpoint({"ema": tensors | {FREQUENCIES: frequencies[0]}})
-
-
-def _current(name: str) -> str:
-    module, _, layer = name.partition(".attentions.")
-    index, _, rest = layer.partition(".")
-    old, _, kind = rest.partition(".")
-    return f"{module}.attentions.{index}.{OLD_ATTENTION[old]}.{kind}" if old in OLD_ATTENTION else name
 
 
 def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
@@ -114,20 +88,12 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
     for field, value in NETWORK.items():
         if getattr(network, field) != value:
             raise UserError(f"config.network.{field} is {getattr(network, field)!r}; diffusers' NCSN++ has {value!r}.")
-    shapes = jax.eval_shape(lambda key: model.init(key, (1, *image_shape)), jax.random.key(0))
-    modules = _modules(len(network.channel_mult), network.num_res_blocks)
-    leaves = {}
-    for (*path, kind), leaf in flatten_dict(shapes).items():
-        module = "/".join(path)
-        name = f"{modules[module]}.{'bias' if kind == 'bias' else 'weight'}"
-        # pointwise reads a dense layer too.
-        read_weight = same if kind != "kernel" else conv if len(leaf.shape) == 4 else pointwise
-        leaves[f"{module}/{kind}"] = Leaf((name,), read_weight)
-    return Layout(leaves, {})
+    single, blocks = _modules(len(network.channel_mult), network.num_res_blocks)
+    return diffusers.layout(model, image_shape, single, blocks)
 
 
-def _modules(n_levels: int, num_res_blocks: int) -> dict[str, str]:
-    """The name of each module of theirs by ours ("down_0_1/conv_0"); on the way up they count from the lowest level."""
+def _modules(n_levels: int, num_res_blocks: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Their names of single layers and of blocks, by ours; on the way up they count from the lowest level."""
     single = {
         "time_features/fourier": "time_proj",
         "embedding/time_0": "time_embedding.linear_1",
@@ -151,12 +117,7 @@ def _modules(n_levels: int, num_res_blocks: int) -> dict[str, str]:
         if level:
             blocks[f"up_{level}_resample"] = f"{up}.resnet_up"
             single |= {f"norm_up_{level}_output": f"{up}.skip_norm", f"conv_up_{level}_output": f"{up}.skip_conv"}
-    inner = {
-        f"{name}/{part}": f"{theirs}.{their_part}"
-        for name, theirs in blocks.items()
-        for part, their_part in (ATTENTION if name.endswith("attention") else RESIDUAL).items()
-    }
-    return single | inner
+    return single, blocks
 
 
 def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,17 +126,17 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError for a setting that is unknown, or that NCSNpp does not have.
     """
     for name in settings:
-        check_choice("a setting of diffusers", name, (*FIXED, *SIZES, *BLOCKS, *SCHEDULER, *OTHER, *UNUSED))
+        check_choice("a setting of diffusers", name, (*FIXED, *diffusers.SIZES, *BLOCKS, *SCHEDULER, *OTHER, *UNUSED))
     for name, (allowed, default) in FIXED.items():
         got = settings.get(name, default)
         if got != allowed and not (isinstance(allowed, float) and math.isclose(got or 0, allowed, rel_tol=1e-6)):
             raise UserError(f"diffusers: {name} is {got!r}; google/ncsnpp-* has {allowed!r}.")
-    size, num_res_blocks, channels = (_size(settings, name) for name in SIZES)
+    size, num_res_blocks, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
     attention = _attention(settings, channels)
     network = NETWORK | {
         "name": "ncsnpp",
         "width": channels[0],
-        "channel_mult": _multiples(channels),
+        "channel_mult": diffusers.multiples(channels, "NCSNpp"),
         "num_res_blocks": num_res_blocks,
         "attention_resolutions": tuple(size >> level for level in attention),
         "dropout": float(settings.get("dropout", 0.0)),
@@ -198,19 +159,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attention(settings: Mapping[str, Any], channels: tuple[int, ...]) -> list[int]:
     """Return the levels with attention; both ways must agree, and their groups be those of NCSNpp."""
-    ways = {}
-    for name, (plain, attending) in BLOCKS.items():
-        kinds = settings.get(name)
-        known = isinstance(kinds, list | tuple) and all(kind in (plain, attending) for kind in kinds)
-        if not known or len(kinds) != len(channels):
-            raise UserError(
-                f"diffusers: {name} is {kinds!r}; google/ncsnpp-* has {len(channels)} of {plain}, {attending}."
-            )
-        ways[name] = [kind == attending for kind in kinds]
-    down, up = ways.values()
-    if down != up[::-1]:
-        raise UserError("diffusers: down_block_types and up_block_types attend at different levels.")
-    levels = [level for level, attends in enumerate(down) if attends]
+    levels = diffusers.attending(settings, BLOCKS, len(channels), "google/ncsnpp-*")
     # Their attention has 32 groups whatever its channels, the other layers of these blocks min(channels / 4, 32).
     narrow = [channels[level] for level in levels if channels[level] < WIDEST_GROUPING]
     groups = settings.get("norm_num_groups")
@@ -218,21 +167,6 @@ def _attention(settings: Mapping[str, Any], channels: tuple[int, ...]) -> list[i
     if narrow or other:
         raise UserError(f"diffusers: groups of {(narrow + other)[0]} channels are not those of google/ncsnpp-*.")
     return levels
-
-
-def _multiples(channels: tuple[int, ...]) -> tuple[int, ...]:
-    if any(c % channels[0] for c in channels):
-        raise UserError(f"diffusers: block_out_channels is {channels}; NCSNpp needs multiples of the first.")
-    return tuple(c // channels[0] for c in channels)
-
-
-def _size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
-    """Return a positive number, or one for each level."""
-    value = settings.get(name)
-    numbers = value if name == "block_out_channels" else [value]
-    if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
-        raise UserError(f"diffusers: {name} is {value!r}; it must be given in positive whole numbers.")
-    return tuple(numbers) if name == "block_out_channels" else value
 
 
 def _process(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,24 @@
-"""Published weights of improved-diffusion: CIFAR-10, ImageNet 64 x 64, LSUN and the upsampler (arXiv:2102.09672)."""
+"""Published weights of improved-diffusion and guided-diffusion: CIFAR-10, ImageNet, LSUN and the upsamplers.
 
-from collections.abc import Callable, Mapping
+Nichol and Dhariwal 2021 (arXiv:2102.09672, arXiv:2105.05233). Settings that guided-diffusion alone has tell the two
+apart, whose defaults differ.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
 from score_flow.networks.adm import ADM
 from score_flow.pretrained import base
+from score_flow.pretrained.layouts import adm
 from score_flow.types import UserError, check_choice
 
 MARKS = ("time_embed.0.weight", "input_blocks.0.0.weight")
 CHANNEL_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}  # by image size
+GUIDED_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+UPSAMPLER_MULT = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}  # of guided-diffusion
 CLASSES = 1000
 SCHEDULES = {"uniform": "grid", "loss-second-moment": "loss_second_moment"}  # laws of the step in training
 
@@ -55,6 +59,8 @@ FLAGS = SHARED | {
     "class_cond": False,
     "use_scale_shift_norm": True,
 }
+GUIDED = {"num_head_channels": -1, "resblock_updown": False, "use_new_attention_order": False}  # what it alone has
+GUIDED_DIFFUSION = {"rescale_timesteps": False, "rescale_learned_sigmas": False}
 CONSTRUCTOR = SHARED | {  # of their UNetModel, which has none for the width, the blocks, attention and channels
     "model_channels": 128,
     "num_res_blocks": 2,
@@ -68,17 +74,6 @@ CONSTRUCTOR = SHARED | {  # of their UNetModel, which has none for the width, th
     "num_classes": None,
     "use_scale_shift_norm": False,
 }
-
-# Ours -> theirs within a block.
-RESIDUAL = {
-    "norm_0": "in_layers.0",
-    "conv_0": "in_layers.2",
-    "embedding": "emb_layers.1",
-    "norm_1": "out_layers.0",
-    "conv_1": "out_layers.3",
-    "shortcut": "skip_connection",
-}
-ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 
 
 def read(tree: Any) -> base.Checkpoint | None:
@@ -95,59 +90,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> base.Layout:
         raise UserError(
             f"the checkpoint is improved-diffusion's U-Net (adm); config.network is {type(network).__name__}."
         )
-    condition = {"label": jnp.zeros(1, jnp.int32), "low_res": jnp.zeros((1, *image_shape))}
-    shapes = jax.eval_shape(lambda key: model.init(key, (1, *image_shape), condition), jax.random.key(0))
-    modules = _modules(network.channel_mult, network.num_res_blocks, set(shapes))
-    leaves = {}
-    for (*path, kind), leaf in flatten_dict(shapes).items():
-        module = "/".join(path)
-        name = f"{modules[module]}.{'bias' if kind == 'bias' else 'weight'}"
-        leaves[f"{module}/{kind}"] = base.Leaf((name,), _reading(kind, len(leaf.shape)))
-    return base.Layout(leaves, {})
-
-
-def _reading(kind: str, rank: int) -> Callable[[np.ndarray], np.ndarray]:
-    if kind == "embedding":
-        return lambda table: np.concatenate([table, np.zeros_like(table[:1])])
-    if kind == "kernel":
-        return base.conv if rank == 4 else base.pointwise  # the latter reads a dense layer too
-    return base.same
-
-
-def _modules(channel_mult: tuple[int, ...], num_res_blocks: int, ours: set[str]) -> dict[str, str]:
-    """The name of each module of theirs by ours ("down_0_1/conv_0"): they count the blocks of each way through."""
-    single = {
-        "embedding/time_0": "time_embed.0",
-        "embedding/time_1": "time_embed.2",
-        "embedding/label": "label_emb",
-        "conv_in": "input_blocks.0.0",
-        "norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    blocks = {"middle_0": "middle_block.0", "middle_attention": "middle_block.1", "middle_1": "middle_block.2"}
-    i = 0
-    for level in range(len(channel_mult)):
-        for block in range(num_res_blocks):
-            i += 1
-            blocks[f"down_{level}_{block}"] = f"input_blocks.{i}.0"
-            blocks[f"down_{level}_{block}_attention"] = f"input_blocks.{i}.1"
-        i += 1  # resampling to the next level counts as a block, with or without weights
-        single[f"down_{level + 1}_resample"] = f"input_blocks.{i}.0.op"
-    i = 0
-    for level in reversed(range(len(channel_mult))):
-        for block in range(num_res_blocks + 1):
-            blocks[f"up_{level}_{block}"] = f"output_blocks.{i}.0"
-            blocks[f"up_{level}_{block}_attention"] = f"output_blocks.{i}.1"
-            i += 1
-        # On the way up it is part of the level's last block, after the attention if there is one.
-        place = 2 if f"up_{level}_{block}_attention" in ours else 1
-        single[f"up_{level}_resample"] = f"output_blocks.{i - 1}.{place}.conv"
-    inner = {
-        f"{name}/{part}": f"{theirs}.{their_part}"
-        for name, theirs in blocks.items()
-        for part, their_part in (ATTENTION if name.endswith("attention") else RESIDUAL).items()
-    }
-    return single | inner
+    return adm.layout(model, image_shape)
 
 
 def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +101,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given, upsampler = _complete(settings)
     size = given["large_size"] if upsampler else given["image_size"]
-    network = given if "model_channels" in settings else _constructor(given, size)
+    network = given if "model_channels" in settings else _constructor(given, size, upsampler)
     channels, classes = network["in_channels"], network["num_classes"] or 0
     if network["dims"] != 2 or network["out_channels"] not in (channels, 2 * channels):
         raise UserError(
@@ -167,8 +110,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         "network.name": "adm",
-        "network.width": network["model_channels"],
-        "network.channel_mult": tuple(network["channel_mult"]),
+        **_widths(network),
         "network.num_res_blocks": network["num_res_blocks"],
         "network.attention_resolutions": tuple(size // rate for rate in network["attention_resolutions"] if rate),
         "network.num_heads": network["num_heads"],
@@ -182,6 +124,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         "model.class_conditional": classes > 0,
         "data.image_shape": (size, size, channels),
         "data.num_classes": classes,
+        **_guided(given),
         **_process(given),
         **_training(given, network["out_channels"] == 2 * channels),
     }
@@ -223,7 +166,9 @@ def _complete(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """(the settings with their defaults, whether they are an upsampler's)."""
     upsampler = "large_size" in settings or "small_size" in settings
     sizes = {"large_size": 256, "small_size": 64} if upsampler else {"image_size": 64}
-    defaults = (CONSTRUCTOR if "model_channels" in settings else FLAGS) | DIFFUSION | TRAIN | sizes
+    network = CONSTRUCTOR if "model_channels" in settings else FLAGS
+    guided = GUIDED | GUIDED_DIFFUSION | ({} if network is CONSTRUCTOR else {"channel_mult": ""})
+    defaults = network | DIFFUSION | TRAIN | sizes | (guided if settings.keys() & GUIDED.keys() else {})
     for name, value in settings.items():
         check_choice("a setting of improved-diffusion", name, defaults)
         if not _fits(value, defaults[name]):
@@ -238,22 +183,26 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, str):  # read where it is used
         return True
     if isinstance(default, tuple):
-        return isinstance(value, tuple | list) and all(type(v) is int for v in value)
+        return isinstance(value, tuple | list) and all(type(v) is int or v == 0.5 for v in value)
     return type(value) is type(default) or (type(default) in (float, type(None)) and type(value) is int)
 
 
-def _constructor(flags: Mapping[str, Any], size: int) -> dict[str, Any]:
+def _constructor(flags: Mapping[str, Any], size: int, upsampler: bool) -> dict[str, Any]:
     """Return the arguments of UNetModel that their flags mean."""
-    if size not in CHANNEL_MULT:
-        raise UserError(f"improved-diffusion: image size is {size}; allowed: {', '.join(map(str, CHANNEL_MULT))}.")
+    guided = "num_head_channels" in flags
+    table = CHANNEL_MULT if not guided else UPSAMPLER_MULT if upsampler else GUIDED_MULT
+    mult = _heights(flags, "channel_mult") if flags.get("channel_mult") else table.get(size)
+    if mult is None:
+        project = "guided-diffusion" if guided else "improved-diffusion"
+        raise UserError(f"{project}: image size is {size}; allowed: {', '.join(map(str, table))}.")
     return {name: flags[name] for name in SHARED} | {
         "model_channels": flags["num_channels"],
         "num_res_blocks": flags["num_res_blocks"],
         "num_heads": flags["num_heads"],
-        "attention_resolutions": tuple(size // height for height in _heights(flags["attention_resolutions"])),
+        "attention_resolutions": tuple(size // height for height in _heights(flags, "attention_resolutions")),
         "in_channels": 3,
         "out_channels": 6 if flags["learn_sigma"] else 3,
-        "channel_mult": CHANNEL_MULT[size],
+        "channel_mult": tuple(mult),
         "conv_resample": True,
         "dims": 2,
         "num_classes": CLASSES if flags["class_cond"] else None,
@@ -261,15 +210,41 @@ def _constructor(flags: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _heights(given: Any) -> list[int]:
+def _heights(flags: Mapping[str, Any], name: str) -> list[int]:
     """Their "16,8"; a command line may have read it as 16 or (16, 8)."""
+    given = flags[name]
     try:
         heights = [int(height) for height in (given if isinstance(given, tuple | list) else str(given).split(","))]
     except (TypeError, ValueError):
         heights = []
     if not heights or min(heights) < 1:
-        raise UserError(f"improved-diffusion: attention_resolutions is {given!r}; give heights such as '16,8'.")
+        raise UserError(f"improved-diffusion: {name} is {given!r}; give numbers such as '16,8'.")
     return heights
+
+
+def _widths(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the channels of the first level, and those of each over it; theirs may begin with half a width."""
+    width, mult = network["model_channels"], tuple(network["channel_mult"])
+    if mult[0] >= 1:
+        return {"network.width": width, "network.channel_mult": mult}
+    first = int(mult[0] * width)
+    return {
+        "network.width": first,
+        "network.channel_mult": tuple(int(m * width) // first for m in mult),
+        "network.embedding_width": width,
+    }
+
+
+def _guided(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what only guided-diffusion's networks have."""
+    if "num_head_channels" not in given:
+        return {}
+    heads = given["num_head_channels"]
+    return {
+        "network.head_channels": None if heads == -1 else heads,
+        "network.resample_blocks": given["resblock_updown"],
+        "network.qkv_first": given["use_new_attention_order"],
+    }
 
 
 def _process(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from score_flow.model import Model
-from score_flow.networks.sit import SiT, sincos_positions
+from score_flow.networks.blocks.transformer import sincos_positions
+from score_flow.networks.sit import SiT
 from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, Tensors, conv, dense, same, stacked
 from score_flow.process.prediction import velocity
 from score_flow.types import UserError, check_choice

@@ -79,6 +79,9 @@ def existing(workdir):
 FIRST = {"fid": statistics, "likelihood_variational": dequantiser, "images": existing, "sweep": statistics}
 FLAGS = {
     "images": lambda workdir: (f"eval.samples={workdir}/images.npz",),
+    "likelihood_flow_map": lambda workdir: (
+        "model.span=True", "training.objective=flow_map", "training.weighting=velocity", "sampling.name=flow_map",
+    ),
     "sweep": lambda workdir: ("eval.sweep=(1.0,2.0)", "model.class_conditional=True", "training.label_dropout=0.1"),
 }
 

@@ -14,7 +14,7 @@ from evaluation.context import Context, build_guide
 from evaluation.drawing import drawer
 from evaluation.fold import run as run_fold
 from evaluation.jobs import fid, judging, rounds
-from evaluation.metrics.extractors import small
+from evaluation.metrics.extractors import base, small
 from evaluation.metrics.frechet import frechet_distance, inception_score, moments
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.manifold import precision_recall
@@ -81,7 +81,7 @@ def test_figures_are_those_of_the_samples(whole, prepared):
     workdir, _, _, _, extractor = prepared
     result, samples = whole
     levels = np.rint(samples["arr_0"] * (16 / 255)).astype(np.uint8)
-    pool, logits = (np.asarray(x) for x in extractor(jnp.asarray(levels)))
+    pool, logits = (np.asarray(x) for x in extractor(jnp.asarray(levels))[:2])
     reference = read(workdir / "stats" / "digits-train-small.npz")
     expected = {"frechet_distance": frechet_distance(*moments(pool), reference.mu, reference.sigma)}
     expected["kid"], expected["kid_standard_error"] = kernel_distance(pool, reference.features)
@@ -194,7 +194,7 @@ def state_of(pool, logits=None):
 def test_a_set_with_itself():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     itself = Statistics(*moments(pool), features=pool)
-    figures = judging.figures(moments(pool), state_of(pool), itself, names=judging.OTHER)
+    figures = judging.figures(moments(pool), state_of(pool), itself, names=base.OTHER)
     assert figures["frechet_distance"] < 1e-3
     assert figures["precision"] == figures["recall"] == 1
     assert figures["kid"] < 0  # unbiased: pairs of a vector with itself count across the sets alone
@@ -203,7 +203,7 @@ def test_a_set_with_itself():
 
 def test_a_reference_of_mu_and_sigma_has_a_distance_alone():
     pool = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    for extractor, name in ((judging.OTHER, "frechet_distance"), (judging.INCEPTION, "fid")):
+    for extractor, name in ((base.OTHER, "frechet_distance"), (base.INCEPTION, "fid")):
         figures = judging.figures(moments(pool), state_of(pool), Statistics(*moments(pool)), names=extractor)
         assert set(figures) == {name}
 
@@ -214,9 +214,9 @@ def test_only_inceptions_figures_have_its_names():
     reference, state = Statistics(*moments(pool), features=pool), state_of(pool, logits)
     named = {
         name
-        for name in judging.figures(moments(pool), state, reference, names=judging.INCEPTION)
+        for name in judging.figures(moments(pool), state, reference, names=base.INCEPTION)
         if "score" in name or "fid" in name
     }
     assert named == {"fid", "inception_score", "inception_score_splits", "inception_score_splits_deviation"}
-    others = judging.figures(moments(pool), state, reference, names=judging.OTHER)
+    others = judging.figures(moments(pool), state, reference, names=base.OTHER)
     assert not [name for name in others if "inception" in name or "fid" in name]

@@ -19,6 +19,7 @@ from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.data import digits
 from score_flow.data.base import ArraySource
+from score_flow.networks.dinov2 import DINOv2
 from score_flow.networks.inception import InceptionV3, Outputs
 from score_flow.types import UserError
 from tests.discover import builds
@@ -39,13 +40,20 @@ def built(name):
     """As an evaluation builds it, for the digits; a network's weights are zeros, of which no file is needed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception.inception, "load", no_weights)
-        section = Component(name)
+        patch.setattr(inception.dinov2_weights, "load", no_dino)
+        section = Component(name, {"dinov2": "x"} if name == "inception" else {})
         return resolve(registries.EXTRACTORS, section, "config.eval.extractor", train=TRAIN, levels=17)
 
 
 def no_weights(path, dtype):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), inception.inception._shapes())
     return InceptionV3(dtype), zeros, "ab" * 32
+
+
+def no_dino(path, dtype):
+    network = DINOv2(64, 1, dtype=dtype)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))["params"]
+    return network, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), "DINOv2 of nothing"
 
 
 every_extractor = pytest.mark.parametrize("name", EXTRACTORS)
@@ -55,7 +63,7 @@ every_extractor = pytest.mark.parametrize("name", EXTRACTORS)
 
 
 def test_the_directory_is_the_registry():
-    assert {"inception", "small"} <= set(EXTRACTORS)
+    assert {"dinov2", "inception", "small"} <= set(EXTRACTORS)
     assert len({built(name).name for name in EXTRACTORS}) == len(EXTRACTORS)
 
 
@@ -64,8 +72,11 @@ def test_a_program_takes_the_parameters_as_an_argument_and_returns_the_declared_
     extractor = built(name)
     program, features = jax.make_jaxpr(lambda e, x: e(x), return_shape=True)(extractor, jnp.asarray(TRAIN.image[:3]))
     assert jax.tree.leaves(extractor) and hash(jax.tree.structure(extractor))
-    assert sum(np.size(c) for c in program.consts) < 2000  # tables of the resize, no parameters
+    sizes = sum(map(np.size, jax.tree.leaves(extractor)))
+    assert sum(np.size(c) for c in program.consts) < min(sizes, 10_000)  # tables of the resize, no parameters
     assert (features.pool.shape, features.pool.dtype) == ((3, extractor.n_features), jnp.float32)
+    declared = {distance: ((3, d), jnp.float32) for distance, (_, d) in extractor.more.items()}
+    assert {distance: (x.shape, x.dtype) for distance, x in (features.more or {}).items()} == declared
     if features.logits is not None:
         assert features.logits.shape[:1] == (3,) and features.logits.dtype == jnp.float32
 
@@ -165,7 +176,7 @@ class Echo(InceptionV3):
     def __call__(self, x):
         assert x.ndim == 4 and x.dtype == jnp.float32
         flat = x.reshape(len(x), -1)
-        return Outputs(flat, flat + 1, flat)
+        return Outputs(flat, flat + 1, flat, flat)
 
 
 def echo(images, levels=256, **fields):
@@ -196,6 +207,9 @@ def test_the_name_says_which_weights_and_which_logits(monkeypatch):
     monkeypatch.setattr(inception.inception, "load", no_weights)
     assert built("inception").name == "InceptionV3 of FID, sha256 abababab"
     assert inception.build("x", biased_logits=True).name == "InceptionV3 of FID, sha256 abababab, logits with bias"
+    monkeypatch.setattr(inception.dinov2_weights, "load", no_dino)
+    spatial, beside = inception.build("x", dinov2="y").more.values()
+    assert (spatial, beside) == (("InceptionV3 of FID, sha256 abababab", 2023), ("DINOv2 of nothing", 64))
     assert inception.build("x", dtype="bfloat16").name == "InceptionV3 of FID, sha256 abababab, bfloat16"
 
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.networks import sit
-from score_flow.networks.blocks import layers
+from score_flow.networks.blocks import layers, transformer
 from tests.discover import thinned
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Imported, allowed, nhwc, relative_error
@@ -87,7 +86,7 @@ def test_features_of_time_and_position(case):
     settings = description["kwargs"]
     side = settings["input_size"] // settings["patch_size"]
     # Sines of products rounded to float32: a few units in the last place of the angle.
-    positions = sit.sincos_positions(side, side, settings["hidden_size"])
+    positions = transformer.sincos_positions(side, side, settings["hidden_size"])
     np.testing.assert_allclose(positions, arrays["pos_embed_init"][0], atol=side * np.finfo("float32").eps)
     for name, reference in arrays.items():
         if name.startswith("timestep_embedding_"):
