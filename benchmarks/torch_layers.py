@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from score_flow.networks.adm import ADM
+from score_flow.networks.blocks.transformer import sincos_positions
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.networks.sit import SiT, sincos_positions
+from score_flow.networks.sit import SiT
 
 Tensor = torch.Tensor
 Params = dict[str, Tensor]
