@@ -134,7 +134,7 @@ def test_recipes_build_the_published_network_and_a_small_one():
     ("model.class_conditional=True", "config.model.class_conditional is True"),
     ("model.low_res=4", "config.model.low_res is 4"),
     ("training.snapshot_sampling=True", "config.training.snapshot_sampling is True"),
-    ("network.name=sit", "'sit'; allowed: classifier"),
+    ("network.name=sit", "'sit'; allowed: adm_classifier, classifier"),
     ("network.chanel_multiplier=2", "Did you mean 'channel_multiplier'?"),
     ("data.image_shape=(8,8,1)", "training.objective is classifier, but the data have no labels"),
 ])  # fmt: skip

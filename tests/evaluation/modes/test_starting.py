@@ -93,7 +93,7 @@ def test_fine_tuning_with_other_classes(source, shapes, tmp_path, capsys):
     "flags, said",
     [
         (["--config.network.width=9"], "block_0_0/bias is (8,) there and (9,) here"),
-        (["--config.path.name=gvp"], "mean something else (path.name: linear -> gvp)"),
+        (["--config.path.name=gvp"], "mean something else (path.name: linear -> gvp;"),
         (["--config.model.prediction=noise"], "--config.training.accept=('prediction',)"),
         (["--config.model.time_scale=1000.0"], "model.time_scale: 999.0 -> 1000.0"),
         (["--config.training.objective=classifier", "--config.network.name=mlp"], "classifier"),
