@@ -76,6 +76,7 @@ def test_no_import_looks_for_devices():
     assert python(f"{code}; {looked}").strip() == "False"
 
 
+@pytest.mark.slow
 def test_plug_ins_are_called_whatever_was_imported_before():
     """Each order in modules that are loaded anew."""
     code = """

@@ -77,6 +77,7 @@ def test_samples_are_decoded(workdir):
     assert "frechet_distance" not in json.loads((folder / "samples" / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_fid_of_decoded_samples(workdir, tmp_path, monkeypatch):
     """By an extractor of 16 x 16 x 3 pixels against a file of mu and sigma."""
     from evaluation.metrics.extractors import inception

@@ -78,6 +78,7 @@ def test_the_posterior_means_of_the_minimiser_are_exact(path, prediction):
         np.testing.assert_allclose(ours, theirs, atol=max(1e-4, condition) * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", thinned(["linear", "gvp", "vp"], 3))
 def test_the_shifted_velocity_is_its_minimiser(name):
     """Its gradient by stretch and move is 0 within five standard errors; without the contrast it is not."""

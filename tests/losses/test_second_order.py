@@ -31,9 +31,10 @@ def parts(path):
     return weight, D * sigma**2 / variance, ((guess - noise) ** 2).sum(axis=1)
 
 
-@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 9), ids=DEFAULTS)
-def test_its_value_for_the_best_network(path):
+@pytest.mark.parametrize("name", thinned(sorted(DEFAULTS, key=lambda name: name != "linear"), 9))
+def test_its_value_for_the_best_network(name):
     """Along one random probe exactly: the Jacobian is a multiple of the identity. Half sums as means."""
+    path = DEFAULTS[name]
     weight, divergence, error = parts(path)
     second = WEIGHT * weight * (divergence - D + error) ** 2 / D
     for name in PREDICTIONS:

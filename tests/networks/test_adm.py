@@ -48,6 +48,7 @@ def outputs(network, params, names, condition=None):
     return run(params)
 
 
+@pytest.mark.slow
 def test_it_starts_as_published():
     key = jax.random.key(1, impl="rbg")  # compiles in a quarter of threefry's time
     params = flatten_dict(jax.jit(adm.build(**SMALL).init)(key, X, TIME)["params"], sep="/")
@@ -150,6 +151,7 @@ def test_rematerialisation_computes_the_same_and_keeps_less():
     assert jnp.linalg.norm(same - plain) < 100 * EPS * jnp.linalg.norm(plain)
 
 
+@pytest.mark.slow
 def test_heads_on_the_way_up_may_differ():
     def program(**fields):
         network = adm.build(**SMALL | {"channel_mult": (1,), "attention_resolutions": (8,)}, **fields)

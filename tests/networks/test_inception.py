@@ -105,6 +105,7 @@ def test_resize_is_the_references_to_the_bit(folder, i):
         assert np.array_equal(rows, arrays[f"img{i}_resized_rows"])
 
 
+@pytest.mark.slow
 @every_image
 def test_float64_is_the_references(folder, i):
     values, arrays = ours(folder, i, "float64"), arrays_of(folder)

@@ -139,6 +139,7 @@ def initial_scale(network, path):
     return 0.1 if is_nin else 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     thinned([

@@ -19,7 +19,7 @@ from tests.golden_data import golden_dir, some
 
 FOLDERS = sorted(file.parent for file in (golden_dir() / "autoencoder_kl").glob("*/config.json"))
 every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-some_folders = pytest.mark.parametrize("folder", some(FOLDERS, 2), ids=lambda folder: folder.name)
+some_folders = pytest.mark.parametrize("folder", some(FOLDERS, 4), ids=lambda folder: folder.name)
 
 SMALL = AutoencoderKL(channels=(4, 8, 8), layers_per_block=1, latent_channels=3, groups=2)
 CONFIG = {

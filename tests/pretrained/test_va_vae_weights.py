@@ -77,6 +77,7 @@ def va_vae_folder(path, mean, std):
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_of_its_files(tmp_path):
     mean, std = [0.5, -1.0, 0.0, 2.0], [2.0, 0.5, 1.0, 4.0]
     network, params, scale, shift = autoencoder_kl.load(va_vae_folder(tmp_path, mean, std))

@@ -250,7 +250,9 @@ def test_flow_samplers():
 
 
 @every_precision
-@pytest.mark.parametrize("row", cases("pc", network=True) + cases("ode", network=True), ids=lambda row: row["key"])
+@pytest.mark.parametrize(
+    "row", thinned(cases("pc", network=True) + cases("ode", network=True), 3), ids=lambda row: row["key"]
+)
 def test_networks(row, x64, monkeypatch):
     file = golden_dir() / "score_sde" / row["checkpoint"].split()[0]
     if not file.exists():

@@ -52,6 +52,7 @@ def test_an_index_is_a_sample_whatever_its_batch(model, tmp_path):
     assert np.abs(whole["image"][8:].astype(int) - part["image"]).max() <= 1
 
 
+@pytest.mark.slow
 def test_gallery(model, tmp_path, monkeypatch):
     """Every picture that digits allow; what was measured of an input is seen in its samples; the report has them."""
     monkeypatch.setattr(gallery, "SCALES", (0.0, 3.0))

@@ -61,7 +61,7 @@ def float32_frequencies(time, half, divisor):
 
 
 @pytest.mark.parametrize("x64", thinned([True, False], 2), ids=["float64", "float32"])
-@pytest.mark.parametrize("case", some(CASES, 5))
+@pytest.mark.parametrize("case", some(CASES, 9))
 def test_every_stored_output(case, x64, monkeypatch):
     description, arrays = load(case)
     flax = "x_nhwc" in arrays

@@ -49,7 +49,7 @@ def converted(folder):
     return settings, base.fill(shapes_of(ours), SOURCE.layout(ours.model, ours.image_shape), tensors)
 
 
-@pytest.mark.parametrize("folder", some(CASES, 2), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", some(CASES, 4), ids=lambda folder: folder.name)
 @pytest.mark.parametrize("dtype", thinned(["float64", "float32"], 2))
 def test_outputs_are_those_of_the_source(folder, dtype):
     settings, params = converted(folder)
