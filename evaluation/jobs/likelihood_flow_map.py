@@ -23,11 +23,16 @@ LARGEST = 1024  # numbers of an image, of which the Jacobian has the square
 
 
 def open_flow_map(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
-    """Refuse networks that are told of one time alone, and images whose Jacobian is too large."""
+    """Refuse networks that are told of one time alone, images whose Jacobian is too large, and several devices.
+
+    LAPACK on several devices of a CPU waits for threads that wait for it.
+    """
     if not getattr(run.model.network, "span", False):
         raise UserError("the job likelihood_flow_map needs a flow map: training.objective = flow_map.")
     if (size := math.prod(run.image_shape)) > LARGEST:
         raise UserError(f"the job likelihood_flow_map is for images of {LARGEST} numbers; these have {size}.")
+    if run.mesh.size > 1:
+        raise UserError(f"the job likelihood_flow_map computes on one device; there are {run.mesh.size}.")
     dequantisers.refuse_missing(run, options, options.dequantizer, workdir=workdir)
     return Opened()
 
