@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
-from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
-from score_flow.networks.blocks.remat import Remat, rematted
+from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
@@ -21,6 +21,7 @@ from score_flow.networks.blocks.transformer import (
     patchify,
     rotations,
     sincos_positions,
+    stacked,
     turned,
     unpatchify,
     xavier,
@@ -172,23 +173,14 @@ class DiT(nn.Module):
         self, h: Float[Array, "b n width"], first: int, last: int, places: tuple[int, int, int],
         *, embedding: Float[Array, "b width"], deterministic: bool, name: str,
     ) -> Float[Array, "b n width"]:  # fmt: skip
-        """Blocks in a row, compiled once: parameters stacked along a leading axis."""
+        """Put the tokens through blocks first, ..., last - 1."""
         if first == last:
             return h
-        # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
-        gather = partial(devices.gathered, dtype=self.dtype, n_stacked=last - first)
-        block = Block if self.is_initializing() else nn.map_variables(Block, "params", gather)
         drops = None
         if self.dropout and not deterministic and self.dropout_blocks == "middle":
             quarter = self.depth // 4
             drops = jnp.array([quarter <= i < 3 * quarter for i in range(first, last)])
-        stack = nn.scan(
-            rematted(block, self.remat, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast if drops is None else 0),
-            length=last - first,
-        )
+        stack = stacked(self, Block, last - first, (nn.broadcast, nn.broadcast if drops is None else 0))
         return stack(
             self.num_heads, self.hidden, self.mlp, self.norm, self.qk_norm, self.shift,
             places if self.rope else None, self.dropout, deterministic, self.dtype, name=name,

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Positive, check_fields
-from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
-from score_flow.networks.blocks.remat import Remat, rematted
+from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
     grid_of,
     patchify,
+    stacked,
     turned,
     unpatchify,
     xavier,
@@ -129,16 +130,8 @@ class MiT(nn.Module):
         return tokens.astype(embedding.dtype) + embedding[:, None]
 
     def _blocks(self, deterministic: bool) -> nn.Module:
-        """`depth` blocks in a row, compiled once: parameters stacked along a leading axis."""
-        # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
-        gather = partial(devices.gathered, dtype=self.dtype, n_stacked=self.depth)
-        block = Block if self.is_initializing() else nn.map_variables(Block, "params", gather)
-        stack = nn.scan(
-            rematted(block, self.remat, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-        )
+        """`depth` blocks in a row."""
+        stack = stacked(self, Block, self.depth)
         return stack(self.num_heads, self.hidden, self.dropout, deterministic, self.dtype, name="blocks")
 
 

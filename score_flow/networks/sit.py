@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Positive, check_fields
-from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
-from score_flow.networks.blocks.remat import Remat, rematted
+from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     grid_of,
     modulation,
     patchify,
     sincos_positions,
+    stacked,
     unpatchify,
     xavier,
     zeros,
@@ -91,19 +92,8 @@ class SiT(nn.Module):
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
     def _blocks(self, deterministic: bool) -> nn.Module:
-        """`depth` blocks in a row, compiled once: parameters stacked along a leading axis."""
-        # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
-        gather = partial(devices.gathered, dtype=self.dtype, n_stacked=self.depth)
-        block = Block if self.is_initializing() else nn.map_variables(Block, "params", gather)
-        # "dots" takes a quarter of the memory of "none", and is faster too, as a scan writes whatever the backward pass
-        # will need to a stacked array.
-        stack = nn.scan(
-            rematted(block, self.remat, "dots", prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
+        """`depth` blocks in a row."""
+        stack = stacked(self, Block, self.depth, nn.broadcast)
         return stack(self.width, self.num_heads, self.mlp_ratio, self.dropout, deterministic, self.dtype, name="blocks")
 
 

@@ -1,11 +1,15 @@
 """What transformers over image patches share: patches, positions, modulation (no plug-in: no `build`)."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from score_flow.networks.blocks import layers
+from score_flow.networks.blocks import devices, layers
+from score_flow.networks.blocks.remat import rematted
 from score_flow.types import UserError
 
 TIME_FEATURES = 256
@@ -63,6 +67,26 @@ def modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str
     """n vectors of an embedding, zero to begin with; call it in a compact method."""
     dense = layers.Dense(n * embedding.shape[-1], kernel_init=zeros, dtype=dtype, name=name)
     return jnp.split(dense(embedding)[:, None], n, axis=-1)
+
+
+def stacked(network: nn.Module, block: type[nn.Module], length: int, in_axes: Any = ()) -> type[nn.Module]:
+    """Return the class of `length` blocks in a row, compiled once: parameters stacked along a leading axis.
+
+    network: whose blocks they are, with its fields dtype and remat; call it in one of its compact methods. in_axes: of
+    what a block is given beside the carry, as of flax.linen.scan.
+    """
+    # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
+    gather = partial(devices.gathered, dtype=network.dtype, n_stacked=length)
+    block = block if network.is_initializing() else nn.map_variables(block, "params", gather)
+    # "dots" takes a quarter of the memory of "none", and is faster too, as a scan writes whatever the backward pass
+    # will need to a stacked array.
+    return nn.scan(
+        rematted(block, network.remat, "dots", prevent_cse=False),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=length,
+    )
 
 
 class RMSNorm(nn.Module):
