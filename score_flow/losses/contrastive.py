@@ -5,7 +5,7 @@ arXiv:2506.05350). Its minimiser is no velocity of the data: it is shifted and s
 output undoes that first (process.prediction.uncontrasted), for which the loss learns E[x0].
 """
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import Noising, OfNoisyImages, Product, unused
-from score_flow.losses.simple import Denoising, denoising
+from score_flow.losses.base import unused
+from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.numerics import mean_flat
 from score_flow.process.prediction import Estimate, velocity
@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 
 
 @flax.struct.dataclass
-class Contrastive(OfNoisyImages):
+class Contrastive(OfSquaredError):
     """The squared error, less model.contrast times the squared distance from the target of another example.
 
     The other is the one before in the batch, whatever its label, so that its law is that of the data. E[x0] is learnt
@@ -45,21 +45,9 @@ class Contrastive(OfNoisyImages):
     the shift undone.
     """
 
-    simple: Denoising
-
-    produces: ClassVar[Product] = "denoiser"
-
-    @property
-    def model(self) -> Model:
-        return self.simple.model
-
-    @property
-    def noising(self) -> Noising:
-        return self.simple.noising
-
     def init(self, key: Key, batch: Batch) -> Params:
         """Make parameters; E[x0] begins as the mean of the first batch."""
-        params, (x0, _) = OfNoisyImages.init(self, key, batch), self.noising.prepare(key, batch)
+        params, (x0, _) = super().init(key, batch), self.noising.prepare(key, batch)
         return params | {OWN: {"mean": jnp.mean(x0, axis=0).ravel()}}
 
     def own(self, image_shape: tuple[int, ...]) -> Params:

@@ -74,6 +74,23 @@ class Denoising(OfNoisyImages):
         return mean_flat(squared) if self.reduce == "mean" else 0.5 * sum_flat(squared)
 
 
+@flax.struct.dataclass
+class OfSquaredError(OfNoisyImages):
+    """A loss made of the squared error, with the model and the noise of that."""
+
+    simple: Denoising
+
+    produces: ClassVar[Product] = "denoiser"
+
+    @property
+    def model(self) -> Model:
+        return self.simple.model
+
+    @property
+    def noising(self) -> Noising:
+        return self.simple.noising
+
+
 def _away_from_ends(c: Coefficients) -> Coefficients:
     """The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite."""
     return c._replace(alpha=jnp.maximum(c.alpha, 1e-12), sigma=jnp.maximum(c.sigma, 1e-12))

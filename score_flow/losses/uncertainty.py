@@ -5,7 +5,6 @@ at each is as it was (EDM2, Karras et al. 2023, arXiv:2312.02696, eq. 14 to 21).
 """
 
 import math
-from typing import ClassVar
 
 import flax.struct
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import Noised, Noising, OfNoisyImages, Product, unused
-from score_flow.losses.simple import Denoising, denoising
+from score_flow.losses.base import Noised, unused
+from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.process.times import TimeSampler
 from score_flow.types import Condition, Images, Key, Params, Times, UserError
@@ -27,23 +26,11 @@ PHASES = np.random.RandomState(1).uniform(size=CHANNELS)
 
 
 @flax.struct.dataclass
-class Uncertain(OfNoisyImages):
+class Uncertain(OfSquaredError):
     """exp(-u) simple + u, with u a sum of 128 fixed waves of log(sigma/alpha)/4 whose heights are learnt, from 0.
 
     Without training nothing is weighed: `at` is the squared error.
     """
-
-    simple: Denoising
-
-    produces: ClassVar[Product] = "denoiser"
-
-    @property
-    def model(self) -> Model:
-        return self.simple.model
-
-    @property
-    def noising(self) -> Noising:
-        return self.simple.noising
 
     def own(self, image_shape: tuple[int, ...]) -> Params:
         return {"heights": jnp.zeros(CHANNELS)}
