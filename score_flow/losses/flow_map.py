@@ -109,7 +109,7 @@ class FlowMap(OfNoisyImages):
             raise UserError(f"config.training.teacher = {self.awaited} is not read here: leave it out.")
         model, rest = self.model, dict(condition or {})
         span, guidance = rest.pop("span", jnp.zeros_like(t)), rest.pop("guidance", None)
-        told = guidance if getattr(model.network, "guidance", False) else None
+        told = guidance if self._tells else None
 
         def average(x: Images, t: Times, span: Times, told: Guidance = told, rest: Condition = rest) -> Images:
             of = {"span": span} if told is None else {"span": span, "guidance": told}
@@ -128,6 +128,11 @@ class FlowMap(OfNoisyImages):
         weight = jax.lax.stop_gradient((square + OFFSET) ** -self.power)
         return weight * square
 
+    @property
+    def _tells(self) -> bool:
+        """Whether the network is told of guidance."""
+        return getattr(self.model.network, "guidance", False)
+
     def _guided(
         self, velocity: Images, average: Callable[..., Images], x: Images, t: Times, guidance: Float[Array, "b 3"],
         condition: dict[str, Array],
@@ -138,9 +143,9 @@ class FlowMap(OfNoisyImages):
         if self.teacher is not None:
             without = self._taught(x, t, null)
             return without + expand(1 / (1 - share), x) * (velocity - without)
-        told = jnp.stack([share, jnp.zeros_like(t), jnp.ones_like(t)], axis=1)  # at one time it acts or does not
-        told = told if getattr(self.model.network, "guidance", False) else None
-        own, without = average(x, t, jnp.zeros_like(t), told), average(x, t, jnp.zeros_like(t), None, null)
+        none, one = jnp.zeros_like(t), jnp.ones_like(t)
+        told = jnp.stack([share, none, one], axis=1) if self._tells else None  # at one time it acts or does not
+        own, without = average(x, t, none, told), average(x, t, none, None, null)
         return velocity + expand(share, x) * (own - without)
 
     def _guidance(self, key: Key, span: Float[Array, "b"], label: Integer[Array, "b"]) -> Float[Array, "b 3"]:

@@ -76,12 +76,14 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
     return Layout(leaves | _blocks(network), {})
 
 
-def _blocks(network: MiT) -> dict[str, Leaf]:
-    """The trunk's blocks, then those of the head that is read: as many as there are, by what the file has of each.
+def _head(depth: int) -> int:
+    """How many of the blocks are the head's: the last 8, as in the published sizes, or of few all but the first."""
+    return min(CONSTRUCTOR["aux_head_depth"], depth - 1)
 
-    How many are the trunk's changes nothing: the last 8 of the published sizes, or all but the first, are the head's.
-    """
-    head = min(8, network.depth - 1)
+
+def _blocks(network: MiT) -> dict[str, Leaf]:
+    """The trunk's blocks, then those of the head that is read; how many are whose changes nothing here."""
+    head = _head(network.depth)
     blocks = [f"shared_blocks_{i}" for i in range(network.depth - head)] + [f"u_heads_{i}" for i in range(head)]
     linear = {
         "qkv": ("attn/q_proj", "attn/k_proj", "attn/v_proj"), "attention_out": ("attn/out_proj",),
@@ -122,7 +124,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(shape: Mapping[str, Any]) -> dict[str, Any]:
-    head = min(8, shape["depth"] - 1)
+    head = _head(shape["depth"])
     if shape["aux_head_depth"] != head:
         raise UserError(f"aux_head_depth of the reference config is {shape['aux_head_depth']}; allowed: {head}.")
     side = shape["input_size"]
