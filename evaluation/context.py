@@ -28,6 +28,7 @@ from score_flow.data.base import Source, shuffled
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
 from score_flow.experiment import Experiment
+from score_flow.losses.base import OfNoisyImages
 from score_flow.losses.classifier import Classification
 from score_flow.losses.flow_map import Teacher
 from score_flow.model import Denoiser, Model, NetworkDenoiser
@@ -235,8 +236,13 @@ def taught(run: Experiment) -> Experiment:
             f"config.training.teacher is {asked}, but the newest weights there are {found} now: put the others back, "
             f"or go on with these: --config.training.teacher={workdir} --config.training.accept=('teacher',)."
         )
-    if run.loss.guidance != (1.0, 1.0) and not other.conditioning.num_classes:
-        raise UserError(f"config.training.teacher = {workdir} knows no classes: it cannot be guided.")
+    # Trained without ever hiding a label it has a null class in name only, as in build_guide.
+    hides = isinstance(other.loss, OfNoisyImages) and other.loss.noising.label_dropout
+    if run.loss.guidance != (1.0, 1.0) and not hides:
+        raise UserError(
+            f"config.training.teacher = {workdir} cannot be guided: it must be trained with model.class_conditional "
+            "and training.label_dropout above 0."
+        )
     teacher = Teacher(other.model, params)
     return dataclasses.replace(run, loss=run.loss.replace(teacher=teacher, awaited=f"{workdir}#{found}"))
 

@@ -42,6 +42,10 @@ def test_a_flow_map_of_a_trained_model(tmp_path, capsys):
     """The config says which weights taught it; others are refused; it goes on to the bit, and draws guided samples."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     assert command(teacher, *CLASSES) == 0
+    without = tmp_path / "without"
+    assert command(without, CLASSES[0]) == 0
+    said = refused(capsys, tmp_path / "no", *MAP, f"--config.training.teacher={without}")
+    assert "cannot be guided: it must be trained with model.class_conditional and training.label_dropout" in said
     taught = (*MAP, f"--config.training.teacher={teacher}")
     assert command(student, *taught) == 0
     named = json.loads((student / "config.json").read_text())["training"]["teacher"]
