@@ -79,6 +79,13 @@ def stacked(read: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarra
     return lambda *layers: np.stack([read(w) for w in layers])
 
 
+def refuse_other(network: Any, fields: Mapping[str, Any], whose: str) -> None:
+    """Raise UserError unless a network has the fields that all of a project's have."""
+    for field, value in fields.items():
+        if getattr(network, field) != value:
+            raise UserError(f"config.network.{field} is {getattr(network, field)!r}; {whose} has {value!r}.")
+
+
 def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
     """Make our parameters from a source's tensors, every one of them used exactly once.
 

@@ -61,6 +61,31 @@ def layout(
     return Layout(leaves, {})
 
 
+def network_of(
+    settings: Mapping[str, Any], fields: Mapping[str, Any], levels: list[int], *, name: str, whose: str
+) -> dict[str, Any]:
+    """Return the overrides of config.network and of the data: a network's fixed fields and what the settings say.
+
+    levels: those with attention; whose: the network's class. Raises UserError for sizes that it cannot have.
+    """
+    side, num_res_blocks, channels = (size(settings, what) for what in SIZES)
+    network = fields | {
+        "name": name,
+        "width": channels[0],
+        "channel_mult": multiples(channels, whose),
+        "num_res_blocks": num_res_blocks,
+        "attention_resolutions": tuple(side >> level for level in levels),
+        "dropout": float(settings.get("dropout", 0.0)),
+    }
+    del network["num_classes"]  # the data's
+    return {f"network.{field}": value for field, value in network.items()} | {
+        "model.class_conditional": False,
+        "data.image_shape": (side, side, 3),
+        "data.num_classes": 0,
+        "data.levels": 256,
+    }
+
+
 def multiples(channels: tuple[int, ...], network: str) -> tuple[int, ...]:
     """Return the channels of each level over those of the first; raises UserError where a network has no such."""
     if any(c % channels[0] for c in channels):
@@ -79,7 +104,6 @@ def size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
 
 def attending(settings: Mapping[str, Any], blocks: Mapping[str, tuple[str, str]], n_levels: int, of: str) -> list[int]:
     """Return the levels with attention, in which both ways must agree; blocks: the kinds that each has.
-
 
     Raises UserError where a level is of another kind than those `of` a project.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 from score_flow.model import Model
 from score_flow.networks.ddpm import DDPM
-from score_flow.pretrained.base import Checkpoint, Layout, Project
+from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other
 from score_flow.pretrained.layouts import diffusers
 from score_flow.types import UserError, check_choice
 
@@ -72,9 +72,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
     network = model.network
     if not isinstance(network, DDPM):
         raise UserError(f"the checkpoint is diffusers' DDPM (ddpm); config.network is {type(network).__name__}.")
-    for field, value in NETWORK.items():
-        if getattr(network, field) != value:
-            raise UserError(f"config.network.{field} is {getattr(network, field)!r}; google/ddpm-* has {value!r}.")
+    refuse_other(network, NETWORK, "google/ddpm-*")
     return diffusers.layout(model, image_shape, *_modules(len(network.channel_mult), network.num_res_blocks))
 
 
@@ -113,20 +111,11 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, (allowed, default) in (FIXED | SCHEDULER).items():
         if (got := settings.get(name, default)) != allowed:
             raise UserError(f"diffusers: {name} is {got!r}; google/ddpm-* has {allowed!r}.")
-    size, num_res_blocks, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
+    _, _, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
     attending = diffusers.attending(settings, BLOCKS, len(channels), "google/ddpm-*")
     variance, n = settings.get("variance_type", "fixed_small"), SCHEDULER["num_train_timesteps"][0]
     check_choice("variance_type of diffusers", variance, VARIANCES)
-    network = NETWORK | {
-        "name": "ddpm",
-        "width": channels[0],
-        "channel_mult": diffusers.multiples(channels, "DDPM"),
-        "num_res_blocks": num_res_blocks,
-        "attention_resolutions": tuple(size >> level for level in attending),
-        "dropout": float(settings.get("dropout", 0.0)),
-    }
-    del network["num_classes"]  # the data's
-    return {f"network.{field}": value for field, value in network.items()} | {
+    return diffusers.network_of(settings, NETWORK, attending, name="ddpm", whose="DDPM") | {
         "path.name": "ddpm",
         "path.schedule": "linear",
         "path.n": n,
@@ -135,10 +124,6 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         "model.time_scale": float(n),
         "model.time_shift": -1.0,
         "model.input": "none",
-        "model.class_conditional": False,
-        "data.image_shape": (size, size, 3),
-        "data.num_classes": 0,
-        "data.levels": 256,
         "data.centered": True,
         "sampling.name": "ancestral",
         "sampling.n_steps": n,

@@ -12,7 +12,7 @@ import numpy as np
 
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.pretrained.base import Checkpoint, Layout, Project
+from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other
 from score_flow.pretrained.layouts import diffusers
 from score_flow.types import UserError, check_choice
 
@@ -85,9 +85,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
     network = model.network
     if not isinstance(network, NCSNpp):
         raise UserError(f"the checkpoint is diffusers' NCSN++ (ncsnpp); config.network is {type(network).__name__}.")
-    for field, value in NETWORK.items():
-        if getattr(network, field) != value:
-            raise UserError(f"config.network.{field} is {getattr(network, field)!r}; diffusers' NCSN++ has {value!r}.")
+    refuse_other(network, NETWORK, "diffusers' NCSN++")
     single, blocks = _modules(len(network.channel_mult), network.num_res_blocks)
     return diffusers.layout(model, image_shape, single, blocks)
 
@@ -131,27 +129,14 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         got = settings.get(name, default)
         if got != allowed and not (isinstance(allowed, float) and math.isclose(got or 0, allowed, rel_tol=1e-6)):
             raise UserError(f"diffusers: {name} is {got!r}; google/ncsnpp-* has {allowed!r}.")
-    size, num_res_blocks, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
+    _, _, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
     attention = _attention(settings, channels)
-    network = NETWORK | {
-        "name": "ncsnpp",
-        "width": channels[0],
-        "channel_mult": diffusers.multiples(channels, "NCSNpp"),
-        "num_res_blocks": num_res_blocks,
-        "attention_resolutions": tuple(size >> level for level in attention),
-        "dropout": float(settings.get("dropout", 0.0)),
-    }
-    del network["num_classes"]  # the data's
-    return {f"network.{field}": value for field, value in network.items()} | {
+    return diffusers.network_of(settings, NETWORK, attention, name="ncsnpp", whose="NCSNpp") | {
         "model.prediction": "scaled_score",
         "model.time": "log_sigma",
         "model.time_scale": 1.0,
         "model.time_shift": 0.0,
         "model.input": "2x-1" if settings.get("center_input_sample", False) else "none",
-        "model.class_conditional": False,
-        "data.image_shape": (size, size, 3),
-        "data.num_classes": 0,
-        "data.levels": 256,
         "data.centered": False,  # diffusers' samples are in [0, 1]
         **_process(settings),
     }

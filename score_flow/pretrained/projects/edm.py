@@ -86,10 +86,7 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> base.Layout:
     network = model.network
     if not isinstance(network, NCSNpp):
         raise UserError(f"the checkpoint is EDM's U-Net (ncsnpp); config.network is {type(network).__name__}.")
-    fields = FIELDS | ({"label_first": True} if network.num_classes else {})
-    for field, value in fields.items():
-        if getattr(network, field) != value:
-            raise UserError(f"config.network.{field} is {getattr(network, field)!r}; EDM's have {value!r}.")
+    base.refuse_other(network, FIELDS | ({"label_first": True} if network.num_classes else {}), "EDM's")
     condition = {"label": jnp.zeros(1, jnp.int32)} if network.num_classes else None
     shapes = jax.eval_shape(lambda key: model.init(key, (1, *image_shape), condition), jax.random.key(0))
     blocks = _blocks(network, image_shape[0])
