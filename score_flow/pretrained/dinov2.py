@@ -58,12 +58,8 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[DINOv2, PyTree, str]
     "float64", else float32. Raises UserError: first of all for a file that is not there, and for tensors that do not
     fit.
     """
-    file = tensors.open_file(path, "DINOv2", HOW)
-    digest = tensors.checksum(file, HOW)
-    try:
-        network, params = from_tensors(tensors.read(file, MAX_BYTES), dtype)
-    except UserError as error:
-        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ').removesuffix('.')}; {HOW}") from error
+    made = lambda given: from_tensors(given, dtype)  # noqa: E731
+    file, digest, (network, params) = tensors.load(path, "DINOv2", HOW, MAX_BYTES, made)
     print(f"DINOv2 {said(network)}: {file.name}, sha256 {digest}; every tensor used once", flush=True)
     name = f"DINOv2 {said(network)}, sha256 {digest[:8]}" + ("" if dtype == "float32" else f", {dtype}")
     return network, params, name

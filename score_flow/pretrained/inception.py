@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from score_flow.networks.inception import SIZE, InceptionV3
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same
 from score_flow.pretrained.readers import tensors
-from score_flow.types import UserError
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -37,12 +36,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[InceptionV3, PyTree,
     `dtype` is that of the computation; the parameters are float64 for "float64", else float32. Raises UserError: first
     of all for a file that is not there, then for the published one when damaged, and for tensors that do not fit.
     """
-    file = tensors.open_file(path, "InceptionV3 of the FID", HOW)
-    digest = tensors.checksum(file, HOW)
-    try:
-        params = params_of(tensors.read(file, MAX_BYTES))
-    except UserError as error:
-        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ').removesuffix('.')}; {HOW}") from error
+    file, digest, params = tensors.load(path, "InceptionV3 of the FID", HOW, MAX_BYTES, params_of)
     known = "as published" if digest == SHA256 else f"not the published file, {SHA256[:8]}..."
     print(f"InceptionV3 of the FID: {file.name}, sha256 {digest}, {known}; every tensor used once", flush=True)
     return InceptionV3(dtype), as_dtype(params, "float64" if dtype == "float64" else "float32"), digest

@@ -2,15 +2,30 @@
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from score_flow.pretrained.readers import files, torch_legacy
 from score_flow.runs.files import arrays_of, sha256_of
 from score_flow.runs.places import local, place_of
 from score_flow.types import UserError, one_line
 
+T = TypeVar("T")
 MOST_TENSORS = 10_000  # that a file may hold: no network has as many
+
+
+def load(path: str | Path, of: str, how: str, most: int, make: Callable[[dict[str, Any]], T]) -> tuple[Path, str, T]:
+    """(the file, its SHA-256, what is made of its tensors); an .npz unpacks to at most so many bytes.
+
+    Raises UserError, which names the file and ends in how to get it.
+    """
+    file = open_file(path, of, how)
+    digest = checksum(file, how)
+    try:
+        return file, digest, make(read(file, most))
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ').removesuffix('.')}; {how}") from error
 
 
 def open_file(path: str | Path, of: str, how: str) -> Path:
