@@ -195,6 +195,11 @@ def build_preprocessing(
     data, side = config.data, min(image_shape[:2])
     if data.random_crop >= side:
         raise UserError(f"config.data.random_crop is {data.random_crop}; it must be below the images' side, {side}.")
+    if config.training.cosine and image_shape[-1] == 1:
+        raise UserError(
+            f"config.training.cosine is {config.training.cosine}, but images have one channel: it is of the angle "
+            "between several; leave it at 0."
+        )
     for key, without in (("model.low_res", 0), ("training.objective", "simple")):
         if data.augment and (value := operator.attrgetter(key)(config)) != without:
             raise UserError(f"config.data.augment is {data.augment}, but config.{key} {value!r}: allowed {without!r}.")

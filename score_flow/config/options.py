@@ -143,6 +143,10 @@ class TrainOptions(Section):
         0.0, "simple: weight of how far the squared error is off what the divergence of the network says (i-DODE: .1)",
         least=0,
     )  # fmt: skip
+    cosine: float = option(
+        0.0, "simple: weight of 1 - cos(v', v) over channels beside the squared error, in training (LightningDiT: 1)",
+        least=0,
+    )  # fmt: skip
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"
