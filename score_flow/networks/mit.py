@@ -16,6 +16,7 @@ from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
+    Stack,
     grid_of,
     patchify,
     refuse_tap,
@@ -134,7 +135,7 @@ class MiT(nn.Module):
         tokens = self.param(f"{name}_tokens", nn.initializers.normal(1 / math.sqrt(self.width)), (n, self.width))
         return tokens.astype(embedding.dtype) + embedding[:, None]
 
-    def _blocks(self, deterministic: bool) -> nn.Module:
+    def _blocks(self, deterministic: bool) -> Stack:
         """`depth` blocks in a row."""
         stack = stacked(self, Block, self.depth, tap=self.tap)
         return stack(self.num_heads, self.hidden, self.dropout, deterministic, self.dtype, name="blocks")

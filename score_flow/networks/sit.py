@@ -13,6 +13,7 @@ from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
+    Stack,
     grid_of,
     modulation,
     patchify,
@@ -96,7 +97,7 @@ class SiT(nn.Module):
         h = out(_modulated_norm(h, shift, scale))
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
-    def _blocks(self, deterministic: bool) -> nn.Module:
+    def _blocks(self, deterministic: bool) -> Stack:
         """`depth` blocks in a row."""
         stack = stacked(self, Block, self.depth, (nn.broadcast,), self.tap)
         return stack(self.width, self.num_heads, self.mlp_ratio, self.dropout, deterministic, self.dtype, name="blocks")

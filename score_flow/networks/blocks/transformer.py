@@ -18,6 +18,7 @@ TAPS = "taps"  # the collection of what `told` leaves, for whoever applies a net
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 Tokens = Float[Array, "b n width"]
+Stack = Callable[..., tuple[Tokens, Tokens | None]]  # (tokens, what else a block is given): see `stacked`
 
 
 def grid_of(x: Float[Array, "..."], p: int, name: str) -> tuple[int, int]:
@@ -74,7 +75,7 @@ def modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str
 
 def stacked(
     network: nn.Module, block: type[nn.Module], length: int, in_axes: tuple = (), tap: int = 0
-) -> Callable[..., Callable[..., tuple[Tokens, Tokens | None]]]:
+) -> Callable[..., Stack]:
     """Return the class of `length` blocks in a row, compiled once: parameters stacked along a leading axis.
 
     An instance takes the tokens, and what else a block is given, to (tokens, those that block `tap` returns). These are
@@ -99,7 +100,7 @@ def stacked(
         h, _ = block(h, *given)
         return (h, jnp.where(taken, h, kept)), None  # outside of remat: the backward pass keeps none of it
 
-    def stack(*fields: Any, name: str) -> Callable[..., tuple[Tokens, Tokens]]:
+    def stack(*fields: Any, name: str) -> Stack:
         blocks, along = block(*fields, name=name), scan(step, in_axes=(0, *in_axes))
         return lambda h, *given: along(blocks, (h, jnp.zeros_like(h)), jnp.arange(1, length + 1) == tap, *given)[0]
 
