@@ -143,6 +143,16 @@ class TrainOptions(Section):
         0.0, "simple: weight of how far the squared error is off what the divergence of the network says (i-DODE: .1)",
         least=0,
     )  # fmt: skip
+    cosine: float = option(
+        0.0, "simple: weight of 1 - cos(v', v) over channels beside the squared error, in training (LightningDiT: 1)",
+        least=0,
+    )  # fmt: skip
+    alignment: float = option(
+        0.0, "simple: weight of -cos(a projection of a block's patches, stored features), in training (REPA: .5)",
+        least=0,
+    )  # fmt: skip
+    alignment_block: int = option(8, "... the block, counted from 1", least=1)
+    alignment_width: int = option(2048, "... hidden width of the projection, which is trained beside", least=1)
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
@@ -198,7 +198,7 @@ def build(
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
     unused(options, "contrast", "vlb_weight", "decoder", "variance", "likelihood_weighting")
-    unused(options, *OF_WEIGHTINGS, "reduce_mean", "second_order")
+    unused(options, *OF_WEIGHTINGS, "reduce_mean", *OF_SIMPLE)
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "

@@ -16,9 +16,12 @@ from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
+    Stack,
     grid_of,
     patchify,
+    refuse_tap,
     stacked,
+    told,
     turned,
     unpatchify,
     xavier,
@@ -64,6 +67,7 @@ class MiT(nn.Module):
     num_classes: layers.ClassesGiven = 0
     span: layers.SpanGiven = False
     guidance: layers.GuidanceGiven = False
+    tap: layers.TapGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -78,6 +82,7 @@ class MiT(nn.Module):
             )
         if self.hidden < 1:
             raise UserError(f"MiT.mlp_ratio is {self.mlp_ratio}, which leaves no width of {self.width}.")
+        refuse_tap(self)
         super().__post_init__()
 
     @property
@@ -96,9 +101,10 @@ class MiT(nn.Module):
     ) -> Float[Array, "b h w c_out"]:
         rows, columns = grid_of(x, self.patch_size, "MiT")
         patches = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")
-        told = self._told(time, condition)
-        h = jnp.concatenate([*told, patches(patchify(x, self.patch_size))], axis=1)
-        h = self._blocks(deterministic)(h)[0][:, h.shape[1] - rows * columns :]
+        before = self._told(time, condition)
+        h = jnp.concatenate([*before, patches(patchify(x, self.patch_size))], axis=1)
+        h, hidden = (x if x is None else x[:, -rows * columns :] for x in self._blocks(deterministic)(h))
+        told(self, hidden)
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         h = out(RMSNorm(name="norm_out")(h).astype(h.dtype))
@@ -129,9 +135,9 @@ class MiT(nn.Module):
         tokens = self.param(f"{name}_tokens", nn.initializers.normal(1 / math.sqrt(self.width)), (n, self.width))
         return tokens.astype(embedding.dtype) + embedding[:, None]
 
-    def _blocks(self, deterministic: bool) -> nn.Module:
+    def _blocks(self, deterministic: bool) -> Stack:
         """`depth` blocks in a row."""
-        stack = stacked(self, Block, self.depth)
+        stack = stacked(self, Block, self.depth, tap=self.tap)
         return stack(self.num_heads, self.hidden, self.dropout, deterministic, self.dtype, name="blocks")
 
 
