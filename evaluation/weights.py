@@ -39,6 +39,7 @@ MODEL = (
     "model.class_conditional",
     "model.guidance",
     "model.span",
+    "model.consistency",
     "data.centered",
     "data.inset",
     "training.contrast",

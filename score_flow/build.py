@@ -226,15 +226,18 @@ def build_conditioning(config: Config, num_classes: int, why: str = "") -> Condi
 
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
     """Build the static half: network, path, prediction and preconditioning, for images of so many channels."""
-    options = config.model
+    options, path = config.model, resolve(registries.PATHS, config.path, "config.path")
+    if options.span and options.consistency:
+        raise UserError("config.model.consistency is of a network that is not told of a second time: set span=False.")
     return Model(
         network=build_network(config, channels, conditioning),
-        path=resolve(registries.PATHS, config.path, "config.path"),
-        prediction=prediction.choose(options.prediction, options.data_std),
+        path=path,
+        prediction=prediction.choose(options.prediction, options.data_std, path),
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
         contrast=config.training.contrast if contrasts(config.training.objective) else 0.0,
+        consistency=options.consistency,
     )
 
 
@@ -304,11 +307,12 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
     if not getattr(loss, "spans", False):
         unused(training, *(field.name for field in dataclasses.fields(training) if field.name.startswith("flow_map")))
         unused(training, "teacher")
-    if config.model.span and not getattr(loss, "spans", False):
-        raise UserError(
-            f"config.model.span is True, but training.objective = {training.objective} knows of one time alone: "
-            "leave it False, or train training.objective = flow_map."
-        )
+    for name in ("span", "consistency"):
+        if getattr(config.model, name) and not getattr(loss, "spans", False):
+            raise UserError(
+                f"config.model.{name} is True, but training.objective = {training.objective} knows of one time alone: "
+                "leave it False, or train training.objective = flow_map."
+            )
     if training.snapshot_sampling and loss.produces != "denoiser":
         raise UserError(
             f"config.training.snapshot_sampling is True, but training.objective = {training.objective} makes a "

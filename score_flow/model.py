@@ -79,6 +79,7 @@ class Denoiser(abc.ABC):
     path: Path
     condition: Condition = None
     spans: bool = False  # whether condition["span"] means something to it: see average_velocity
+    consistency: bool = False  # whether it knows average velocities to s = 0 alone, and no velocity
 
     @abc.abstractmethod
     def given(self, condition: Condition) -> "Denoiser":
@@ -114,8 +115,8 @@ class Denoiser(abc.ABC):
     def average_velocity(self, x: Images, t: Times, s: Times) -> Images:
         """u = (x_t - x_s)/(t - s) along the probability flow through (x, t): one network call (arXiv:2505.13447).
 
-        A network that is told t - s, condition["span"], reads u out as it does the velocity, which is u at s = t.
-        Raises UserError for a denoiser that knows the velocity alone.
+        A network that is told t - s, condition["span"], reads u out as it does the velocity, which is u at s = t. Of a
+        consistency model u is not a number but at s = 0. Raises UserError for a denoiser that knows the velocity alone.
         """
         if not self.spans:
             raise UserError(
@@ -142,7 +143,7 @@ class Model:
     """The static half: everything that a config decides. Hashable; holds no arrays.
 
     contrast: the weight of the contrastive term that the network was trained with, whose shift is undone wherever its
-    output is read (process.prediction.uncontrasted).
+    output is read (process.prediction.uncontrasted). consistency: what it reads out is u(x_t, t, 0).
     """
 
     network: nn.Module
@@ -150,6 +151,12 @@ class Model:
     prediction: Prediction
     preconditioning: Preconditioning = Preconditioning()
     contrast: float = 0.0
+    consistency: bool = False
+
+    @property
+    def spans(self) -> bool:
+        """Whether its network knows average velocities."""
+        return self.consistency or getattr(self.network, "span", False)
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
@@ -203,15 +210,25 @@ class NetworkDenoiser(Denoiser):
 
     def __init__(self, model: Model, params: Params, condition: Condition = None):
         self.model, self.params, self.condition = model, params, condition
-        self.path, self.spans = model.path, getattr(model.network, "span", False)
+        self.path, self.spans, self.consistency = model.path, model.spans, model.consistency
 
     def given(self, condition: Condition) -> "NetworkDenoiser":
         return NetworkDenoiser(self.model, self.params, condition)
 
     def estimate(self, x: Images, t: Times) -> Estimate:
+        """E[x0 | x_t] and E[noise | x_t]; UserError for a consistency model, which has neither."""
+        span = (self.condition or {}).get("span")
+        if self.consistency and span is None:
+            raise UserError(
+                "a consistency model (config.model.consistency) knows the jump to t = 0 alone, no velocity, score or "
+                "posterior mean: draw by config.sampling.name = consistency, and ask for no likelihood."
+            )
         output, variance = self.model.split(self.model.apply(self.params, x, t, self.condition), x)
         c = self.path.at(t).expand(x)
         estimate = self.model.prediction.decode(output, x, c)
+        if self.consistency:
+            unknown = expand(jnp.where(span == jnp.asarray(t, span.dtype), 0.0, jnp.nan).astype(x.dtype), x)
+            estimate = Estimate(*(part + unknown for part in estimate[:2]))
         if self.model.contrast:
             mean = self.params[OWN]["mean"].reshape(x.shape[1:])
             estimate = uncontrasted(estimate, x, c, share=self.model.contrast, mean=mean)

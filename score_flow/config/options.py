@@ -37,6 +37,9 @@ class ModelOptions(Section):
         False, "twice the output channels: the second half is a variance (unused by interpolants)"
     )
     span: bool = option(False, "tell the network of two times: what a flow map needs (training.objective = flow_map)")
+    consistency: bool = option(
+        False, "a consistency model: it knows of each (x, t) the jump to t = 0 alone (sampling.consistency)"
+    )
     guidance: bool = option(
         False, "tell the network of the guidance scale, of those of training.flow_map_guidance: one call a step"
     )

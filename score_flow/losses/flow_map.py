@@ -206,8 +206,10 @@ def build(
         )
     if learn_sigma:
         raise UserError("config.model.learn_sigma is True: training.objective = flow_map trains no variance.")
-    if not getattr(model.network, "span", False):
+    if not model.spans:
         raise UserError("training.objective = flow_map needs a network told of two times: set config.model.span=True.")
+    if model.consistency:
+        _refuse_other_jumps(options)
     if times.times:
         raise UserError(
             "training.objective = flow_map needs times between any two: config.training.time_sampler = "
@@ -218,6 +220,17 @@ def build(
         model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time,
         _guidance(model, options), awaited=options.teacher,
     )  # fmt: skip
+
+
+def _refuse_other_jumps(options: TrainOptions) -> None:
+    """Raise UserError for what would ask a consistency model for more than jumps to t = 0."""
+    for name, only in (("flow_map", "consistency"), ("flow_map_equal", 0.0), ("smallest_time", 0.0),
+                       ("flow_map_guidance", (1.0, 1.0))):  # fmt: skip
+        if (value := getattr(options, name)) != only:
+            raise UserError(
+                f"config.training.{name} is {value!r}, config.model.consistency True, of a network that knows jumps to "
+                f"t = 0 alone: it needs {only!r}."
+            )
 
 
 def _guidance(model: Model, options: TrainOptions) -> tuple[float, float]:

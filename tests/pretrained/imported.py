@@ -1,5 +1,6 @@
 """Golden checkpoints through the public importer, as models and parameters of a dtype."""
 
+import dataclasses
 from functools import cache, partial
 
 import flax.linen as nn
@@ -46,9 +47,7 @@ class Imported:
         config = with_settings(config, {"network.dtype": self.dtype})
         self.image_shape = tuple(config.data.image_shape)
         model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
-        return model.__class__(
-            Compiled(model.network, self.variant), model.path, model.prediction, model.preconditioning
-        )
+        return dataclasses.replace(model, network=Compiled(model.network, self.variant))
 
     def layout(self, model):
         return self.published.source.layout(bare_of(model), self.image_shape)
@@ -69,7 +68,7 @@ def shapes_of(model, image_shape):
 
 def bare_of(model):
     """The model without the wrapping of its network."""
-    return model.__class__(model.network.inner, model.path, model.prediction, model.preconditioning)
+    return dataclasses.replace(model, network=model.network.inner)
 
 
 def nhwc(x, dtype):
