@@ -28,10 +28,11 @@ def is_preset(name):
 
 
 slow = pytest.mark.slow
+LONG = {"edm2"}  # in compiling, as every weight is normalised: make test-all has it
 
 
 def cases(names):
-    return [pytest.param(name, marks=[slow] if is_preset(name) else []) for name in names]
+    return [pytest.param(name, marks=[slow] if is_preset(name) or name in LONG else []) for name in names]
 
 
 every_network = pytest.mark.parametrize("name", cases(NETWORKS))
