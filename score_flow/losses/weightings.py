@@ -48,7 +48,7 @@ def min_snr(c: Coefficients, *, min_snr_gamma: float = 5.0) -> Times:
     return jnp.minimum(1.0, min_snr_gamma * (c.sigma / c.alpha) ** 2)
 
 
-def edm(c: Coefficients, *, data_std: float) -> Times:
+def edm(c: Coefficients, *, data_std: float = 0.5) -> Times:
     """|error of EDM's F|^2, the output of prediction = edm (Karras et al. 2022, table 1, arXiv:2206.00364)."""
     return 1 + (c.sigma / (c.alpha * data_std)) ** 2
 

@@ -65,7 +65,7 @@ class EDM2(nn.Module):
         check_fields(self)
         for mult in self.channel_mult:
             if (channels := self.width * mult) > self.head_channels and channels % self.head_channels:
-                raise UserError(f"EDM2.head_channels is {self.head_channels}, which does not divide {channels} channels.")
+                raise UserError(f"EDM2.head_channels is {self.head_channels}, which does not divide {channels}.")
         super().__post_init__()
 
     @nn.compact

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.build import experiment
+from score_flow.config.loading import load
+from score_flow.data.pipeline import Batches
 from score_flow.model import count_parameters
 from score_flow.networks import edm2
 from score_flow.numerics import unit
+from score_flow.runs.sharding import batch_sharding
+from score_flow.training import optimiser
+from score_flow.training.flat import is_flat
 from score_flow.training.matrices import unit_kernels
+from score_flow.training.run import fresh_state, holding, program_of
 from score_flow.types import UserError
 
 LABEL = {"label": jnp.array([0, 2])}
@@ -102,3 +109,28 @@ def test_kernels_alone_are_brought_back():
 def test_impossible_networks_are_refused(fields, shape, message):
     with pytest.raises(UserError, match=message):
         shapes(edm2.build(**fields), shape)
+
+
+@pytest.mark.slow
+def test_a_step_of_training_ends_at_kernels_of_magnitude_one(monkeypatch):
+    """The state stays a tree wherever others lie in vectors: of those no output is normalised."""
+    network = ("name=edm2", "width=8", "channel_mult=(1,2)", "num_res_blocks=1", "head_channels=8")
+    flags = [f"network.{each}" for each in network] + ["optim.lr=0.5", "optim.warmup=0", "training.batch_size=8"]
+    config = load("configs/digits.py", [f"--config.{flag}" for flag in flags])
+    run = experiment(config)
+    begin, shapes, shardings = fresh_state(run, config)
+    monkeypatch.setattr(optimiser, "FLAT_ON", ("cpu",))
+    assert not is_flat(holding(run, config, shapes)(begin()).params)
+    batches = Batches(run.train_source, 8, seed=0, sharding=batch_sharding(run.mesh, leading=1))
+    state, before = begin(), flatten_dict(jax.tree.map(np.asarray, begin().params))
+    steps = program_of(run, config, shardings)
+    for step in range(3):
+        state, _ = steps(state, batches(step, 1))
+    batches.close()
+    moved = 0
+    for path, leaf in flatten_dict(jax.tree.map(np.asarray, state.params)).items():
+        if path[-1] == "kernel":
+            rms = np.sqrt(np.mean(leaf**2, axis=tuple(range(leaf.ndim - 1))))
+            np.testing.assert_allclose(rms, 1.0, atol=3e-4, err_msg=str(path))
+            moved += np.abs(leaf - before[path]).max() > 0.1
+    assert moved > 10

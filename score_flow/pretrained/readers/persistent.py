@@ -1,4 +1,4 @@
-"""EDM's and EDM2's pickles of networks, read as data: the source code that they carry is text here, and is not looked at.
+"""EDM's and EDM2's pickles of networks, read as data: their source code is text here, and is not looked at.
 
 Their classes are pickled as one function of a dict, (class_name, state, module_src, ...), and a network's state holds
 its parameters, its parts and the arguments that it was built with. A tensor is a view of a storage, which torch wrote

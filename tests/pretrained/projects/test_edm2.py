@@ -1,4 +1,4 @@
-"""EDM2's networks: denoised images by its own code on drawn weights, from a snapshot as it writes them and from tensors."""
+"""EDM2's networks: denoised images by its own code on drawn weights, from a snapshot as it writes them and by name."""
 
 import json
 from functools import cache
