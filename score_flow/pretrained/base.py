@@ -86,6 +86,15 @@ def refuse_other(network: Any, fields: Mapping[str, Any], whose: str) -> None:
             raise UserError(f"config.network.{field} is {getattr(network, field)!r}; {whose} has {value!r}.")
 
 
+def size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
+    """Return what diffusers' settings say of a size, a number, or one for each level; raises UserError for others."""
+    value = settings.get(name)
+    numbers = value if name == "block_out_channels" else [value]
+    if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
+        raise UserError(f"{name} is {value!r}; allowed: positive whole numbers.")
+    return tuple(numbers) if name == "block_out_channels" else value
+
+
 def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
     """Make our parameters from a source's tensors, every one of them used exactly once.
 
