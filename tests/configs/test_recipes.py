@@ -208,7 +208,7 @@ COUNTS = {
     "configs/jit/l_16_256.py": 458_877_664,
     "configs/jit/h_16_256.py": 952_514_368,
     "configs/lightningdit/xl_1_256.py": 674_961_824,
-    "configs/edm2/s_64.py": 280_209_381 - 128 + 6 * 192,  # theirs has a logarithm of the loss, ours waves and no class
+    "configs/edm2/s_64.py": 280_209_381 + 6 * 192,  # the fixed waves of the time, and a row for no class
 } | {
     f"configs/sit/{model.removeprefix('SiT-').lower().replace('/', '_')}_{side}.py": entry["params"][
         f"image{side}_learn_sigma_True"
