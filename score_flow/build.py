@@ -122,14 +122,14 @@ def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh)
 def is_latent(config: Config) -> bool:
     """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
-        for key, without in (
+        for key, *allowed in (
             ("data.random_flip", False), ("data.random_crop", 0), ("data.augment", 0.0), ("model.low_res", 0),
-            ("training.objective", "simple"),
+            ("training.objective", "simple", "uncertainty"),
         ):  # fmt: skip
             section, name = key.split(".")
-            if (value := getattr(getattr(config, section), name)) != without:
+            if (value := getattr(getattr(config, section), name)) not in allowed:
                 raise UserError(
-                    f"config.{key} is {value!r}; data.source.name = latents allows {without!r}"
+                    f"config.{key} is {value!r}; data.source.name = latents allows {' or '.join(map(repr, allowed))}"
                     + (" (--mode=encode mirrors the images)." if name == "random_flip" else ".")
                 )
         return True

@@ -41,6 +41,18 @@ def standard_normal_log_prob(z: Images) -> Float[Array, "b"]:
     return -0.5 * sum_flat(z**2) - 0.5 * math.log(2 * math.pi) * math.prod(z.shape[1:])
 
 
+UNIT_EPSILON = 1e-4  # of root mean squares that vectors are divided by (EDM2's)
+
+
+def unit(x: Float[Array, "..."], axis: int | tuple[int, ...], n: int | None = None) -> Float[Array, "..."]:
+    """x over 1e-4 + its root mean square along some axes, in float32 at least; n: the number that the sum is over."""
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.square(y)
+    square = jnp.mean(squares, axis, keepdims=True) if n is None else jnp.sum(squares, axis, keepdims=True) / n
+    # The smallest normal number: the derivative at 0 is 0.
+    return x / (UNIT_EPSILON + jnp.sqrt(square + jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
+
+
 def bisection(f: Callable[[Times], Times], target: Times, low: float, high: float, n_steps: int = 64) -> Times:
     """Return the root t of f(t) = target for a strictly decreasing f on [low, high]; targets out of range give an end.
 

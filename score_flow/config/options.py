@@ -200,6 +200,9 @@ class OptimOptions(Section):
         "constant", "of lr after warm-up: constant, cosine or linear to 0 at training.n_iters, inverse_sqrt",
         among=("constant", "cosine", "inverse_sqrt", "linear"),
     )  # fmt: skip
+    decay_start: int = option(
+        0, "inverse_sqrt: the step from which lr falls, as sqrt(decay_start/step); 0 = warmup", least=0
+    )
     grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
     weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW, Muon)", least=0)
     decay_on: str = option(

@@ -123,7 +123,7 @@ def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
             name = _odd_one_out(leaf, given, wanted[path])
             faults.append(f"{name} has shape {given[name].shape}, which does not make {path} {wanted[path]}")
         else:
-            params[tuple(path.split("/"))] = np.ascontiguousarray(value)
+            params[tuple(path.split("/"))] = np.asarray(value, order="C")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"the weights do not fit the network: {'; '.join(faults[:SHOWN])}{more}.")

@@ -34,7 +34,7 @@ from score_flow.training.loop import Loop
 from score_flow.training.optimiser import layout_for, optimiser_of, rate_of, updates_of
 from score_flow.training.saver import Saver, Snapshot, remembered
 from score_flow.training.starting import Beginning, started
-from score_flow.training.steps import TrainState, held, init_state, make_train_steps
+from score_flow.training.steps import TrainState, held, init_state, keeps_unit, make_train_steps
 from score_flow.training.telling import Told
 from score_flow.types import Batch, Preempted
 
@@ -131,7 +131,9 @@ def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainStat
 
 def holding(run: Experiment, config: Config, shapes: TrainState) -> Callable[[TrainState], TrainState]:
     """Return what brings a state of these shapes into the form in which it is trained."""
-    return functools.partial(held, optimiser=run.optimiser, layout=layout_for(config.optim, shapes.params, run.mesh))
+    # In vectors a kernel has no outputs that could each be normalised.
+    layout = None if keeps_unit(run.loss) else layout_for(config.optim, shapes.params, run.mesh)
+    return functools.partial(held, optimiser=run.optimiser, layout=layout)
 
 
 def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:
