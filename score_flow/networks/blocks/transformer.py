@@ -13,6 +13,7 @@ from score_flow.networks.blocks.remat import rematted
 from score_flow.types import UserError
 
 TIME_FEATURES = 256
+HEADS = "heads"  # the collection of what heads beside the output return, where whoever applies a network asks for it
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 
