@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from score_flow.networks.blocks.transformer import TAPS
+from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, Prediction, uncontrasted
@@ -172,8 +172,17 @@ class Model:
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
     ) -> tuple[Output, Float[Array, "b n width"]]:
         """Return the output, and what the block `tap` of the network returns of its patches, row by row."""
-        output, found = self._applied(params, x, t, condition, key, mutable=[TAPS])
-        return output, found[TAPS]["hidden"]
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["hidden"]
+
+    def with_velocity(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> tuple[Output, Output | None]:
+        """Return the raw output, and that of the network's head for the velocity: None where it has none."""
+        if not getattr(self.network, "velocity_head", 0):
+            return self._applied(params, x, t, condition, key), None
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["velocity"]
 
     def _applied(
         self, params: Params, x: Images, t: Times, condition: Condition, key: Key | None, **options: Any

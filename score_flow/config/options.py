@@ -125,6 +125,9 @@ class TrainOptions(Section):
     flow_map_equal: float = option(
         0.5, "flow_map: share of a batch at equal times, where it is the velocity", least=0, most=1
     )
+    flow_map_whole: float = option(
+        0.0, "flow_map: share of the others that are the ends of time, the jump of one call", least=0, most=1
+    )
     flow_map_power: float = option(1.0, "flow_map: p of the weight 1/(|error|^2 + .01)^p of each example", least=0)
     flow_map_guidance: tuple = option(
         (1.0, 1.0), "flow_map: (least, largest) scale of classifier-free guidance whose flow it learns; 1 = none",

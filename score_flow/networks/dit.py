@@ -24,7 +24,6 @@ from score_flow.networks.blocks.transformer import (
     rotations,
     sincos_positions,
     stacked,
-    told,
     turned,
     unpatchify,
     xavier,
@@ -103,7 +102,7 @@ class DiT(nn.Module):
             )
         if self.context_start > self.depth:
             raise UserError(f"DiT.context_start is {self.context_start}, of {self.depth} blocks.")
-        refuse_tap(self)
+        refuse_tap(self, self.depth)
         super().__post_init__()
 
     @property
@@ -140,7 +139,7 @@ class DiT(nn.Module):
             h = jnp.concatenate([self._context(label, len(x)).astype(h.dtype), h], axis=1)
             h, late = stack(h, self.n_before, self.depth, (rows, columns, n), name="context_blocks")
             h, hidden = h[:, n:], hidden if late is None else late[:, n:]
-        told(self, hidden)
+        aside(self, "hidden", hidden)
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")

@@ -20,7 +20,6 @@ from score_flow.networks.blocks.transformer import (
     refuse_tap,
     sincos_positions,
     stacked,
-    told,
     unpatchify,
     xavier,
     zeros,
@@ -66,7 +65,7 @@ class SiT(nn.Module):
             raise UserError(f"SiT needs a width divisible by 4 and num_heads={self.num_heads}, got width={self.width}.")
         if self.width * self.mlp_ratio < 1:
             raise UserError(f"SiT.mlp_ratio is {self.mlp_ratio}, which leaves no width of {self.width}.")
-        refuse_tap(self)
+        refuse_tap(self, self.depth)
         super().__post_init__()
 
     @nn.compact
@@ -90,7 +89,7 @@ class SiT(nn.Module):
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 
         h, hidden = self._blocks(deterministic)(h, embedding)
-        told(self, hidden)
+        aside(self, "hidden", hidden)
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_flow.networks.blocks.transformer import TAPS
+from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.networks.dit import DiT
 from score_flow.networks.mit import MiT
 from score_flow.networks.sit import SiT
@@ -53,16 +53,16 @@ def without_blocks_after(k, params):
 @every_kind
 def test_a_tap_is_what_the_block_returns_and_changes_no_bit_of_the_output(kind):
     """Blocks of zeros add nothing: what the block before them returns is then the last."""
-    params, key, at, mutable = drawn(kind), jax.random.key(2), 2, [TAPS]
+    params, key, at, mutable = drawn(kind), jax.random.key(2), 2, [ASIDE]
 
     @jax.jit
     def outputs(params, key):
         tapped, last = (applied(kind, params, tap, key, mutable=mutable) for tap in (at, DEPTH))
         of_zeros = applied(kind, without_blocks_after(at, params), DEPTH, key, mutable=mutable)[1]
-        return applied(kind, params, 0, key), tapped, last, of_zeros[TAPS]["hidden"]
+        return applied(kind, params, 0, key), tapped, last, of_zeros[ASIDE]["hidden"]
 
     plain, *both, of_zeros = outputs(params, key)
-    (_, hidden), (_, last) = ((output, found[TAPS]["hidden"]) for output, found in both)
+    (_, hidden), (_, last) = ((output, found[ASIDE]["hidden"]) for output, found in both)
     assert hidden.shape == (2, 4, 16) and not np.allclose(hidden, last, atol=1e-3)
     np.testing.assert_allclose(hidden, of_zeros, rtol=1e-5, atol=1e-6)
     for output, _ in both:
@@ -74,7 +74,7 @@ def test_nothing_is_computed_for_who_does_not_ask(kind):
     params = drawn(kind)
     programs = [str(jax.make_jaxpr(lambda p, tap=tap: applied(kind, p, tap))(params)) for tap in (0, 2)]
     assert programs[0] == programs[1]
-    assert programs[0] != str(jax.make_jaxpr(lambda p: applied(kind, p, 2, mutable=[TAPS]))(params))
+    assert programs[0] != str(jax.make_jaxpr(lambda p: applied(kind, p, 2, mutable=[ASIDE]))(params))
 
 
 @every_kind

@@ -14,7 +14,7 @@ from score_flow.networks.blocks.remat import rematted
 from score_flow.types import UserError
 
 TIME_FEATURES = 256
-TAPS = "taps"  # the collection of what `told` leaves, for whoever applies a network with this mutable
+ASIDE = "aside"  # the collection of what `aside` leaves, for whoever applies a network with this mutable
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 Tokens = Float[Array, "b n width"]
@@ -79,7 +79,7 @@ def stacked(
     """Return the class of `length` blocks in a row, compiled once: parameters stacked along a leading axis.
 
     An instance takes the tokens, and what else a block is given, to (tokens, those that block `tap` returns). These are
-    None where there is no such block, counted from 1, or TAPS is not mutable: then nothing is computed for them.
+    None where there is no such block, counted from 1, or ASIDE is not mutable: then nothing is computed for them.
     network: whose blocks they are, with its fields dtype and remat; call it in one of its compact methods. in_axes: of
     what a block is given beside the tokens, as of flax.linen.scan.
     """
@@ -89,10 +89,8 @@ def stacked(
     # "dots" takes a quarter of the memory of "none", and is faster too, as a scan writes whatever the backward pass
     # will need to a stacked array.
     block = rematted(block, network.remat, "dots", prevent_cse=False)
-    scan = partial(
-        nn.scan, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=length
-    )
-    if not 0 < tap <= length or network.is_initializing() or not network.is_mutable_collection(TAPS):
+    scan = partial(nn.scan, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=length)
+    if not 0 < tap <= length or network.is_initializing() or not network.is_mutable_collection(ASIDE):
         return scan(block, in_axes=in_axes)
 
     def step(block: nn.Module, carry: tuple[Tokens, Tokens], taken: Bool[Array, ""], *given: Any) -> tuple:
@@ -107,18 +105,17 @@ def stacked(
     return stack
 
 
-def told(network: nn.Module, hidden: Tokens | None) -> None:
-    """Leave a block's tokens, if there are any, in the collection TAPS; call it in a compact method."""
-    if hidden is not None:
-        network.sow(TAPS, "hidden", hidden, reduce_fn=lambda _, one: one, init_fn=lambda: None)
+def aside(network: nn.Module, name: str, value: Array | None) -> None:
+    """Leave what a network returns beside its output, if it is there, in the collection ASIDE; in a compact method."""
+    if value is not None:
+        network.sow(ASIDE, name, value, reduce_fn=lambda _, last: last, init_fn=lambda: None)
 
 
-def refuse_tap(network: nn.Module) -> None:
-    """Raise UserError unless a network has the block that is asked for."""
-    if not 0 <= network.tap <= network.depth:
+def refuse_tap(network: nn.Module, depth: int) -> None:
+    """Raise UserError unless a network of so many blocks has the one that is asked for."""
+    if not 0 <= network.tap <= depth:
         raise UserError(
-            f"config.training.alignment_block is {network.tap}, and {type(network).__name__} has blocks 1 to "
-            f"{network.depth}."
+            f"config.training.alignment_block is {network.tap}, and {type(network).__name__} has blocks 1 to {depth}."
         )
 
 
