@@ -44,7 +44,7 @@ def scaling_of(run: Experiment, centred: bool) -> Scaling:
     Raises UserError where the model was trained on noise in cells of the other kind.
     """
     if centred and run.dequantised:
-        raise UserError("config.deq.centred is of exact levels: this model has config.data.uniform_dequantization=True.")
+        raise UserError("config.deq.centred is of exact levels; this model has config.data.uniform_dequantization.")
     return dataclasses.replace(run.scaling, centred=centred)
 
 
