@@ -100,7 +100,7 @@ def build_scaling(data: DataOptions, levels: int, values: ValueRange, *, noisy: 
             "config.data.uniform_dequantization=False."
         )
     margin = (high - low) / (2 * levels) if data.inset else 0.0
-    return Scaling(low + margin, high - margin, levels, values)
+    return Scaling(low + margin, high - margin, levels, values, centred=data.inset)
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:

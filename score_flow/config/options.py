@@ -220,6 +220,7 @@ class DeqOptions(Section):
     n_iters: int = option(0, "steps of --mode=train_deq; 0 = as many as training.n_iters", least=0)
     ema_rate: float = option(0.99, "of the dequantiser's weights", least=0, below=1)
     score_step: int = option(0, "step of the milestone whose model it is trained for; 0 = the newest", least=0)
+    centred: bool = option(False, "cells around exact levels, as those of data.inset; else they fill the range")
 
 
 @dataclasses.dataclass(frozen=True)
