@@ -17,6 +17,7 @@ from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
     Tokens,
+    aside,
     grid_of,
     modulation,
     patchify,

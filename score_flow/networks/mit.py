@@ -18,6 +18,7 @@ from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
     Stack,
+    aside,
     grid_of,
     patchify,
     refuse_tap,

@@ -14,6 +14,7 @@ from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     Stack,
+    aside,
     grid_of,
     modulation,
     patchify,
