@@ -25,6 +25,7 @@ from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
+from score_flow.losses.alignment import aligned
 from score_flow.losses.base import Loss, Product, unused
 from score_flow.model import Model, Preconditioning
 from score_flow.pretrained import autoencoder_kl
@@ -99,7 +100,7 @@ def build_scaling(data: DataOptions, levels: int, values: ValueRange, *, noisy: 
             "config.data.uniform_dequantization=False."
         )
     margin = (high - low) / (2 * levels) if data.inset else 0.0
-    return Scaling(low + margin, high - margin, levels, values)
+    return Scaling(low + margin, high - margin, levels, values, centred=data.inset)
 
 
 def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh) -> Pixels:
@@ -121,14 +122,14 @@ def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh)
 def is_latent(config: Config) -> bool:
     """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
-        for key, without in (
+        for key, *allowed in (
             ("data.random_flip", False), ("data.random_crop", 0), ("data.augment", 0.0), ("model.low_res", 0),
-            ("training.objective", "simple"),
+            ("training.objective", "simple", "uncertainty"),
         ):  # fmt: skip
             section, name = key.split(".")
-            if (value := getattr(getattr(config, section), name)) != without:
+            if (value := getattr(getattr(config, section), name)) not in allowed:
                 raise UserError(
-                    f"config.{key} is {value!r}; data.source.name = latents allows {without!r}"
+                    f"config.{key} is {value!r}; data.source.name = latents allows {' or '.join(map(repr, allowed))}"
                     + (" (--mode=encode mirrors the images)." if name == "random_flip" else ".")
                 )
         return True
@@ -195,6 +196,18 @@ def build_preprocessing(
     data, side = config.data, min(image_shape[:2])
     if data.random_crop >= side:
         raise UserError(f"config.data.random_crop is {data.random_crop}; it must be below the images' side, {side}.")
+    if config.training.cosine and image_shape[-1] == 1:
+        raise UserError(
+            f"config.training.cosine is {config.training.cosine}, but images have one channel: it is of the angle "
+            "between several; leave it at 0."
+        )
+    for name in ("random_flip", "random_crop", "augment") if config.training.alignment else ():
+        if value := getattr(data, name):
+            more = " (--mode=encode with data.random_flip stores those of mirrored images too)"
+            raise UserError(
+                f"config.data.{name} is {value}, but config.training.alignment compares with stored features, which "
+                f"are of the images as they are{more if name == 'random_flip' else ''}: leave it out."
+            )
     for key, without in (("model.low_res", 0), ("training.objective", "simple")):
         if data.augment and (value := operator.attrgetter(key)(config)) != without:
             raise UserError(f"config.data.augment is {data.augment}, but config.{key} {value!r}: allowed {without!r}.")
@@ -232,7 +245,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
 ASKED = {
     "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
     "augment_dim": "data.augment", "dtype": "model.precision", "span": "model.span",
-    "guidance": "model.guidance",
+    "guidance": "model.guidance", "tap": "training.alignment",
 }  # fmt: skip
 
 
@@ -248,6 +261,8 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     if config.data.augment:
         offered["augment_dim"] = N_LABELS
+    if config.training.alignment:
+        offered["tap"] = config.training.alignment_block
     offered |= {name: True for name in ("span", "guidance") if getattr(config.model, name)}
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
@@ -288,6 +303,7 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
         scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
         class_conditional=config.model.class_conditional, options=training,
     )  # fmt: skip
+    loss = aligned(loss, training)
     if not getattr(loss, "spans", False):
         unused(training, *(field.name for field in dataclasses.fields(training) if field.name.startswith("flow_map")))
         unused(training, "teacher")

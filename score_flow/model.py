@@ -4,19 +4,21 @@ import abc
 import dataclasses
 import functools
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, Prediction, uncontrasted
 from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
 
 OWN = "objective"  # the name, among a run's parameters, of what its loss learns beside the network
+PROJECTOR = "projector"  # ... the part of it that nothing reads after training (losses/alignment.py)
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
@@ -164,6 +166,27 @@ class Model:
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
     ) -> Output:
         """Return the network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
+        return self._applied(params, x, t, condition, key)
+
+    def tapped(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> tuple[Output, Float[Array, "b n width"]]:
+        """Return the output, and what the block `tap` of the network returns of its patches, row by row."""
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["hidden"]
+
+    def with_velocity(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> tuple[Output, Output | None]:
+        """Return the raw output, and that of the network's head for the velocity: None where it has none."""
+        if not getattr(self.network, "velocity_head", 0):
+            return self._applied(params, x, t, condition, key), None
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["velocity"]
+
+    def _applied(
+        self, params: Params, x: Images, t: Times, condition: Condition, key: Key | None, **options: Any
+    ) -> Any:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
@@ -171,8 +194,8 @@ class Model:
             condition = {"guidance": jnp.broadcast_to(jnp.array(UNGUIDED, x.dtype), (len(x), 3))} | (condition or {})
         for name in [name for name in ("span", "guidance") if name in (condition or {})]:
             condition = condition | {name: self.preconditioning.time_scale * condition[name]}
-        rngs = None if key is None else {"dropout": key}
-        return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
+        options |= {"deterministic": key is None, "rngs": None if key is None else {"dropout": key}}
+        return self.network.apply({"params": params}, scaled, time, condition, **options)
 
     def split(self, output: Output, x: Images) -> tuple[Images, Images | None]:
         """(what `prediction` speaks of, the other half of the channels or None)."""

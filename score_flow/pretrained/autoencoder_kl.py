@@ -40,7 +40,8 @@ QUANT_CONVS = ("use_quant_conv", "use_post_quant_conv")
 SCALES = {"scaling_factor": 0.18215, "shift_factor": 0.0}  # by default: Stable Diffusion's file is older than both
 OF_CHANNELS = ("latents_mean", "latents_std")  # beside them, where there are any
 UNUSED = ("sample_size", "force_upcast", "_diffusers_version", "_name_or_path")  # no part of the function
-KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *OF_CHANNELS, *UNUSED)
+CENTERED = "centered"  # of ours: false where it was shown pixels in [0, 1]
+KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *OF_CHANNELS, *UNUSED, CENTERED)
 
 OLD_ATTENTION = {"query": "query", "key": "key", "value": "value", "out": "proj_attn"}
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
@@ -111,14 +112,14 @@ def network_of(config: Mapping[str, Any]) -> AutoencoderKL:
     for name in config:
         check_choice("a setting of the autoencoder", name, KNOWN)
     fields = {ours: size(config, theirs) for theirs, ours in SIZES.items()}
-    given = dict.fromkeys(QUANT_CONVS, True) | dict(config)
+    given = dict.fromkeys((*QUANT_CONVS, CENTERED), True) | dict(config)
     quant_conv, post_quant_conv = QUANT_CONVS
-    allowed = FIXED | {quant_conv: (True, False), post_quant_conv: (given[quant_conv],)}
+    allowed = FIXED | {quant_conv: (True, False), post_quant_conv: (given[quant_conv],), CENTERED: (True, False)}
     allowed |= {name: ([block] * len(fields["channels"]),) for name, block in BLOCKS.items()}
     for name, values in allowed.items():
         if name in given and given[name] not in values:
             raise UserError(f"{name} is {given[name]!r}; allowed: {' or '.join(map(repr, values))}.")
-    return AutoencoderKL(**fields, quant_convs=given[quant_conv])
+    return AutoencoderKL(**fields, quant_convs=given[quant_conv], centered=given[CENTERED])
 
 
 def layout(network: AutoencoderKL, old_keys: bool) -> Layout:

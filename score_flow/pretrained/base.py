@@ -1,6 +1,7 @@
 """What the published checkpoints share: plain tensors under the names of their project, moved one by one into ours."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensors]
     step: int | None = None
     reference: dict[str, Any] | None = None  # the project's own settings, where the file carries them
+    implied: Mapping[str, Any] = MappingProxyType({})  # overrides of our config that its tensors alone decide
 
 
 class Leaf(NamedTuple):
@@ -123,7 +125,7 @@ def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
             name = _odd_one_out(leaf, given, wanted[path])
             faults.append(f"{name} has shape {given[name].shape}, which does not make {path} {wanted[path]}")
         else:
-            params[tuple(path.split("/"))] = np.ascontiguousarray(value)
+            params[tuple(path.split("/"))] = np.asarray(value, order="C")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"the weights do not fit the network: {'; '.join(faults[:SHOWN])}{more}.")
