@@ -1,5 +1,6 @@
 """The dequantiser that a likelihood is computed with, and the training of the variational one."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from evaluation import weights
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
+from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import (
     DecoderDequantiser,
@@ -47,22 +49,30 @@ def choose(run: Experiment, options: EvalOptions, name: str, *, workdir: Place, 
         checkpoints, step = milestone(
             workdir / train_deq.FOLDER, step, "the dequantiser that this evaluation began with"
         )
-        said = {"dequantizer_step": step}
-        of = said | {"dequantizer": checkpoints.digest(step)}
-        return Chosen(load(run, checkpoints, step), of, {"dequantisation": name} | said)
+        loaded, said = load(run, checkpoints, step), {"dequantizer_step": step}
+        of = said | {"dequantizer": checkpoints.digest(step)} | cells(loaded.scaling)
+        return Chosen(loaded, of, {"dequantisation": name} | said | cells(loaded.scaling))
     built = UniformDequantiser(run.scaling)
     if name in AT_A_TIME:
         built = AT_A_TIME[name](run.model.path, run.scaling, start_time(options, name), run.dequantised)
-    return Chosen(built, {}, {"dequantisation": name})
+        return Chosen(built, {}, {"dequantisation": name})
+    return Chosen(built, cells(run.scaling), {"dequantisation": name} | cells(run.scaling))
+
+
+def cells(scaling: Scaling) -> dict[str, str]:
+    """Say where cells of levels lie, unless they fill the range, as all did once."""
+    return {"cells": "around levels"} if scaling.centred else {}
 
 
 def load(run: Experiment, checkpoints: Checkpoints, step: int) -> VariationalDequantiser:
     """Load the EMA of the dequantiser that --mode=train_deq left at a step, as it was configured there."""
-    network = train_deq.build_network(Component.of(checkpoints.meta(step)["config"]["dequantizer"]), run.image_shape)
+    config = checkpoints.meta(step)["config"]
+    network = train_deq.build_network(Component.of(config["dequantizer"]), run.image_shape)
+    scaling = train_deq.scaling_of(run, config.get("deq", {}).get("centred", False))
     image = jnp.zeros((1, *run.image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, image)["params"])
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
-    return VariationalDequantiser(network, run.scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
+    return VariationalDequantiser(network, scaling, checkpoints.restore(step, {"ema": [wanted]})["ema"][0])
 
 
 def refuse_missing(run: Experiment, options: EvalOptions, name: str, *, workdir: Place) -> None:
@@ -94,8 +104,10 @@ def train_for(run: Experiment, config: Config, workdir: Place) -> None:
     checkpoints, step = milestone(workdir, config.deq.score_step, f"config.deq.score_step = {config.deq.score_step}")
     refuse_init(config, checkpoints.meta(step).get("config", {}))
     score = weights.load_params(run, weights.which_of(config), checkpoints, step)
+    config = train_deq.settings(config, step)
+    run = dataclasses.replace(run, loss=train_deq.dequantisation(run, config, score))
     with opened(workdir / train_deq.FOLDER, exclusive=True) as folder:
-        train_deq.train_dequantiser(run, train_deq.settings(config, step), folder, score)
+        train_deq.train_dequantiser(run, config, folder)
 
 
 def refuse_init(config: Config, saved: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def one_by_one(of, *arrays: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Map over examples in turn, what LAPACK does of matrices.
 
     Of a batch jaxlib 0.10 hands the parts to the pool of threads that it runs in itself, and waits for them: with a
-    program on each of several devices of a CPU all threads wait so, and none is left to work. Of one matrix it does not.
+    program on each of several devices of a CPU all threads wait so, and none is left to work. Not so of one matrix.
     """
     return jax.lax.map(lambda each: of(*each), arrays)
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from score_flow.types import Images, Times
 
+TINY = 1e-24  # the least square of a length that is divided by
+
 
 def expand(t: Times, x: Images) -> Float[Array, "..."]:
     """Add trailing axes to a time-like () or (b,) array, so that it broadcasts over the axes of one example."""
@@ -25,6 +27,13 @@ def sum_flat(x: Images) -> Float[Array, "b"]:
 def mean_flat(x: Images) -> Float[Array, "b"]:
     """Mean over every axis but the first."""
     return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
+
+
+def cosine(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    """Cosine of the angle between x and y along the last axis; 0, with no gradient, where one of them vanishes."""
+    lengths = (jnp.sum(z**2, axis=-1) for z in (x, y))
+    one, other = (jnp.sqrt(jnp.maximum(length, TINY)) for length in lengths)
+    return jnp.sum(x * y, axis=-1) / (one * other)
 
 
 def standard_normal_log_prob(z: Images) -> Float[Array, "b"]:

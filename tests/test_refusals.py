@@ -68,6 +68,7 @@ REFUSED = [
     ("encode", [], "autoencoder"),
     ("reproduce", [], "preset"),
     ("train_deq", ["--config.deq.score_step=3"], "score_step"),
+    ("train_deq", ["--config.deq.centred=True"], "deq.centred"),
     ("import", [], "--checkpoint"),
 ]
 

@@ -80,9 +80,11 @@ class Gallery:
             scales = ", ".join(f"{scale:g}" for scale in self._guides)
             caption = f"Guidance scales {scales}, a row each, from the same noise"
             found.append(Picture("guidance", caption, self._guidance))
-        means = not getattr(self._run.model.network, "span", False)  # of x0, to correct: in one call there is none
+        means = not self._run.model.spans  # of x0, to correct: in one call there is none
         if means:
             found.append(Picture("inpainting", self._caption("the known upper half"), self._inpainting))
+        if self._run.model.consistency:
+            return found  # the rest is of a velocity
         sdedit = f"SDEdit: input, then started from it at t = {STRENGTHS}, a column each"
         found.append(Picture("sdedit", sdedit, self._sdedit))
         if not means:

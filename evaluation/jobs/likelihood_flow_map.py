@@ -27,7 +27,7 @@ LARGEST = 1024  # numbers of an image, of which the Jacobian has the square
 def open_flow_map(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
     """Refuse networks that are told of one time alone, and images whose Jacobian is too large."""
     if not getattr(run.model.network, "span", False):
-        raise UserError("the job likelihood_flow_map needs a flow map: training.objective = flow_map.")
+        raise UserError("the job likelihood_flow_map needs a flow map between any two times: config.model.span = True.")
     if (size := math.prod(run.image_shape)) > LARGEST:
         raise UserError(f"the job likelihood_flow_map is for images of {LARGEST} numbers; these have {size}.")
     dequantisers.refuse_missing(run, options, options.dequantizer, workdir=workdir)

@@ -12,6 +12,8 @@ from score_flow.runs import files, places
 WHOLE = 2**28  # pixels of a split up to which all are hashed
 ENDS = 1000  # else the first so many images and the last
 ERROR = "standard_error"
+COUNTED = ("n_samples", "n_images")  # what figures are of, whatever else is counted
+OF_KEPT = ("kid", "precision", "recall")  # figures of those samples alone whose features are kept
 OVER_STEPS = {  # of checkpoints
     "bits_per_dim": "bits / dim",
     "fid": "FID",
@@ -47,34 +49,59 @@ def lines(
     version: str = "",
     options: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """Write a line a figure: job.figure = value +- error; n; calls; data; weights; sampler; evaluator; version.
+    """Write a line a figure: job.figure = value +- error; n; calls; data; reference; weights; sampler; evaluator.
 
+    The error of a mean over seeds is the deviation over them, which it says.
     checksums: of splits by their name; split: the one that results without a `split` were compared with; options: the
     names of config.eval, whose values among a result are no figures; version: of this program.
     """
     found = []
     for job, result in results.items():
         data = result.get("split", split)
-        n = next((key for key in result if key.startswith("n_") and key not in options), None)
+        counts = [key for key in result if key.startswith("n_") and key not in options]
+        n = next((key for key in (*COUNTED, *counts) if key in counts), None)
         calls = next(
             (f"{v:g} {k.replace('_per_', ' per ').replace('_', ' ')}" for k, v in result.items() if "calls" in k), ""
         )
         about = [
-            f"{result[n]} {n[2:]}" if n else "",
             calls,
             ", ".join(["data " + data, *([result["subset"]] if "subset" in result else [])])
             + (f" ({checksums[data]})" if checksums and data in checksums else ""),
+            reference_of(result),
             f"weights {weights}" if weights else "",
             with_what(result, sampler if n == "n_samples" else ""),
         ]
         for name, value, error in figures(result, options):
-            spread = f" +- {error:.2g}" if math.isfinite(error) else ""
-            features = result.get(f"features_{name.removesuffix('_std')}") or result.get("features")
+            if name.removesuffix("_std") != name and "n_seeds" in result:
+                continue  # beside its mean
+            spread = f" +- {error:.2g}" if math.isfinite(error) else over_seeds(result, name)
+            features = result.get(f"features_{name}") or result.get("features")
             evaluator = f"evaluator {result.get('evaluator') or features or job}"
-            of = [*about, evaluator, f"score_flow {version}" if version else ""]
+            of = [how_many(result, n, name) if n else "", *about, evaluator, f"score_flow {version}" if version else ""]
             said = [part for part in of if part and part != "data "]
             found.append("; ".join([f"{called(job, result)}.{name} = {value:.6g}{spread}", *said]))
     return found
+
+
+def how_many(result: dict[str, Any], n: str, name: str) -> str:
+    """Say of how many samples, or images, a figure is: all, or those whose features are kept."""
+    kept = result.get("n_kept", result[n]) if name.startswith(OF_KEPT) else result[n]
+    return f"{result[n]} {n[2:]}" + (f", {kept} of them kept" if kept < result[n] else "")
+
+
+def over_seeds(result: dict[str, Any], name: str) -> str:
+    """Return the deviation of a mean over seeds, and which seeds; nothing of a figure of one."""
+    if f"{name}_std" not in result:
+        return ""
+    seeds = ", ".join(str(figures["seed"]) for figures in result["by_seed"])
+    return f" +- {result[f'{name}_std']:.2g} over seeds {seeds}"
+
+
+def reference_of(result: dict[str, Any]) -> str:
+    """Name the file of statistics that samples were compared with, without the folder that it lies in here."""
+    if "reference" not in result:
+        return ""
+    return f"reference {result['reference'].rpartition('/')[2]} (sha256 {result['reference_sha256'][:16]})"
 
 
 def called(job: str, result: dict[str, Any]) -> str:

@@ -20,12 +20,16 @@ class Scaling:
 
     With a `range` (lowest, highest) the data are real numbers v of it, without levels: low .. high is its image, the
     offset that of the change of variables alone, and `levels` those of pictures.
+
+    The cells of levels fill [low, high]; centred, they lie around the levels that `normalise` gives, the first and the
+    last half outside: levels / (high - low) is then (levels - 1) / (high - low).
     """
 
     low: float = -1.0
     high: float = 1.0
     levels: int = 256
     range: ValueRange = ()
+    centred: bool = False
 
     def __post_init__(self):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -40,7 +44,7 @@ class Scaling:
 
         Of real numbers log2 of the width of their range in the place of the levels: -log2 of the density of v.
         """
-        width = self.range[1] - self.range[0] if self.range else self.levels
+        width = self.range[1] - self.range[0] if self.range else self.levels - self.centred
         return math.log2(width / (self.high - self.low))
 
     def normalise(self, v: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -53,10 +57,12 @@ class Scaling:
     def dequantise(self, v: Shaped[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """low + (high - low) (v + u) / levels, u in [0, 1): a level fills a cell (Theis et al., arXiv:1511.01844).
 
-        Real numbers have no cell: they are normalised.
+        Centred, low + (high - low) (v + u - 1/2) / (levels - 1). Real numbers have no cell: they are normalised.
         """
         if self.range:
             return self.normalise(v)
+        if self.centred:
+            return self.low + (self.high - self.low) * ((v.astype(jnp.float32) + (u - 0.5)) / (self.levels - 1))
         return self.low + (self.high - self.low) * ((v.astype(jnp.float32) + u) / self.levels)
 
     def to_data(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -45,7 +45,11 @@ Dequantiser = Callable[[Keys, Levels], Dequantised]  # one key for each image
 
 @flax.struct.dataclass
 class UniformDequantiser:
-    """x uniform in the cell of its level, off which the level is read for certain (Theis et al., arXiv:1511.01844)."""
+    """x uniform in the cell of its level, off which the level is read for certain (Theis et al., arXiv:1511.01844).
+
+    The cell is that of scaling, here and below: exact levels, around which the model has all of its density, want it
+    centred.
+    """
 
     scaling: Scaling = static()
 

@@ -1,6 +1,7 @@
 """What the published checkpoints share: plain tensors under the names of their project, moved one by one into ours."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensors]
     step: int | None = None
     reference: dict[str, Any] | None = None  # the project's own settings, where the file carries them
+    implied: Mapping[str, Any] = MappingProxyType({})  # overrides of our config that its tensors alone decide
 
 
 class Leaf(NamedTuple):

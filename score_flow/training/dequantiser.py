@@ -6,6 +6,7 @@ from functools import partial
 from score_flow.config.components import Component, call
 from score_flow.config.options import Config
 from score_flow.data.preprocessing import Preprocessing
+from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Noising
 from score_flow.losses.dequantisation import Dequantisation
@@ -17,7 +18,7 @@ from score_flow.process.times import log_snr
 from score_flow.runs.places import Place
 from score_flow.training.accepting import FIXED
 from score_flow.training.run import train
-from score_flow.types import Params, check_choice
+from score_flow.types import Params, UserError, check_choice
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
 NETWORKS = PRESETS | {
@@ -37,6 +38,16 @@ def build_network(section: Component, image_shape: tuple[int, int, int]) -> Flow
     return call(partial(FlowppDequantiser, **preset), section, "config.dequantizer")
 
 
+def scaling_of(run: Experiment, centred: bool) -> Scaling:
+    """Return the map of levels whose cells the flow fills: around exact levels, or over the range.
+
+    Raises UserError where the model was trained on noise in cells of the other kind.
+    """
+    if centred and run.dequantised:
+        raise UserError("config.deq.centred is of exact levels; this model has config.data.uniform_dequantization.")
+    return dataclasses.replace(run.scaling, centred=centred)
+
+
 def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisation:
     """Return the dequantiser's loss under the weights of a run's model; raises UserError for an infinite bound."""
     path, t_min = run.model.path, config.training.smallest_time
@@ -46,7 +57,8 @@ def dequantisation(run: Experiment, config: Config, score: Params) -> Dequantisa
     noising = Noising(prepare, log_snr(path, t_min, t_max))
     matching = Denoising(run.model, noising, likelihood, "sum")
     network = build_network(config.dequantizer, run.image_shape)
-    return Dequantisation(network, run.scaling, prepare.levels, matching, t_min=t_min, t_max=t_max, score=score)
+    scaling = scaling_of(run, config.deq.centred)
+    return Dequantisation(network, scaling, prepare.levels, matching, t_min=t_min, t_max=t_max, score=score)
 
 
 def settings(config: Config, score_step: int) -> Config:
@@ -57,11 +69,10 @@ def settings(config: Config, score_step: int) -> Config:
             config.training, n_iters=config.deq.n_iters or config.training.n_iters, snapshot_sampling=False, init=""
         ),
         model=dataclasses.replace(config.model, ema_rate=(config.deq.ema_rate,), ema_std=()),
-        deq=dataclasses.replace(config.deq, score_step=score_step),
+        deq=dataclasses.replace(config.deq, score_step=score_step, centred=config.deq.centred or config.data.inset),
     )
 
 
-def train_dequantiser(run: Experiment, config: Config, folder: Place, score: Params) -> None:
-    """Train to the end of `settings`, from the newest good checkpoint of the folder if there is one."""
-    run = dataclasses.replace(run, loss=dequantisation(run, config, score))
-    train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step"))
+def train_dequantiser(run: Experiment, config: Config, folder: Place) -> None:
+    """Train a run with this loss to the end of `settings`, from the newest good checkpoint of the folder if any."""
+    train(run, config, folder, lambda step, params: None, (*FIXED, "dequantizer", "deq.score_step", "deq.centred"))

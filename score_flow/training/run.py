@@ -81,7 +81,7 @@ def train(
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         closing.callback(told.close)
         closing.callback(saver.close)
-        needed = functools.partial(_needed, steps, held_shapes, run.train_source, options)
+        needed = functools.partial(_needed, steps, held_shapes, run.examples, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
         told.start()
         saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
@@ -120,7 +120,7 @@ def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callab
 
 def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
     """(what makes the state that training begins in, its shapes, their layouts)."""
-    source = run.train_source
+    source = run.examples
     first = indices(len(source), config.training.batch_size, seed=run.seed, step=0)
     init = functools.partial(initial_state, run, n_averages(config.model))
     shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples

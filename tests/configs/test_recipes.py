@@ -77,7 +77,8 @@ def dit_cases():
     model = {"model_type": "LightningDiT-XL/1", "use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
     settings = {
         "model": model | {"use_qknorm": False, "wo_shift": False, "in_chans": 32}, "data": {"image_size": 256},
-        "train": {"max_steps": 1_000_800, "ckpt_every": 50_000}, "transport": {"use_lognorm": True},
+        "train": {"max_steps": 1_000_800, "ckpt_every": 50_000},
+        "transport": {"use_lognorm": True, "use_cosine_loss": True},
     }  # fmt: skip
     skipped = ("data.source", "sampling")
     yield "configs/lightningdit/xl_1_256.py", functools.partial(lightningdit.translate, settings), skipped

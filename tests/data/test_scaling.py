@@ -1,10 +1,14 @@
 """The affine map of pixels against its closed forms, in every number of levels and every range."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.build import build_scaling
+from score_flow.config.options import DataOptions
 from score_flow.data.scaling import Scaling, random_flip
 from score_flow.types import UserError
 
@@ -13,6 +17,7 @@ LEVELS = [2, 17, 100, 256]
 every_scaling = pytest.mark.parametrize(
     "scaling", [Scaling(*ends, levels) for ends in RANGES for levels in LEVELS], ids=str
 )
+every_cell = pytest.mark.parametrize("centred", [False, True], ids=["over the range", "around levels"])
 
 
 @every_scaling
@@ -65,14 +70,34 @@ def test_quantise_is_the_published_rule():
 
 
 @every_scaling
-def test_bits_offset_turns_densities_into_bits_of_levels(scaling):
+@every_cell
+def test_bits_offset_turns_densities_into_bits_of_levels(scaling, centred):
     """A density that is constant on each cell has exactly the code length of its levels, whatever the range."""
     probability = np.arange(1.0, scaling.levels + 1)
     probability /= probability.sum()
-    cell = (scaling.high - scaling.low) / scaling.levels
+    scaling = replace(scaling, centred=centred)
+    ends = scaling.dequantise(jnp.arange(2), jnp.zeros(2))
+    cell = (scaling.high - scaling.low) / (scaling.levels - centred)
+    assert float(ends[1] - ends[0]) == pytest.approx(cell, rel=1e-5)
     for mass in (probability, np.full(scaling.levels, 1 / scaling.levels)):
         bits = -np.log(mass / cell) / np.log(2) + scaling.bits_offset  # one dimension
         np.testing.assert_allclose(bits, -np.log2(mass), rtol=1e-12, atol=1e-12)
+
+
+@every_scaling
+def test_centred_cells_lie_around_levels(scaling):
+    v = jnp.arange(scaling.levels, dtype=jnp.uint8)
+    x = replace(scaling, centred=True).dequantise(v, jnp.full(v.shape, 0.5))
+    np.testing.assert_array_equal(x, scaling.normalise(v))
+
+
+def test_cells_of_inset_levels_are_vdms():
+    """x = 2 (v + u) / 256 - 1, of which the level, 2 (v + 1/2) / 256 - 1, is the middle (i-DODE's uniform case)."""
+    scaling = build_scaling(DataOptions(inset=True), 256, (), noisy=False)
+    v, u = jnp.arange(256, dtype=jnp.uint8), jnp.linspace(0, 1, 256)
+    np.testing.assert_allclose(scaling.normalise(v), (np.arange(256) + 0.5) / 128 - 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scaling.dequantise(v, u), (np.arange(256) + np.asarray(u)) / 128 - 1, rtol=0, atol=1e-6)
+    assert scaling.bits_offset == pytest.approx(7, abs=1e-12)
 
 
 def test_bits_offset_of_the_uniform_density():

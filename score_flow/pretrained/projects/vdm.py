@@ -51,7 +51,8 @@ OTHER = (
     "model.with_fourier_features", "model.gamma_type", "model.gamma_min", "model.gamma_max", "model.gamma",
     "model.schedule", "model.second_order", "model.velocity", "model.importance", "model.dequantization",
 )  # fmt: skip
-DEQUANTISERS = {"u": "uniform", "v": "variational", "tn": "truncated_normal"}
+# Their variational one is the decoder's: levels are read off z_0 by its softmax over them.
+DEQUANTISERS = {"u": "uniform", "v": "decoder", "tn": "truncated_normal"}
 SCHEDULES = {"VP": "variance_preserving", "SP": "straight"}
 SOURCES = {"cifar10": {"name": "cifar10"}, "imagenet32": {"name": "tfds", "dataset": "downsampled_imagenet/32x32"}}
 ENDS = {"model.gamma_min": -13.3, "model.gamma_max": 5.0}  # of every config that they published

@@ -95,7 +95,13 @@ def test_a_row_says_all_that_it_is_of(row):
     assert (result["n_seeds"], result["split"], result["labels"]) == (2, "digits/train", "drawn uniformly")
     said = {line.partition(" = ")[0]: line for line in written.lines({"fid": result}, weights="w", split="digits/test")}
     for name, features in (("fid", "a network"), ("fd_dinov2", "another"), ("sfid", "a network")):
-        assert re.search(f"; data digits/train;.* labels drawn uniformly; evaluator {features}$", said[f"fid.{name}"])
+        line = said[f"fid.{name}"]
+        assert f"+- {result[f'{name}_std']:.2g} over seeds 0, 1; {N} samples; " in line
+        assert re.search(r"; data digits/train; reference [\w-]+.npz \(sha256 \w{16}\);", line)
+        assert re.search(f" labels drawn uniformly; evaluator {features}$", line)
+    assert not [name for name in said if name.endswith("_std")]
+    few = [line for line in written.lines({"fid": result | {"n_kept": 7}}, weights="w") if "7 of them kept; " in line]
+    assert {re.sub(r"(fid\.[a-z]+).*", r"\1", line) for line in few} == {"fid.kid", "fid.precision", "fid.recall"}
 
 
 @pytest.mark.slow

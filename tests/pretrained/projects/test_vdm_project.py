@@ -121,6 +121,8 @@ def test_settings_of_theirs():
     assert ours["training.time_sampler.name"] == "log_variance" and ours["eval.dequantizer"] == "truncated_normal"
     assert ours["model.time_scale"] == pytest.approx(1000) and ours["model.time_shift"] == pytest.approx(0)
     assert ours["model.ema_rate"] == (0.999,) and ours["data.source.name"] == "cifar10"
+    decoded = PROJECT.translate({"model": SMALL | IDODE | {"dequantization": "v"}})
+    assert decoded["eval.dequantizer"] == "decoder"  # levels by the decoder's softmax: no flow is trained for it
     refused = {
         "ends are in the weights": {"gamma_type": "learnable_scalar"},
         "with_attention .* can only be False": {"with_attention": True},
