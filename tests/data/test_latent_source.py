@@ -149,6 +149,12 @@ def test_what_latents_cannot_have_is_refused(flag, encoded):
         experiment(load("configs/base.py", of_latents(encoded, flag)))
 
 
+@pytest.mark.slow
+def test_latents_may_have_a_loss_that_is_weighed_by_itself(encoded):
+    run = experiment(load("configs/base.py", of_latents(encoded, "training.objective=uncertainty")))
+    assert run.latent and set(run.loss.own(run.image_shape)) == {"heights"}
+
+
 def test_unfinished_and_hostile_folders_are_refused(encoded, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         latents.build("train", str(tmp_path / "none"))

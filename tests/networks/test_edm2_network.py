@@ -134,3 +134,24 @@ def test_a_step_of_training_ends_at_kernels_of_magnitude_one(monkeypatch):
             np.testing.assert_allclose(rms, 1.0, atol=3e-4, err_msg=str(path))
             moved += np.abs(leaf - before[path]).max() > 0.1
     assert moved > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, number", [("span", (2,)), ("guidance", (2, 3)), ("augment", (2, 9))])
+def test_what_it_is_told_beside_begins_as_if_it_were_not_there(name, number):
+    told = {"augment_dim": 9} if name == "augment" else {name: True}
+    network, time = edm2.build(width=8, channel_mult=(1, 2), num_res_blocks=1, head_channels=8, **told), jnp.ones(2)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = jax.jit(network.init)(jax.random.key(1, impl="rbg"), x, time)["params"]
+    params = jax.tree.map(lambda p: p if p.ndim else jnp.ones(()), params)
+    gain = params["embedding"].pop(f"{name}_gain")
+
+    @jax.jit
+    def out(gain, condition):
+        embedding = params["embedding"] | {f"{name}_gain": gain}
+        return network.apply({"params": params | {"embedding": embedding}}, x, time, condition)
+
+    condition = {name: jnp.linspace(0.1, 0.9, int(np.prod(number))).reshape(number)}
+    without = out(0 * gain, {})
+    assert without.any() and jnp.array_equal(out(0 * gain, condition), without)
+    assert float(jnp.linalg.norm(out(gain, condition) - without) / jnp.linalg.norm(without)) > 1e-3

@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from score_flow.build import experiment
@@ -13,9 +14,14 @@ from score_flow.config.loading import load
 from score_flow.pretrained import base
 from score_flow.pretrained.projects import edm, edm2
 from score_flow.pretrained.readers.files import read
+from score_flow.process.times import uniform
+from score_flow.training.matrices import unit_kernels
+from score_flow.training.optimiser import make_optimiser
 from score_flow.types import UserError
 from tests.golden_data import COMMITTED
 from tests.pretrained.drawn_weights import drawn
+from tests.toy_losses import denoising
+from tests.training.test_training import ADAM
 
 SOURCE, FOLDER = edm2.build(), COMMITTED / "edm2"
 CASES = json.loads((FOLDER / "meta.json").read_text())["cases"]
@@ -103,3 +109,28 @@ def test_each_project_leaves_the_pickles_of_the_other():
     theirs, other = read(FOLDER / "cond.pkl"), read(COMMITTED / "edm" / "ve.pkl")
     assert edm.build().read(theirs) is None and SOURCE.read(other) is None
     assert SOURCE.read(theirs) and edm.build().read(other)
+
+
+@pytest.mark.slow
+def test_training_steps_are_the_sources():
+    """Two of Adam on the error of F, each from kernels that are normalised, theirs before a step and ours after it."""
+    with np.load(FOLDER / "io.npz") as arrays, jax.enable_x64(True):
+        run = run_of(published("uncond").reference, "float64")
+        tensors = {name: w.astype("float64") for name, w in published("uncond").weights["ema"].items()}
+        params = base.fill(shapes_of(run), SOURCE.layout(run.model, run.image_shape), tensors)
+        t = jnp.log(jnp.asarray(arrays["sigma"]) / 0.002) / np.log(80 / 0.002)
+        x, noise = jnp.asarray(arrays["x"]), jnp.asarray(arrays["noise"])
+        loss = denoising(run.model, uniform(run.model.path, 0.0), "edm")
+        mean = jax.jit(jax.value_and_grad(lambda params: loss.at(params, jnp.clip(x / 2, -1, 1), noise, t).mean()))
+        adam = make_optimiser("Adam", **ADAM | {"lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8})
+        params, losses = unit_kernels(jax.tree.map(jnp.asarray, params)), []
+        state = adam.init(params)
+        for _ in range(2):
+            value, gradient = mean(params)
+            updates, state = adam.update(gradient, state, params)
+            params = unit_kernels(optax.apply_updates(params, updates))
+            losses.append(float(value))
+        np.testing.assert_allclose(losses, arrays["losses"], rtol=1e-9)
+        out = jax.jit(lambda params: run.model.bind(params).x0(x, t))(params)
+        assert np.linalg.norm(out - arrays["trained"]) / np.linalg.norm(arrays["trained"]) < 1e-9
+        assert np.linalg.norm(out - arrays["uncond"]) / np.linalg.norm(out) > 1e-2
