@@ -5,7 +5,8 @@ Installed it is `score-flow`; what it does is in evaluation/modes/command.py.
 
 import sys
 
-from evaluation.modes.command import EXIT_NOT_REPRODUCED, EXIT_USER_ERROR, main
+from evaluation.modes.command import EXIT_USER_ERROR, main
+from evaluation.modes.table import EXIT_NOT_REPRODUCED
 
 __all__ = ["EXIT_NOT_REPRODUCED", "EXIT_USER_ERROR", "main"]
 

@@ -55,7 +55,6 @@ class Guidance:
     base: Batch | None = None  # the samples that a super-resolution model refines
     labels: Labels | None = None  # which those of samples are, where not all classes in turn
     wrap_at: Callable[[float], Callable[..., Denoiser]] | None = static(default=None)  # `wrap` of another scale
-    scales: tuple[float, float] | None = static(default=None)  # of which the network was told in training
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         """Return the guided denoiser; free to build inside jit."""
@@ -174,7 +173,7 @@ def build_guide(run: Experiment, config: Config) -> Guidance:
     scales = config.training.flow_map_guidance if config.model.guidance else None
     known = settings | {"autoguided": bool(folders["bad"]), "scales": scales}
     wrap_at = lambda scale: guide(null, channels, range_of_data, **known | {"scale": scale})  # noqa: E731
-    guidance = Guidance(wrap_at(settings["scale"]), run.conditioning, wrap_at=wrap_at, scales=scales)
+    guidance = Guidance(wrap_at(settings["scale"]), run.conditioning, wrap_at=wrap_at)
     if folders["bad"]:
         other, params = _load(run, "bad", folders["bad"])
         guidance = guidance.replace(bad_model=other.model, bad=params)

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
+from score_flow.model import OWN, PROJECTOR
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
 from score_flow.runs.places import Place
 from score_flow.runs.preemption import Preemption
@@ -38,6 +39,7 @@ MODEL = (
     "model.class_conditional",
     "model.guidance",
     "model.span",
+    "model.consistency",
     "data.centered",
     "data.inset",
     "training.contrast",
@@ -166,6 +168,9 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
     n = n_averages(saved["model"])
     refuse_absent(which, n)
     shapes = jax.eval_shape(lambda: run.init(jax.random.key(0)))
+    unread = checkpoints.layout(step, "params").get(OWN, {}).get(PROJECTOR)
+    if unread is not None:
+        shapes |= {OWN: shapes.get(OWN, {}) | {PROJECTOR: unread}}
     wanted = target(shapes, jax.tree.map(lambda _: replicated(run.mesh), shapes))
     if which.ema_std:
         params = reconstruct(checkpoints, step, wanted, std=which.ema_std)
@@ -175,7 +180,13 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
         params = checkpoints.restore(step, {"ema": [wanted] * n})["ema"][which.ema]
     if not to_host(all_finite(params)):
         raise NonFinite(f"the weights in {checkpoints.directory / str(step)} are not finite: train again.")
-    return params
+    return without_projector(params)
+
+
+def without_projector(params: Params) -> Params:
+    """Return parameters without those that training alone has a use for."""
+    own = {name: part for name, part in params.get(OWN, {}).items() if name != PROJECTOR}
+    return {name: part for name, part in params.items() if name != OWN} | ({OWN: own} if own else {})
 
 
 def reconstruct(checkpoints: Checkpoints, step: int, wanted: PyTree, *, std: float) -> Params:

@@ -39,7 +39,7 @@ def log_density(denoiser: Denoiser, x0: Images, intervals: Intervals, *, toleran
         s, t = interval
         step = lambda x: x - (t - s) * denoiser.average_velocity(x, t, s)  # noqa: E731
         x_t, arrived = _solved(step, x_s, _guess(denoiser, x_s, s, t), tolerance)
-        log_det = jnp.linalg.slogdet(_jacobian(step, x_t, size)).logabsdet
+        log_det = one_by_one(lambda matrix: jnp.linalg.slogdet(matrix).logabsdet, _jacobian(step, x_t, size))
         return (x_t, log_prob - log_det, ok & arrived), None
 
     start = x0, jnp.zeros(len(x0), x0.dtype), jnp.ones(len(x0), bool)
@@ -67,6 +67,15 @@ def _jacobian(step, x: Images, size: int) -> Float[Array, "b d d"]:
     return jnp.moveaxis(columns.reshape(size, len(x), size), 0, 2)
 
 
+def one_by_one(of, *arrays: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Map over examples in turn, what LAPACK does of matrices.
+
+    Of a batch jaxlib 0.10 hands the parts to the pool of threads that it runs in itself, and waits for them: with a
+    program on each of several devices of a CPU all threads wait so, and none is left to work. Not so of one matrix.
+    """
+    return jax.lax.map(lambda each: of(*each), arrays)
+
+
 def _solved(step, wanted: Images, x: Images, tolerance: float) -> tuple[Images, Bool[Array, "b"]]:
     """(x that a step leads to what is wanted, whether it does), by Newton's method from a guess."""
     size = math.prod(x.shape[1:])
@@ -76,7 +85,7 @@ def _solved(step, wanted: Images, x: Images, tolerance: float) -> tuple[Images, 
     def iterate(carry):
         i, x, done = carry
         error = (step(x) - wanted).reshape(len(x), size, 1)
-        change = jnp.linalg.solve(_jacobian(step, x, size), error).reshape(x.shape)
+        change = one_by_one(jnp.linalg.solve, _jacobian(step, x, size), error).reshape(x.shape)
         tried = jnp.stack([x - share * change for share in SHARES])
         best = jnp.argmin(jnp.nan_to_num(jax.lax.map(far, tried), nan=jnp.inf), axis=0)
         # Who has arrived stays, whatever others need: no result depends on the batch.

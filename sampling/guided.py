@@ -99,6 +99,10 @@ class Around(Denoiser):
     def spans(self) -> bool:
         return self.denoiser.spans
 
+    @property
+    def consistency(self) -> bool:
+        return self.denoiser.consistency
+
     def given(self, condition: Condition) -> "Around":
         return dataclasses.replace(self, denoiser=self.denoiser.given(condition))
 
@@ -198,6 +202,10 @@ class Autoguided(Around):
     @property
     def spans(self) -> bool:
         return self.denoiser.spans and self.bad.spans
+
+    @property
+    def consistency(self) -> bool:
+        return self.denoiser.consistency or self.bad.consistency
 
     def estimate(self, x: Images, t: Times) -> Estimate:
         good = self.denoiser.estimate(x, t)

@@ -25,6 +25,7 @@ from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
 from score_flow.experiment import Experiment
+from score_flow.losses.alignment import aligned
 from score_flow.losses.base import Loss, Product, unused
 from score_flow.model import Model, Preconditioning
 from score_flow.pretrained import autoencoder_kl
@@ -121,14 +122,14 @@ def open_pixels(config: Config, scaling: Scaling, dequantised: bool, mesh: Mesh)
 def is_latent(config: Config) -> bool:
     """Say whether the model makes latents; raises UserError for what they cannot have."""
     if config.data.source.name == "latents":
-        for key, without in (
+        for key, *allowed in (
             ("data.random_flip", False), ("data.random_crop", 0), ("data.augment", 0.0), ("model.low_res", 0),
-            ("training.objective", "simple"),
+            ("training.objective", "simple", "uncertainty"),
         ):  # fmt: skip
             section, name = key.split(".")
-            if (value := getattr(getattr(config, section), name)) != without:
+            if (value := getattr(getattr(config, section), name)) not in allowed:
                 raise UserError(
-                    f"config.{key} is {value!r}; data.source.name = latents allows {without!r}"
+                    f"config.{key} is {value!r}; data.source.name = latents allows {' or '.join(map(repr, allowed))}"
                     + (" (--mode=encode mirrors the images)." if name == "random_flip" else ".")
                 )
         return True
@@ -195,6 +196,18 @@ def build_preprocessing(
     data, side = config.data, min(image_shape[:2])
     if data.random_crop >= side:
         raise UserError(f"config.data.random_crop is {data.random_crop}; it must be below the images' side, {side}.")
+    if config.training.cosine and image_shape[-1] == 1:
+        raise UserError(
+            f"config.training.cosine is {config.training.cosine}, but images have one channel: it is of the angle "
+            "between several; leave it at 0."
+        )
+    for name in ("random_flip", "random_crop", "augment") if config.training.alignment else ():
+        if value := getattr(data, name):
+            more = " (--mode=encode with data.random_flip stores those of mirrored images too)"
+            raise UserError(
+                f"config.data.{name} is {value}, but config.training.alignment compares with stored features, which "
+                f"are of the images as they are{more if name == 'random_flip' else ''}: leave it out."
+            )
     for key, without in (("model.low_res", 0), ("training.objective", "simple")):
         if data.augment and (value := operator.attrgetter(key)(config)) != without:
             raise UserError(f"config.data.augment is {data.augment}, but config.{key} {value!r}: allowed {without!r}.")
@@ -213,15 +226,18 @@ def build_conditioning(config: Config, num_classes: int, why: str = "") -> Condi
 
 def build_model(config: Config, channels: int, conditioning: Conditioning) -> Model:
     """Build the static half: network, path, prediction and preconditioning, for images of so many channels."""
-    options = config.model
+    options, path = config.model, resolve(registries.PATHS, config.path, "config.path")
+    if options.span and options.consistency:
+        raise UserError("config.model.consistency is of a network that is not told of a second time: set span=False.")
     return Model(
         network=build_network(config, channels, conditioning),
-        path=resolve(registries.PATHS, config.path, "config.path"),
-        prediction=prediction.choose(options.prediction, options.data_std),
+        path=path,
+        prediction=prediction.choose(options.prediction, options.data_std, path),
         preconditioning=Preconditioning(
             options.time, options.time_scale, options.time_shift, options.input, options.data_std
         ),
         contrast=config.training.contrast if contrasts(config.training.objective) else 0.0,
+        consistency=options.consistency,
     )
 
 
@@ -229,7 +245,7 @@ def build_model(config: Config, channels: int, conditioning: Conditioning) -> Mo
 ASKED = {
     "num_classes": "model.class_conditional", "super_resolution": "model.low_res", "out_channels": "model.learn_sigma",
     "augment_dim": "data.augment", "dtype": "model.precision", "span": "model.span",
-    "guidance": "model.guidance",
+    "guidance": "model.guidance", "tap": "training.alignment",
 }  # fmt: skip
 
 
@@ -245,6 +261,8 @@ def build_network(config: Config, channels: int, conditioning: Conditioning) -> 
         offered["out_channels"] = 2 * channels
     if config.data.augment:
         offered["augment_dim"] = N_LABELS
+    if config.training.alignment:
+        offered["tap"] = config.training.alignment_block
     offered |= {name: True for name in ("span", "guidance") if getattr(config.model, name)}
     section, objective = config.network, config.training.objective
     if produced(objective) == "classifier":
@@ -285,14 +303,16 @@ def build_loss(config: Config, model: Model, prepare: Preprocessing) -> Loss:
         scaling=prepare.scaling, dequantised=prepare.dequantised, learn_sigma=config.model.learn_sigma,
         class_conditional=config.model.class_conditional, options=training,
     )  # fmt: skip
+    loss = aligned(loss, training)
     if not getattr(loss, "spans", False):
         unused(training, *(field.name for field in dataclasses.fields(training) if field.name.startswith("flow_map")))
         unused(training, "teacher")
-    if config.model.span and not getattr(loss, "spans", False):
-        raise UserError(
-            f"config.model.span is True, but training.objective = {training.objective} knows of one time alone: "
-            "leave it False, or train training.objective = flow_map."
-        )
+    for name in ("span", "consistency"):
+        if getattr(config.model, name) and not getattr(loss, "spans", False):
+            raise UserError(
+                f"config.model.{name} is True, but training.objective = {training.objective} knows of one time alone: "
+                "leave it False, or train training.objective = flow_map."
+            )
     if training.snapshot_sampling and loss.produces != "denoiser":
         raise UserError(
             f"config.training.snapshot_sampling is True, but training.objective = {training.objective} makes a "

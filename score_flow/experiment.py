@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from score_flow.data.base import Source, counts, facts
 from score_flow.data.conditioning import Conditioning
+from score_flow.data.features import FEATURES, WithFeatures, digest
 from score_flow.data.levels import Pixels, by_key, to_model
 from score_flow.data.scaling import Scaling
 from score_flow.losses.base import Loss, beside
@@ -47,13 +48,24 @@ class Experiment:
         return self.open_source("train")
 
     @functools.cached_property
+    def examples(self) -> Source:
+        """What training reads: the training data, with the features that its loss looks at."""
+        return WithFeatures(self.train_source) if self.aligns else self.train_source
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the loss looks at features that are stored beside the data."""
+        return getattr(self.loss, "aligns", False)
+
+    @functools.cached_property
     def test_source(self) -> Source:
         return self.open_source("test")
 
     @functools.cached_property
     def data_facts(self) -> dict[str, Any]:
         """What tells the training data from others (data.base.facts), kept in every checkpoint."""
-        return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0}
+        features = {FEATURES: digest(self.train_source)} if self.aligns else {}
+        return facts(self.train_source) | {"labelled": self.conditioning.num_classes > 0} | features
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:

@@ -4,19 +4,21 @@ import abc
 import dataclasses
 import functools
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, Prediction, uncontrasted
 from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
 
 OWN = "objective"  # the name, among a run's parameters, of what its loss learns beside the network
+PROJECTOR = "projector"  # ... the part of it that nothing reads after training (losses/alignment.py)
 Output = Float[Array, "b *_"]  # of a network: as x, or with twice the channels
 TimeFeature = Literal["t", "1-t", "log_t", "log_sigma", "sigma", "log_snr"]
 InputScale = Literal["none", "unit_variance", "2x-1"]
@@ -77,6 +79,7 @@ class Denoiser(abc.ABC):
     path: Path
     condition: Condition = None
     spans: bool = False  # whether condition["span"] means something to it: see average_velocity
+    consistency: bool = False  # whether it knows average velocities to s = 0 alone, and no velocity
 
     @abc.abstractmethod
     def given(self, condition: Condition) -> "Denoiser":
@@ -112,8 +115,8 @@ class Denoiser(abc.ABC):
     def average_velocity(self, x: Images, t: Times, s: Times) -> Images:
         """u = (x_t - x_s)/(t - s) along the probability flow through (x, t): one network call (arXiv:2505.13447).
 
-        A network that is told t - s, condition["span"], reads u out as it does the velocity, which is u at s = t.
-        Raises UserError for a denoiser that knows the velocity alone.
+        A network that is told t - s, condition["span"], reads u out as it does the velocity, which is u at s = t. Of a
+        consistency model u is not a number but at s = 0. Raises UserError for a denoiser that knows the velocity alone.
         """
         if not self.spans:
             raise UserError(
@@ -140,7 +143,7 @@ class Model:
     """The static half: everything that a config decides. Hashable; holds no arrays.
 
     contrast: the weight of the contrastive term that the network was trained with, whose shift is undone wherever its
-    output is read (process.prediction.uncontrasted).
+    output is read (process.prediction.uncontrasted). consistency: what it reads out is u(x_t, t, 0).
     """
 
     network: nn.Module
@@ -148,6 +151,12 @@ class Model:
     prediction: Prediction
     preconditioning: Preconditioning = Preconditioning()
     contrast: float = 0.0
+    consistency: bool = False
+
+    @property
+    def spans(self) -> bool:
+        """Whether its network knows average velocities."""
+        return self.consistency or getattr(self.network, "span", False)
 
     def init(self, key: Key, shape: tuple[int, ...], condition: Condition = None) -> Params:
         """Make parameters for a batch of the given shape (b, *d)."""
@@ -157,6 +166,27 @@ class Model:
         self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
     ) -> Output:
         """Return the network's raw output, of c channels or, with a learned variance, 2 c; a key turns dropout on."""
+        return self._applied(params, x, t, condition, key)
+
+    def tapped(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> tuple[Output, Float[Array, "b n width"]]:
+        """Return the output, and what the block `tap` of the network returns of its patches, row by row."""
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["hidden"]
+
+    def with_velocity(
+        self, params: Params, x: Images, t: Times, condition: Condition = None, *, key: Key | None = None
+    ) -> tuple[Output, Output | None]:
+        """Return the raw output, and that of the network's head for the velocity: None where it has none."""
+        if not getattr(self.network, "velocity_head", 0):
+            return self._applied(params, x, t, condition, key), None
+        output, found = self._applied(params, x, t, condition, key, mutable=[ASIDE])
+        return output, found[ASIDE]["velocity"]
+
+    def _applied(
+        self, params: Params, x: Images, t: Times, condition: Condition, key: Key | None, **options: Any
+    ) -> Any:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         c = self.path.at(t)
         time, scaled = self.preconditioning.time_feature(t, c), self.preconditioning.scale_input(x, c)
@@ -164,8 +194,8 @@ class Model:
             condition = {"guidance": jnp.broadcast_to(jnp.array(UNGUIDED, x.dtype), (len(x), 3))} | (condition or {})
         for name in [name for name in ("span", "guidance") if name in (condition or {})]:
             condition = condition | {name: self.preconditioning.time_scale * condition[name]}
-        rngs = None if key is None else {"dropout": key}
-        return self.network.apply({"params": params}, scaled, time, condition, deterministic=key is None, rngs=rngs)
+        options |= {"deterministic": key is None, "rngs": None if key is None else {"dropout": key}}
+        return self.network.apply({"params": params}, scaled, time, condition, **options)
 
     def split(self, output: Output, x: Images) -> tuple[Images, Images | None]:
         """(what `prediction` speaks of, the other half of the channels or None)."""
@@ -189,15 +219,25 @@ class NetworkDenoiser(Denoiser):
 
     def __init__(self, model: Model, params: Params, condition: Condition = None):
         self.model, self.params, self.condition = model, params, condition
-        self.path, self.spans = model.path, getattr(model.network, "span", False)
+        self.path, self.spans, self.consistency = model.path, model.spans, model.consistency
 
     def given(self, condition: Condition) -> "NetworkDenoiser":
         return NetworkDenoiser(self.model, self.params, condition)
 
     def estimate(self, x: Images, t: Times) -> Estimate:
+        """E[x0 | x_t] and E[noise | x_t]; UserError for a consistency model, which has neither."""
+        span = (self.condition or {}).get("span")
+        if self.consistency and span is None:
+            raise UserError(
+                "a consistency model (config.model.consistency) knows the jump to t = 0 alone, no velocity, score or "
+                "posterior mean: draw by config.sampling.name = consistency, and ask for no likelihood."
+            )
         output, variance = self.model.split(self.model.apply(self.params, x, t, self.condition), x)
         c = self.path.at(t).expand(x)
         estimate = self.model.prediction.decode(output, x, c)
+        if self.consistency:
+            unknown = expand(jnp.where(span == jnp.asarray(t, span.dtype), 0.0, jnp.nan).astype(x.dtype), x)
+            estimate = Estimate(*(part + unknown for part in estimate[:2]))
         if self.model.contrast:
             mean = self.params[OWN]["mean"].reshape(x.shape[1:])
             estimate = uncontrasted(estimate, x, c, share=self.model.contrast, mean=mean)

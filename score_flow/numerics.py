@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from score_flow.types import Images, Times
 
+TINY = 1e-24  # the least square of a length that is divided by
+
 
 def expand(t: Times, x: Images) -> Float[Array, "..."]:
     """Add trailing axes to a time-like () or (b,) array, so that it broadcasts over the axes of one example."""
@@ -27,9 +29,28 @@ def mean_flat(x: Images) -> Float[Array, "b"]:
     return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
 
 
+def cosine(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    """Cosine of the angle between x and y along the last axis; 0, with no gradient, where one of them vanishes."""
+    lengths = (jnp.sum(z**2, axis=-1) for z in (x, y))
+    one, other = (jnp.sqrt(jnp.maximum(length, TINY)) for length in lengths)
+    return jnp.sum(x * y, axis=-1) / (one * other)
+
+
 def standard_normal_log_prob(z: Images) -> Float[Array, "b"]:
     """log N(z; 0, I) in nats, one number an example."""
     return -0.5 * sum_flat(z**2) - 0.5 * math.log(2 * math.pi) * math.prod(z.shape[1:])
+
+
+UNIT_EPSILON = 1e-4  # of root mean squares that vectors are divided by (EDM2's)
+
+
+def unit(x: Float[Array, "..."], axis: int | tuple[int, ...], n: int | None = None) -> Float[Array, "..."]:
+    """x over 1e-4 + its root mean square along some axes, in float32 at least; n: the number that the sum is over."""
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.square(y)
+    square = jnp.mean(squares, axis, keepdims=True) if n is None else jnp.sum(squares, axis, keepdims=True) / n
+    # The smallest normal number: the derivative at 0 is 0.
+    return x / (UNIT_EPSILON + jnp.sqrt(square + jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
 
 
 def bisection(f: Callable[[Times], Times], target: Times, low: float, high: float, n_steps: int = 64) -> Times:

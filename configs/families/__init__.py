@@ -9,6 +9,7 @@ the whole config: the get_config() of your copy of a recipe goes on from there, 
 """
 
 from configs.families.chain import iddpm, iddpm_imagenet, iddpm_lsun, improved_diffusion
+from configs.families.edm2 import edm2
 from configs.families.interpolant import sit
 from configs.families.sde import (
     celeba,
@@ -33,7 +34,7 @@ from configs.families.sde import (
 from configs.families.transformer import jit, lightningdit
 
 __all__ = [
-    "celeba", "cifar10", "ddpm_256", "iddpm", "iddpm_imagenet", "iddpm_lsun", "imagenet32",
+    "celeba", "cifar10", "ddpm_256", "edm2", "iddpm", "iddpm_imagenet", "iddpm_lsun", "imagenet32",
     "improved_diffusion", "jit", "lightningdit", "lsun", "ncsn", "ncsnv2", "score_flow",
     "score_flow_subvp", "score_flow_vp", "score_sde", "sit", "subvp", "ve", "ve_256", "ve_1024", "ve_discrete",
     "vp", "vp_discrete",

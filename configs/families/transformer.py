@@ -61,7 +61,7 @@ def lightningdit(image_size: int, *, epochs: int, **network) -> ConfigDict:
     """LightningDiT's training on the latents of VA-VAE f16d32 (Yao et al. 2025, arXiv:2501.01423).
 
     The data are latents of 1/16 of the image's side and 32 channels, each normalised by its mean and standard deviation
-    over the data: --mode=encode makes them. Their loss has a second term, 1 - cos(v', v), which ours has not.
+    over the data: --mode=encode makes them.
 
     network: what its arguments (score_flow/networks/dit.py) are where LightningDiT-XL/1 has others.
     """
@@ -74,6 +74,7 @@ def lightningdit(image_size: int, *, epochs: int, **network) -> ConfigDict:
     config.data.image_shape = (image_size // 16, image_size // 16, 32)
     config.data.source = component("latents")
     config.training.weighting = "velocity"
+    config.training.cosine = 1.0
     config.training.time_sampler = component("logit_normal")
     config.optim.warmup = 0
     config.sampling = component("ode", t_min=0.0, method="euler", n_steps=250)

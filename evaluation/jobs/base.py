@@ -114,6 +114,12 @@ def by_place(names: Iterable[str]) -> dict[str, Job]:
     return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))
 
 
+def _flows(job: Job) -> bool:
+    """Say whether a job follows the flow, whatever the sampler is, or is a classifier's."""
+    follows = job.needing("denoiser") and not job.needing("sampler")
+    return job.needing("classifier") or follows or "smallest_time" in job.reads
+
+
 # Fields of config.eval that change no figure, and those that name files, by whose content the job that opens them is
 # keyed
 NO_FIGURES, BY_CONTENT = ("save_png",), ("stats", "samples", "code_file")
@@ -130,6 +136,13 @@ def refuse_unfit(run: Experiment, jobs: dict[str, Job]) -> None:
         )
     if more := [name for name, job in jobs.items() if not classifies and job.needing("classifier")]:
         raise UserError(f"the job {more[0]} is a classifier's: config.training.objective must be classifier.")
+    if run.model.consistency:
+        allowed = ", ".join(n for n in registries.JOBS.names() if not _flows(find(n)))
+        if more := [name for name, job in jobs.items() if _flows(job)]:
+            raise UserError(
+                f"the job {more[0]} needs a velocity, which a consistency model (config.model.consistency) has not: "
+                f"set config.eval.only to some of {allowed}."
+            )
     if run.real and (more := [name for name, job in jobs.items() if job.needing("levels")]):
         allowed = ", ".join(n for n in registries.JOBS.names() if not find(n).needs & {"levels", "classifier"})
         raise UserError(f"the job {more[0]} needs pixel levels, the data are real numbers; allowed: {allowed}.")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from evaluation.context import Context
+from evaluation.context import Context, Guidance
 from evaluation.drawing import drawer, refuse_failed
 from evaluation.fold import Fold, write_arrays
 from evaluation.jobs.base import Job
@@ -14,9 +14,9 @@ from evaluation.report import page
 from evaluation.report.pictures import Pixels, beside, save_grid
 from sampling.base import Sampler
 from sampling.control.base import Control
-from sampling.guidance import guide
 from score_flow.config import registries
 from score_flow.config.components import Component, resolve
+from score_flow.errors import UserError
 from score_flow.runs.files import write_whole
 from score_flow.runs.places import Place
 from score_flow.runs.processes import barrier, is_main
@@ -69,20 +69,22 @@ class Gallery:
         self._context, self._run = context, context.run
         self._guide = context.guide.replace(labels=None)  # every class in its column
         self._classes = context.run.conditioning.num_classes
-        told = self._guide.scales
-        self._scales = tuple(scale for scale in SCALES if not told or scale == 1 or told[0] <= scale <= told[1])
+        self._guides = {scale: found for scale in SCALES if (found := self._at(scale))}
 
     def pictures(self) -> list[Picture]:
-        """List what fits: classes need a model of classes, colours three channels, coarse pixels an even number."""
+        """List what fits: guidance needs hidden labels or a worse model, colours three channels."""
         found = []
         if self._classes:
             found.append(Picture("classes", "Samples of each class, a column a class", self._by_class))
-            scales = ", ".join(f"{scale:g}" for scale in self._scales)
+        if self._classes and len(self._guides) > 1:
+            scales = ", ".join(f"{scale:g}" for scale in self._guides)
             caption = f"Guidance scales {scales}, a row each, from the same noise"
             found.append(Picture("guidance", caption, self._guidance))
-        means = not getattr(self._run.model.network, "span", False)  # of x0, to correct: in one call there is none
+        means = not self._run.model.spans  # of x0, to correct: in one call there is none
         if means:
             found.append(Picture("inpainting", self._caption("the known upper half"), self._inpainting))
+        if self._run.model.consistency:
+            return found  # the rest is of a velocity
         sdedit = f"SDEdit: input, then started from it at t = {STRENGTHS}, a column each"
         found.append(Picture("sdedit", sdedit, self._sdedit))
         if not means:
@@ -94,6 +96,13 @@ class Gallery:
         if channels == 3:
             found.append(Picture("colourisation", self._caption("its grey values"), self._colourisation))
         return found
+
+    def _at(self, scale: float) -> Guidance | None:
+        """Return the guidance at a scale, None where the model has none."""
+        try:
+            return self._guide.at(scale)
+        except UserError:
+            return None
 
     @staticmethod
     def _caption(known: str) -> str:
@@ -113,11 +122,7 @@ class Gallery:
         return self._draw(ROWS * self._classes), self._classes
 
     def _guidance(self) -> tuple[Pixels, int]:
-        scaling, channels, told = self._run.scaling, self._run.image_shape[-1], self._guide.scales
-        rows = []
-        for scale in self._scales:
-            wrap = guide(self._classes, channels, (scaling.low, scaling.high), scale=scale, scales=told)
-            rows.append(self._draw(self._classes, guide=self._guide.replace(wrap=wrap)))
+        rows = [self._draw(self._classes, guide=guide) for guide in self._guides.values()]
         return np.concatenate(rows), self._classes
 
     def _inpainting(self) -> tuple[Pixels, int]:

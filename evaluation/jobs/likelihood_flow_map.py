@@ -1,8 +1,10 @@
 """Bits per dimension under the few steps of a flow map: an estimate from above, for small images."""
 
+import functools
 import math
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from evaluation import dequantisers
@@ -23,16 +25,11 @@ LARGEST = 1024  # numbers of an image, of which the Jacobian has the square
 
 
 def open_flow_map(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:
-    """Refuse networks that are told of one time alone, images whose Jacobian is too large, and several devices.
-
-    LAPACK on several devices of a CPU waits for threads that wait for it.
-    """
+    """Refuse networks that are told of one time alone, and images whose Jacobian is too large."""
     if not getattr(run.model.network, "span", False):
-        raise UserError("the job likelihood_flow_map needs a flow map: training.objective = flow_map.")
+        raise UserError("the job likelihood_flow_map needs a flow map between any two times: config.model.span = True.")
     if (size := math.prod(run.image_shape)) > LARGEST:
         raise UserError(f"the job likelihood_flow_map is for images of {LARGEST} numbers; these have {size}.")
-    if run.mesh.size > 1:
-        raise UserError(f"the job likelihood_flow_map computes on one device; there are {run.mesh.size}.")
     dequantisers.refuse_missing(run, options, options.dequantizer, workdir=workdir)
     return Opened()
 
@@ -46,11 +43,19 @@ def build(context: Context, opened: None) -> Fold:
     chosen = dequantisers.choose(run, options, name, workdir=context.workdir, begun=context.begun)
     steps, d = intervals(run.model.path), math.prod(run.image_shape)
 
+    # Each device inverts for its own images: none waits in a loop for what others need.
+    @functools.partial(
+        jax.shard_map, mesh=Mesh(run.mesh.devices.ravel(), ("data",)), out_specs=PartitionSpec("data"),
+        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec("data")), check_vma=False,
+    )  # fmt: skip
+    def alone(params, condition, x):
+        return log_density(run.model.bind(params, condition), x, steps)
+
     def bits(params: PyTree, batch, seeds, dequantise):
         noise_keys, _ = split(example_keys(run.seed, seeds, Stream.LIKELIHOOD))
         with jax.default_matmul_precision("highest"):
             x, offset = dequantise(noise_keys, batch["image"])
-            found = log_density(run.model.bind(params, run.condition(batch)), x, steps)
+            found = alone(params, run.condition(batch), x)
         return {"bits": bits_per_dim(found.log_prob, d, offset)}, found.ok
 
     def finish(state):

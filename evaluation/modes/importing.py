@@ -38,13 +38,16 @@ class Published(NamedTuple):
     def settings(self, reference: str | None, recipe: bool) -> dict[str, Any]:
         """Return overrides of our config: the settings of a .json file, or without a recipe those of this file."""
         if reference:
-            return self.source.translate(read_json(local(place_of(reference)))) | ONE_MILESTONE
+            return self._translated(read_json(local(place_of(reference))))
         if recipe:
             return ONE_MILESTONE
         if self.checkpoint.reference is None:
             said = f"{self.file} does not say how its network was built"
             raise UserError(f"{said}: give --config, or {self._reference()}.")
-        return self.source.translate(self.checkpoint.reference) | ONE_MILESTONE
+        return self._translated(self.checkpoint.reference)
+
+    def _translated(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        return self.source.translate(theirs) | self.checkpoint.implied | ONE_MILESTONE
 
     def params(self, model: Model, image_shape: tuple[int, int, int], shapes: PyTree, kind: str) -> PyTree:
         """Return one set of weights, "ema" or "raw", as float32 parameters of our network."""

@@ -47,13 +47,16 @@ def pack(run: Experiment, config: Config, workdir: Place) -> None:
 def halve(source: LatentSource, folder: Path, target: Path) -> None:
     """Write the latents of a folder in half precision; raises UserError where they are already."""
     facts = (files.json_at(folder / latents.FACTS) or {}) | {"dtype": "float16", "first": checksum(source, FIRST)}
+    facts = {"features": None} | facts
     if source.mean.dtype == np.float16:
         raise UserError(f"--mode=pack: {folder} holds latents in half precision, which are packed already.")
-    keys = ("first", "n", "dtype")
+    keys = ("first", "n", "dtype", "features")
     if not is_made(facts, target, latents.FACTS, keys, "a copy of other latents"):
-        _refuse_full(target, source.mean.nbytes)
-        label = {} if source.label is None else {"label": source.label}
-        arrays = {"mean": source.mean, "std": source.std} | label
+        beside = {"label": source.label, "features": source.features}
+        arrays = {"mean": source.mean, "std": source.std}
+        arrays |= {name: array for name, array in beside.items() if array is not None}
+        needed = source.mean.nbytes + (0 if source.features is None else source.features.nbytes)
+        _refuse_full(target, needed)
 
         def make(indices):
             return {
@@ -61,7 +64,7 @@ def halve(source: LatentSource, folder: Path, target: Path) -> None:
                 for name, array in (arrays if is_main() else {}).items()
             }
 
-        size = max(min(ROUND // (source.mean[0].nbytes + 1), -(-len(source) // ROUNDS)), 1)
+        size = max(min(ROUND // (needed // len(source) + 1), -(-len(source) // ROUNDS)), 1)
         convert(facts, target, latents.FACTS, keys, size=size, make=make, what="packing")
     if is_main():
         print(f"packed: {target}: {len(source)} {source.name}", flush=True)

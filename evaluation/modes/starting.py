@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from evaluation.modes.importing import Published, open_published, sha256
-from evaluation.weights import Which, state_at, weights_of
+from evaluation.weights import Which, state_at, weights_of, without_projector
 from score_flow.build import build_model
 from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
@@ -112,7 +112,7 @@ def _of_file(run: Experiment, config: Config, file: places.Place, where: str, wa
             f"path {config.path.name}, with {model.time} x {model.time_scale:g} for the time",
             flush=True,
         )
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), without_projector(wanted))
     weights, of_classes = _read_out(run, config, published, kind, shapes)
     params, drawn = fitted(weights, wanted, of_classes, where)
     facts = {

@@ -18,6 +18,7 @@ from evaluation.plan.flops import flops
 from evaluation.plan.program import Program, read
 from score_flow.build import experiment
 from score_flow.config.options import Config
+from score_flow.data.features import FEATURES, features_of
 from score_flow.data.pipeline import check_divides
 from score_flow.experiment import Experiment
 from score_flow.runs import memory
@@ -96,7 +97,10 @@ def example(run: Experiment) -> Batch:
     h, w, c = run.image_shape
     image = ((1, h, w, 2 * c), jnp.float32) if run.latent else ((1, h, w, c), jnp.uint8)
     label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if run.conditioning.num_classes else {}
-    return {"image": jax.ShapeDtypeStruct(*image)} | label
+    features = {}
+    if run.aligns:  # whose shape the data set alone knows
+        features = {FEATURES: jax.ShapeDtypeStruct((1, *features_of(run.train_source).shape[1:]), jnp.float16)}
+    return {"image": jax.ShapeDtypeStruct(*image)} | label | features
 
 
 def compiled(step: Step, machine: Machine) -> Compiled:

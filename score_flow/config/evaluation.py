@@ -133,4 +133,8 @@ class EvalOptions(Section):
     kept_features: int = option(10_000, "of each set at most, for KID, precision and recall", least=4)
     save_npz: bool = option(False, "the job fid writes its samples to samples.npz as ADM's evaluator reads them")
     autoencoder: str = option("", "folder of an AutoencoderKL whose latents the model makes: samples are decoded by it")
+    encoder: str = option(
+        "", "of --mode=encode: a file of DINOv2's weights, whose features are stored for training.alignment"
+    )
+    encoder_stride: int = option(16, "... pixels of an image for each of their patches, in both directions", least=1)
     solver: SolverOptions = dataclasses.field(default_factory=SolverOptions)

@@ -37,6 +37,9 @@ class ModelOptions(Section):
         False, "twice the output channels: the second half is a variance (unused by interpolants)"
     )
     span: bool = option(False, "tell the network of two times: what a flow map needs (training.objective = flow_map)")
+    consistency: bool = option(
+        False, "a consistency model: it knows of each (x, t) the jump to t = 0 alone (sampling.consistency)"
+    )
     guidance: bool = option(
         False, "tell the network of the guidance scale, of those of training.flow_map_guidance: one call a step"
     )
@@ -122,6 +125,9 @@ class TrainOptions(Section):
     flow_map_equal: float = option(
         0.5, "flow_map: share of a batch at equal times, where it is the velocity", least=0, most=1
     )
+    flow_map_whole: float = option(
+        0.0, "flow_map: share of the others that are the ends of time, the jump of one call", least=0, most=1
+    )
     flow_map_power: float = option(1.0, "flow_map: p of the weight 1/(|error|^2 + .01)^p of each example", least=0)
     flow_map_guidance: tuple = option(
         (1.0, 1.0), "flow_map: (least, largest) scale of classifier-free guidance whose flow it learns; 1 = none",
@@ -143,6 +149,16 @@ class TrainOptions(Section):
         0.0, "simple: weight of how far the squared error is off what the divergence of the network says (i-DODE: .1)",
         least=0,
     )  # fmt: skip
+    cosine: float = option(
+        0.0, "simple: weight of 1 - cos(v', v) over channels beside the squared error, in training (LightningDiT: 1)",
+        least=0,
+    )  # fmt: skip
+    alignment: float = option(
+        0.0, "simple: weight of -cos(a projection of a block's patches, stored features), in training (REPA: .5)",
+        least=0,
+    )  # fmt: skip
+    alignment_block: int = option(8, "... the block, counted from 1", least=1)
+    alignment_width: int = option(2048, "... hidden width of the projection, which is trained beside", least=1)
     likelihood_weighting: bool = option(False, "same as weighting = likelihood")
     time_sampler: Component = plug_in(
         registries.TIME_SAMPLERS, "uniform", "law of the times that training looks at (score_flow/process/times.py)"
@@ -187,6 +203,9 @@ class OptimOptions(Section):
         "constant", "of lr after warm-up: constant, cosine or linear to 0 at training.n_iters, inverse_sqrt",
         among=("constant", "cosine", "inverse_sqrt", "linear"),
     )  # fmt: skip
+    decay_start: int = option(
+        0, "inverse_sqrt: the step from which lr falls, as sqrt(decay_start/step); 0 = warmup", least=0
+    )
     grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less = no limit")
     weight_decay: float = option(0.0, "L2 (Adam) or decoupled (AdamW, Muon)", least=0)
     decay_on: str = option(

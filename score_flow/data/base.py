@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped
+from jaxtyping import Float16, Int, Int32, Shaped
 
 from score_flow.config.hints import ValueRange
 
@@ -25,7 +25,8 @@ class Source(Protocol):
 
     A source may also have `label` (n,) int32, `classes` (their names), `unlabelled` (why it has no labels, where it
     seems to have some), `notes` (what a person should know of it at the start), `test_share` (see splits.Part),
-    `range` (lowest and highest value of real-valued images, whose levels are 0) and `decoding` (see encoded.decided).
+    `range` (lowest and highest value of real-valued images, whose levels are 0), `decoding` (see encoded.decided) and
+    `features` (n, patches, channels) float16, which `read` does not give (see features.WithFeatures).
     """
 
     name: str
@@ -53,6 +54,7 @@ class ArraySource:
     range: ValueRange = ()
     test_share: float | None = None
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    features: Float16[np.ndarray, "n p d"] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -9,13 +9,15 @@ from score_flow.data.base import Source, counts, facts
 from score_flow.types import UserError
 
 # What must agree for a run to go on, as a person understands it best, and what of it is about labels.
-CONTENT = ("image_shape", "levels", "range", "num_classes", "classes", "counts", "n", "labels", "first", "pixels")
+CONTENT = (
+    "image_shape", "levels", "range", "num_classes", "classes", "counts", "n", "labels", "first", "pixels", "features",
+)  # fmt: skip
 LABELS = ("num_classes", "classes", "counts", "labels", "first")  # `first` covers labels too, `pixels` does not
 CLASSES = ("num_classes", "classes")
-DIGESTS = ("labels", "first", "pixels")  # which a person reads of only where nothing else says what changed
+DIGESTS = ("labels", "first", "pixels", "features")  # which a person reads of only where nothing else says what changed
 # How images were decoded before a run's facts said so: as ADM does.
 DECODED_BEFORE = {"background": "drop", "upright": False}
-WORDS = {"n": "number of images", "first": "first images", "pixels": "first images"}
+WORDS = {"n": "number of images", "first": "first images", "pixels": "first images", "features": "stored features"}
 
 
 def refuse_other_data(saved: Mapping[str, Any] | None, now: Source | Mapping[str, Any], where: str) -> None:

@@ -7,9 +7,9 @@ what encoding the images anew in every epoch would give (Rombach et al. 2021, ar
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Float16, Int, Int32
 
-from score_flow.data import mapped
+from score_flow.data import features, mapped
 from score_flow.data.base import Examples
 from score_flow.data.splits import Split
 
@@ -27,6 +27,7 @@ class LatentSource:
     num_classes: int
     levels: int = 256  # of the images that they decode to
     classes: tuple[str, ...] = ()
+    features: Float16[np.ndarray, "n p d"] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -42,11 +43,11 @@ class LatentSource:
 
 
 def build(split: Split = "train", path: str = "") -> LatentSource:
-    """The split of a folder that `--mode=encode` made, <path>/<split>/{mean,std,label}.npy; raises UserError."""
+    """The split of a folder that --mode=encode made, <path>/<split>/{mean,std,label,features}.npy; raises UserError."""
     with mapped.opened(path, split, FACTS, "latents", "encode") as (folder, facts):
         shape, num_classes = (facts["n"], *facts["latent_shape"]), facts["num_classes"]
         kind = "float16" if facts.get("dtype") == "float16" else "float32"
-        wanted = dict.fromkeys(("mean", "std"), (shape, kind))
+        wanted = dict.fromkeys(("mean", "std"), (shape, kind)) | features.wanted(facts.get("features"), facts["n"])
         found = mapped.arrays_in(folder, wanted, num_classes)
-        rest = num_classes, 256, tuple(map(str, facts.get("classes") or ()))
+        rest = num_classes, 256, tuple(map(str, facts.get("classes") or ())), found.get("features")
         return LatentSource(str(facts["name"]), found["mean"], found["std"], found.get("label"), *rest)

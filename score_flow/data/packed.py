@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from score_flow.data import mapped
+from score_flow.data import features, mapped
 from score_flow.data.base import FIRST, ArraySource, Source, checksum
 from score_flow.data.splits import Split
 from score_flow.types import UserError
@@ -15,18 +15,20 @@ KEPT = {"levels": 256, "num_classes": 0, "range": (), "test_share": None, "decod
 
 
 def build(split: Split = "train", path: str = "") -> ArraySource:
-    """The split of a folder that `--mode=pack` made, <path>/<split>/{image,label}.npy: what its source was.
+    """The split of a folder that `--mode=pack` made, <path>/<split>/{image,label,features}.npy: what its source was.
 
     A run that was trained on that source goes on with it. Raises UserError.
     """
     with mapped.opened(path, split, FACTS, "a packed data set", "pack") as (folder, facts):
         shape = (facts["n"], *facts["image_shape"])
         kind = "float32" if facts["range"] else "uint8"
-        found = mapped.arrays_in(folder, {"image": (shape, kind)}, facts["num_classes"])
+        wanted = {"image": (shape, kind)} | features.wanted(facts.get("features"), facts["n"])
+        found = mapped.arrays_in(folder, wanted, facts["num_classes"])
         label = np.array(found["label"]) if "label" in found else None
         rest = {name: facts[name] for name in KEPT} | {"range": tuple(facts["range"] or ())}
         lists = {name: tuple(map(str, facts[name])) for name in ("classes", "notes")}
-        source = ArraySource(str(facts["name"]), found["image"], label, **rest, **lists)
+        rest |= lists | {"features": found.get("features")}
+        source = ArraySource(str(facts["name"]), found["image"], label, **rest)
         if checksum(source, FIRST) != facts["first"]:
             raise UserError(f"{folder / 'image.npy'} is not what --mode=pack wrote: make it again.")
         return source

@@ -21,6 +21,7 @@ from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserE
 
 Coupling = Literal["independent", "ot"]
 Product = Literal["denoiser", "classifier", "dequantiser"]
+OF_SIMPLE = ("second_order", "cosine")  # options of config.training that are terms of objective = simple alone
 OF_WEIGHTINGS = ("min_snr_gamma", "velocity_clip")  # options of config.training that are of some weightings alone
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import OF_WEIGHTINGS, Noising, OfNoisyImages, Product, unused
+from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noising, OfNoisyImages, Product, unused
 from score_flow.model import Model
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
@@ -62,7 +62,7 @@ def build(
 ) -> Classification:
     """The cross-entropy of labels; raises UserError for what only models of images have."""
     unused(options, "contrast", "coupling", "label_dropout", "likelihood_weighting", *OF_WEIGHTINGS)
-    unused(options, "vlb_weight", "decoder", "second_order")
+    unused(options, "vlb_weight", "decoder", *OF_SIMPLE)
     if class_conditional:
         raise UserError("config.model.class_conditional is True; training.objective = classifier is told no label.")
     return Classification(model, Noising(prepare, times))

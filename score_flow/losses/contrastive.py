@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import unused
+from score_flow.losses.base import OF_SIMPLE, unused
 from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.numerics import mean_flat
@@ -83,7 +83,7 @@ def build(
     model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions
 ) -> Contrastive:
     """The contrastive loss; raises UserError for batches without another example, or noise that knows of it."""
-    unused(options, "second_order")
+    unused(options, *OF_SIMPLE)
     if options.batch_size < 2:
         raise UserError(
             f"config.training.batch_size is {options.batch_size}: training.objective = contrastive compares examples."

@@ -5,6 +5,7 @@ along the flow and v = u(x_t, t, t) its velocity (Geng et al. 2025, arXiv:2505.1
 all that it uses: it holds on every path.
 """
 
+import functools
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
-from score_flow.losses.base import OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
 from score_flow.numerics import expand, sum_flat
@@ -26,6 +27,8 @@ from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserE
 
 Kind = Literal["meanflow", "improved", "shortcut", "consistency"]
 Average = Callable[[Images, Times, Times], Images]  # u(x_t, t, span) of one network
+Heads = tuple[Images, Images | None]  # u, and the velocity that a network's own head says, where it has one
+Both = Callable[[Images, Times, Times], Heads]
 Guidance = Float[Array, "b 3"] | None
 OFFSET = 0.01  # of the weight, as published
 
@@ -33,13 +36,15 @@ OFFSET = 0.01  # of the weight, as published
 class Point(NamedTuple):
     """Where an average velocity is asked for, and an estimate of the velocity there: by the pair that x_t is made of.
 
-    The mean of that over the pairs of an x_t is the flow's; a teacher's estimate is without noise.
+    The mean of that over the pairs of an x_t is the flow's; a teacher's estimate is without noise. own: what the
+    network says of the velocity there, where it has been asked.
     """
 
     x: Images
     t: Float[Array, "b"]
     span: Float[Array, "b"]
     velocity: Images
+    own: Images | None = None
 
 
 @flax.struct.dataclass
@@ -57,8 +62,10 @@ class FlowMap(OfNoisyImages):
     kind: meanflow: v - (t - s) du/dt along the velocity v of the pair (x0, noise). improved: the same in
         u + (t - s) du/dt = v, along the network's own velocity (iMF, arXiv:2512.02012). consistency: meanflow with
         s = t_min, the identity that a continuous consistency model obeys (arXiv:2303.01469, app. B). shortcut: the
-        mean of two half steps (arXiv:2410.12557).
-    equal: share of a batch with s = t, where the target is v.
+        mean of two half steps (arXiv:2410.12557). A head for the velocity is trained by improved alone: it says the
+        network's own velocity, and its error is a second term of the same form.
+    equal: share of a batch with s = t, where the target is v. whole: share of the others that are t_max and t_min, the
+        jump of one call, which two draws of most laws of times are next to never.
     guidance: (least, largest) scale w of classifier-free guidance: the flow is that of v_g = v_null + w (v - v_null).
         log w is drawn uniformly for each example, and of spans the times (first, last) between which w acts, uniformly
         below and above 1/2; condition["guidance"] is (1 - 1/w, first, last). A hidden label is not guided. With a
@@ -72,7 +79,9 @@ class FlowMap(OfNoisyImages):
     kind: Kind = static(default="meanflow")
     equal: float = static(default=0.5)
     power: float = static(default=1.0)
+    whole: float = static(default=0.0)
     t_min: float = static(default=0.0)
+    t_max: float = static(default=1.0)
     guidance: tuple[float, float] = static(default=(1.0, 1.0))
     teacher: Teacher | None = None
     awaited: str = static(default="")
@@ -89,6 +98,9 @@ class FlowMap(OfNoisyImages):
         if self.kind != "consistency":
             other, other_weight = self.times.sample(time_state, pair_key, len(t))
             t, s, weight = jnp.maximum(t, other), jnp.minimum(t, other), weight * other_weight
+        if self.whole:
+            ends = jax.random.bernoulli(jax.random.fold_in(key, 6), self.whole, t.shape)
+            t, s, weight = (jnp.where(ends, end, at) for end, at in ((self.t_max, t), (self.t_min, s), (1.0, weight)))
         same = jax.random.bernoulli(equal_key, self.equal, t.shape)
         t, s = (jnp.where(same, drawn.t, time) for time in (t, s))
         weight = jnp.where(same, drawn.weight, weight)
@@ -107,26 +119,42 @@ class FlowMap(OfNoisyImages):
         """
         if self.awaited and self.teacher is None:
             raise UserError(f"config.training.teacher = {self.awaited} is not read here: leave it out.")
-        model, rest = self.model, dict(condition or {})
+        rest = dict(condition or {})
         span, guidance = rest.pop("span", jnp.zeros_like(t)), rest.pop("guidance", None)
-        told = guidance if self._tells else None
-
-        def average(x: Images, t: Times, span: Times, told: Guidance = told, rest: Condition = rest) -> Images:
-            of = {"span": span} if told is None else {"span": span, "guidance": told}
-            output = model.apply(params, x, t, rest | of, key=key)
-            c = model.path.at(t).expand(x)
-            return velocity_of(model.prediction.decode(model.split(output, x)[0], x, c), c)
-
-        x = model.path.perturb(x0, noise, t)
-        velocity = velocity_of(Estimate(x0, noise), model.path.at(t).expand(x0))
+        asked = functools.partial(self._asked, params, key)
+        x = self.model.path.perturb(x0, noise, t)
+        velocity, own = velocity_of(Estimate(x0, noise), self.model.path.at(t).expand(x0)), None
+        share = None if guidance is None else _share(guidance, t)
+        if self.kind == "improved" or (self.teacher is None and guidance is not None):
+            own = _instant(asked(rest, None if guidance is None else _at_once(share)), x, t)
         if self.teacher is not None:
             velocity = self._taught(x, t, rest)
         if guidance is not None:
-            velocity = self._guided(velocity, average, x, t, guidance, rest)
-        error = ERRORS[self.kind](average, Point(x, t, span, jax.lax.stop_gradient(velocity)))
+            velocity = self._guided(velocity, own, asked, x, t, share, rest)
+        point = Point(x, t, span, *(part if part is None else jax.lax.stop_gradient(part) for part in (velocity, own)))
+        both = asked(rest, guidance)
+        if self.kind == "improved":
+            errors = improved_with_head(both, point)
+        else:
+            errors = [ERRORS[self.kind](lambda *at: both(*at)[0], point)]
+        return sum(self._weighted(error) for error in errors if error is not None)
+
+    def _weighted(self, error: Images) -> Float[Array, "b"]:
         square = sum_flat(error**2)
-        weight = jax.lax.stop_gradient((square + OFFSET) ** -self.power)
-        return weight * square
+        return jax.lax.stop_gradient((square + OFFSET) ** -self.power) * square
+
+    def _asked(self, params: Params, key: Key | None, condition: Condition, guidance: Guidance = None) -> Both:
+        """Return what the network says under a condition, told of guidance if it can be."""
+        model = self.model
+        condition = condition if guidance is None or not self._tells else condition | {"guidance": guidance}
+
+        def both(x: Images, t: Times, span: Times) -> Heads:
+            outputs = model.with_velocity(params, x, t, condition | {"span": span}, key=key)
+            c = model.path.at(t).expand(x)
+            read = lambda output: velocity_of(model.prediction.decode(model.split(output, x)[0], x, c), c)  # noqa: E731
+            return tuple(output if output is None else read(output) for output in outputs)
+
+        return both
 
     @property
     def _tells(self) -> bool:
@@ -134,19 +162,15 @@ class FlowMap(OfNoisyImages):
         return getattr(self.model.network, "guidance", False)
 
     def _guided(
-        self, velocity: Images, average: Callable[..., Images], x: Images, t: Times, guidance: Float[Array, "b 3"],
-        condition: dict[str, Array],
+        self, velocity: Images, own: Images | None, asked: Callable[..., Both], x: Images, t: Times,
+        share: Float[Array, "b"], condition: Condition,
     ) -> Images:  # fmt: skip
-        """Return an estimate of the guided velocity, by one of the velocity."""
+        """Return an estimate of the guided velocity, by one of the velocity and, without a teacher, by its own."""
         null = condition | {"label": jnp.full_like(condition["label"], self.noising.null_label)}
-        share = jnp.where((guidance[:, 1] <= t) & (t <= guidance[:, 2]), guidance[:, 0], 0.0)  # 1 - 1/w
         if self.teacher is not None:
             without = self._taught(x, t, null)
             return without + expand(1 / (1 - share), x) * (velocity - without)
-        none, one = jnp.zeros_like(t), jnp.ones_like(t)
-        told = jnp.stack([share, none, one], axis=1) if self._tells else None  # at one time it acts or does not
-        own, without = average(x, t, none, told), average(x, t, none, None, null)
-        return velocity + expand(share, x) * (own - without)
+        return velocity + expand(share, x) * (own - _instant(asked(null), x, t))
 
     def _guidance(self, key: Key, span: Float[Array, "b"], label: Integer[Array, "b"]) -> Float[Array, "b 3"]:
         """Draw what the network is told of guidance."""
@@ -159,23 +183,48 @@ class FlowMap(OfNoisyImages):
         return self.teacher.model.bind(self.teacher.params, condition or None).velocity(x, t)
 
 
-def along(direction: Images, average: Average, point: Point) -> Images:
-    """u + (t - s) du/dt - v with du/dt along a direction and without a gradient: one jvp, tangent (direction, 1, 1)."""
+def _share(guidance: Float[Array, "b 3"], t: Times) -> Float[Array, "b"]:
+    """Return 1 - 1/w of guidance at times, 0 outside of its interval."""
+    return jnp.where((guidance[:, 1] <= t) & (t <= guidance[:, 2]), guidance[:, 0], 0.0)
+
+
+def _at_once(share: Float[Array, "b"]) -> Float[Array, "b 3"]:
+    """Return what a network is told of guidance at one time, where it acts or does not."""
+    return jnp.stack([share, jnp.zeros_like(share), jnp.ones_like(share)], axis=1)
+
+
+def _instant(both: Both, x: Images, t: Times) -> Images:
+    """Return the velocity: what the head says, or u at equal times."""
+    average, velocity = both(x, t, jnp.zeros_like(t))
+    return average if velocity is None else velocity
+
+
+def along(direction: Images, both: Both, point: Point) -> Heads:
+    """(u + (t - s) du/dt - v, what the head says), du/dt along a direction and without a gradient.
+
+    One jvp, tangent (direction, 1, 1), of u alone.
+    """
     ones = jnp.ones_like(point.t)
     with attention.derivatives("forward inside backward"):
-        u, rate = jax.jvp(average, (point.x, point.t, point.span), (direction, ones, ones))
-    return u + expand(point.span, u) * jax.lax.stop_gradient(rate) - point.velocity
+        u, rate, head = jax.jvp(both, (point.x, point.t, point.span), (direction, ones, ones), has_aux=True)
+    return u + expand(point.span, u) * jax.lax.stop_gradient(rate) - point.velocity, head
 
 
 def meanflow(average: Average, point: Point) -> Images:
     """Along the velocity of the pair."""
-    return along(point.velocity, average, point)
+    return along(point.velocity, lambda *at: (average(*at), None), point)[0]
 
 
 def improved(average: Average, point: Point) -> Images:
     """Along the network's own velocity."""
     own = average(point.x, point.t, jnp.zeros_like(point.span))
-    return along(jax.lax.stop_gradient(own), average, point)
+    return improved_with_head(lambda *at: (average(*at), None), point._replace(own=jax.lax.stop_gradient(own)))[0]
+
+
+def improved_with_head(both: Both, point: Point) -> Heads:
+    """(the error along the network's own velocity, that of its head)."""
+    error, head = along(point.own, both, point)
+    return error, head if head is None else head - point.velocity
 
 
 def shortcut(average: Average, point: Point) -> Images:
@@ -198,16 +247,23 @@ def build(
 ) -> FlowMap:
     """The flow map as config.training describes it; raises UserError for a network that is not told of two times."""
     unused(options, "contrast", "vlb_weight", "decoder", "variance", "likelihood_weighting")
-    unused(options, *OF_WEIGHTINGS, "reduce_mean", "second_order")
+    unused(options, *OF_WEIGHTINGS, "reduce_mean", *OF_SIMPLE)
     if options.weighting != "velocity":
         raise UserError(
             f"config.training.weighting is {options.weighting!r}: the error of training.objective = flow_map is one of "
             "velocities, weighted by training.flow_map_power; set it to 'velocity'."
         )
+    if options.flow_map != "improved" and (head := getattr(model.network, "velocity_head", 0)):
+        raise UserError(
+            f"config.network.velocity_head is {head}, which training.flow_map = improved alone trains, got "
+            f"{options.flow_map!r}."
+        )
     if learn_sigma:
         raise UserError("config.model.learn_sigma is True: training.objective = flow_map trains no variance.")
-    if not getattr(model.network, "span", False):
+    if not model.spans:
         raise UserError("training.objective = flow_map needs a network told of two times: set config.model.span=True.")
+    if model.consistency:
+        _refuse_other_jumps(options)
     if times.times:
         raise UserError(
             "training.objective = flow_map needs times between any two: config.training.time_sampler = "
@@ -215,9 +271,20 @@ def build(
         )
     noising = noising_of(options, times, prepare, num_classes)
     return FlowMap(
-        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.smallest_time,
-        _guidance(model, options), awaited=options.teacher,
+        model, noising, options.flow_map, options.flow_map_equal, options.flow_map_power, options.flow_map_whole,
+        options.smallest_time, options.largest_time, _guidance(model, options), awaited=options.teacher,
     )  # fmt: skip
+
+
+def _refuse_other_jumps(options: TrainOptions) -> None:
+    """Raise UserError for what would ask a consistency model for more than jumps to t = 0."""
+    for name, only in (("flow_map", "consistency"), ("flow_map_equal", 0.0), ("smallest_time", 0.0),
+                       ("flow_map_guidance", (1.0, 1.0))):  # fmt: skip
+        if (value := getattr(options, name)) != only:
+            raise UserError(
+                f"config.training.{name} is {value!r}, config.model.consistency True, of a network that knows jumps to "
+                f"t = 0 alone: it needs {only!r}."
+            )
 
 
 def _guidance(model: Model, options: TrainOptions) -> tuple[float, float]:

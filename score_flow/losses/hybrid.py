@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_SIMPLE, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.losses.simple import Denoising
 from score_flow.losses.vlb import ChainBound, variational
 from score_flow.losses.weightings import weighting_of
@@ -70,7 +70,7 @@ def build(
     options: TrainOptions,
 ) -> Hybrid:
     """Both as config.training describes them; raises UserError without a variance to be trained."""
-    unused(options, "coupling", "contrast", "second_order")
+    unused(options, "coupling", "contrast", *OF_SIMPLE)
     bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     if not bound.learned:
         raise UserError("training.objective = hybrid trains a variance: set config.model.learn_sigma=True.")

@@ -13,12 +13,12 @@ from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, 
 from score_flow.losses.weightings import Weighting, weighting_of
 from score_flow.model import Model
 from score_flow.networks.blocks import attention
-from score_flow.numerics import expand, mean_flat, sum_flat
+from score_flow.numerics import cosine, expand, mean_flat, sum_flat
 from score_flow.paths.base import Coefficients
-from score_flow.process.prediction import Estimate
+from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Condition, Images, Key, Params, Times
+from score_flow.types import Condition, Images, Key, Params, Times, UserError
 
 
 @flax.struct.dataclass
@@ -29,6 +29,9 @@ class Denoising(OfNoisyImages):
     second_order: in training, weight of (sigma div noise_hat - d + |noise_hat - noise|^2)^2 / d beside the square,
         along one random probe: given x_t, E|noise_hat - noise|^2 is d - sigma div noise_hat for the best network. It
         bounds the likelihood of the flow (Zheng et al. 2023, arXiv:2305.03935, sec. 4.2, of the velocity, with .1).
+    cosine: in training, weight of 1 - cos(v', v) over the channels of each pixel, beside the square of a network that
+        predicts the velocity v (Yao et al. 2024, arXiv:2410.10356; LightningDiT, with 1). The minimiser of the two
+        is no mean of v: the direction of E[v/|v|] counts in it too.
     """
 
     model: Model = static()
@@ -36,6 +39,7 @@ class Denoising(OfNoisyImages):
     weighting: Weighting = static()
     reduce: Literal["mean", "sum"] = static(default="mean")
     second_order: float = static(default=0.0)
+    cosine: float = static(default=0.0)
 
     produces: ClassVar[Product] = "denoiser"
 
@@ -46,7 +50,8 @@ class Denoising(OfNoisyImages):
         """Return the weighted loss of each example at given times and noise."""
         x = self.model.path.perturb(x0, noise, t)
         if not self.second_order or key is None:
-            return self.of(self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0], x0, noise, t)
+            output = self.model.split(self.model.apply(params, x, t, condition, key=key), x)[0]
+            return self.of(output, x0, noise, t) if key is None else self.trained(output, x0, noise, t)
         probe = jax.random.rademacher(jax.random.fold_in(key, 1), x.shape, x.dtype)
         c = self.model.path.at(t)
 
@@ -59,11 +64,19 @@ class Denoising(OfNoisyImages):
         d, error = x[0].size, jax.lax.stop_gradient(sum_flat((guess - noise) ** 2))
         off = jnp.broadcast_to(c.sigma, x.shape[:1]) * sum_flat(probe * tangent) - d + error
         second = self.second_order * self.weighting(_away_from_ends(c)) * off**2 / d
-        return self.of(output, x0, noise, t) + second * (1 / d if self.reduce == "mean" else 0.5)
+        return self.trained(output, x0, noise, t) + second * (1 / d if self.reduce == "mean" else 0.5)
 
     def of(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
         """Return the weighted square of the error of a network's output."""
         return self.between(output, Estimate(x0, noise), t)
+
+    def trained(self, output: Images, x0: Images, noise: Images, t: Times) -> Float[Array, "b"]:
+        """Return the same with the cosine of the error's angle, which is of training alone."""
+        losses = self.of(output, x0, noise, t)
+        if not self.cosine:
+            return losses
+        target = self.model.prediction.target(Estimate(x0, noise), self.model.path.at(t).expand(output))
+        return losses + self.cosine * mean_flat(1 - cosine(output, target))
 
     def between(self, output: Images, pair: Estimate, t: Times) -> Float[Array, "b"]:
         """Return the weighted squared distance from the output that a pair asks for."""
@@ -110,4 +123,8 @@ def denoising(
     noising = noising_of(options, times, prepare, num_classes)
     weighting = weighting_of(options, model.preconditioning.data_std)
     reduce = "mean" if options.reduce_mean else "sum"
-    return Denoising(model, noising, weighting, reduce, options.second_order)
+    if options.cosine and model.prediction != PREDICTIONS["velocity"]:
+        raise UserError(
+            f"config.training.cosine is {options.cosine}, which is of velocities: set model.prediction=velocity."
+        )
+    return Denoising(model, noising, weighting, reduce, options.second_order, options.cosine)

@@ -55,7 +55,7 @@ class Uncertain(OfSquaredError):
 
 def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Uncertain:
     """The squared error and its own weight of the time; raises UserError for sums, of which u is no logarithm."""
-    unused(options, "contrast")
+    unused(options, "contrast", "cosine")
     if not options.reduce_mean:
         raise UserError(
             "config.training.reduce_mean is False: training.objective = uncertainty weighs means; leave it True."

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
-from score_flow.losses.base import OF_WEIGHTINGS, Noising, OfNoisyImages, Product, noising_of, unused
+from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model
 from score_flow.process.bound import VariationalBound
 from score_flow.process.times import TimeSampler
@@ -59,7 +59,7 @@ def build(
     options: TrainOptions,
 ) -> ChainBound:
     """The bound at the times that training draws from; raises UserError where there is none."""
-    unused(options, "coupling", "contrast", "likelihood_weighting", *OF_WEIGHTINGS, "second_order", "vlb_weight")
+    unused(options, "coupling", "contrast", "likelihood_weighting", *OF_WEIGHTINGS, *OF_SIMPLE, "vlb_weight")
     bound = variational(model, times, scaling, dequantised=dequantised, learn_sigma=learn_sigma, options=options)
     noising = noising_of(options, times, prepare, num_classes)
     return ChainBound(model, noising, bound, "mean" if options.reduce_mean else "sum")

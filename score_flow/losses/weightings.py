@@ -48,9 +48,14 @@ def min_snr(c: Coefficients, *, min_snr_gamma: float = 5.0) -> Times:
     return jnp.minimum(1.0, min_snr_gamma * (c.sigma / c.alpha) ** 2)
 
 
+def edm(c: Coefficients, *, data_std: float = 0.5) -> Times:
+    """|error of EDM's F|^2, the output of prediction = edm (Karras et al. 2022, table 1, arXiv:2206.00364)."""
+    return 1 + (c.sigma / (c.alpha * data_std)) ** 2
+
+
 WEIGHTINGS: dict[str, Weighting] = {
     "simple": simple, "velocity": velocity, "clipped_velocity": clipped_velocity, "data": data,
-    "likelihood": likelihood, "min_snr": min_snr,
+    "likelihood": likelihood, "min_snr": min_snr, "edm": edm,
 }  # fmt: skip
 """The weightings by name; config.training.weighting takes module.function for one of another package.
 

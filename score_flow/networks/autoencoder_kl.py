@@ -74,6 +74,7 @@ class AutoencoderKL(nn.Module):
         groups: of every normalisation.
         quant_convs: maps of channels between the moments and the encoder, and the latents and the decoder.
         attends: attention after every residual block of the coarsest level too, not between the middle ones alone.
+        centered: whether it is shown pixels in [-1, 1], as it takes and makes them, or in [0, 1] (EDM2).
     Raises:
         UserError: channels that the groups do not divide, or an image whose sides are not multiples of 2^(levels - 1).
     """
@@ -86,6 +87,7 @@ class AutoencoderKL(nn.Module):
     groups: int = 32
     quant_convs: bool = True
     attends: bool = False
+    centered: bool = True
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -104,7 +106,7 @@ class AutoencoderKL(nn.Module):
     def moments(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 m"]:
         """Mean and unclamped log variance of the latents, one after the other along the channels."""
         self._check_size(x)
-        h = self.encoder(x)
+        h = self.encoder(x if self.centered else (x + 1) / 2)
         return layers.at_least_float32(self.quant_conv(h) if self.quant_convs else h)
 
     def encode(self, x: Float[Array, "b h w c"]) -> DiagonalGaussian:
@@ -113,7 +115,8 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c_out"]:
         """Return the image of a latent."""
-        return layers.at_least_float32(self.decoder(self.post_quant_conv(z) if self.quant_convs else z))
+        x = layers.at_least_float32(self.decoder(self.post_quant_conv(z) if self.quant_convs else z))
+        return x if self.centered else 2 * x - 1
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c_out"]:
         """Return the reconstruction from the mean latent; initialises every parameter."""

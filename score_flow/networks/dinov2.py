@@ -47,8 +47,8 @@ class DINOv2(nn.Module):
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Outputs:
         x = at_least_float32(x)
-        x = resized(x, cubic(x.shape[1], SIZE, antialias=True), cubic(x.shape[2], SIZE, antialias=True)) / 255
-        return self.tokens((x - jnp.asarray(MEAN, x.dtype)) / jnp.asarray(STD, x.dtype))
+        x = resized(x, cubic(x.shape[1], SIZE, antialias=True), cubic(x.shape[2], SIZE, antialias=True))
+        return self.tokens(normalised(x))
 
     @nn.compact
     def tokens(self, x: Float[Array, "b h w 3"]) -> Outputs:
@@ -77,6 +77,11 @@ class DINOv2(nn.Module):
         grid = positions[1:].reshape(1, SIDE, SIDE, -1)
         grid = resized(grid, cubic(SIDE, rows, **way), cubic(SIDE, columns, **way))
         return jnp.concatenate([positions[:1], grid.reshape(rows * columns, -1)])
+
+
+def normalised(x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Return images of levels 0 to 255 as the network sees them."""
+    return (x / 255 - jnp.asarray(MEAN, x.dtype)) / jnp.asarray(STD, x.dtype)
 
 
 class Block(nn.Module):

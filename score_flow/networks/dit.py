@@ -16,9 +16,12 @@ from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
     RMSNorm,
+    Tokens,
+    aside,
     grid_of,
     modulation,
     patchify,
+    refuse_tap,
     rotations,
     sincos_positions,
     stacked,
@@ -77,6 +80,7 @@ class DiT(nn.Module):
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
     guidance: layers.GuidanceGiven = False
+    tap: layers.TapGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -99,6 +103,7 @@ class DiT(nn.Module):
             )
         if self.context_start > self.depth:
             raise UserError(f"DiT.context_start is {self.context_start}, of {self.depth} blocks.")
+        refuse_tap(self, self.depth)
         super().__post_init__()
 
     @property
@@ -130,10 +135,12 @@ class DiT(nn.Module):
         embedding = nn.swish(embedding)  # every modulation starts with it: once for all
 
         stack = partial(self._stack, embedding=embedding, deterministic=deterministic)
-        h = stack(h, 0, self.n_before, (rows, columns, 0), name="blocks")
+        h, hidden = stack(h, 0, self.n_before, (rows, columns, 0), name="blocks")
         if n := self.class_tokens + self.register_tokens:
             h = jnp.concatenate([self._context(label, len(x)).astype(h.dtype), h], axis=1)
-            h = stack(h, self.n_before, self.depth, (rows, columns, n), name="context_blocks")[:, n:]
+            h, late = stack(h, self.n_before, self.depth, (rows, columns, n), name="context_blocks")
+            h, hidden = h[:, n:], hidden if late is None else late[:, n:]
+        aside(self, "hidden", hidden)
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
@@ -172,19 +179,19 @@ class DiT(nn.Module):
     def _stack(
         self, h: Float[Array, "b n width"], first: int, last: int, places: tuple[int, int, int],
         *, embedding: Float[Array, "b width"], deterministic: bool, name: str,
-    ) -> Float[Array, "b n width"]:  # fmt: skip
-        """Put the tokens through blocks first, ..., last - 1."""
+    ) -> tuple[Tokens, Tokens | None]:  # fmt: skip
+        """Put the tokens through blocks first, ..., last - 1; with them return those of `tap`, if it is among these."""
         if first == last:
-            return h
+            return h, None
         drops = None
         if self.dropout and not deterministic and self.dropout_blocks == "middle":
             quarter = self.depth // 4
             drops = jnp.array([quarter <= i < 3 * quarter for i in range(first, last)])
-        stack = stacked(self, Block, last - first, (nn.broadcast, nn.broadcast if drops is None else 0))
-        return stack(
+        in_axes = (nn.broadcast, nn.broadcast if drops is None else 0)
+        return stacked(self, Block, last - first, in_axes, self.tap - first)(
             self.num_heads, self.hidden, self.mlp, self.norm, self.qk_norm, self.shift,
             places if self.rope else None, self.dropout, deterministic, self.dtype, name=name,
-        )(h, embedding, drops)[0]  # fmt: skip
+        )(h, embedding, drops)  # fmt: skip
 
 
 class Block(nn.Module):

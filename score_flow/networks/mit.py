@@ -2,22 +2,26 @@
 
 import math
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from score_flow.config.hints import Count, Positive, check_fields
+from score_flow.config.hints import Count, Limits, Positive, check_fields
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
+    ASIDE,
     TIME_FEATURES,
     RMSNorm,
+    Stack,
+    aside,
     grid_of,
     patchify,
+    refuse_tap,
     stacked,
     turned,
     unpatchify,
@@ -44,9 +48,12 @@ class MiT(nn.Module):
         class_tokens, guidance_tokens, interval_tokens, time_tokens: how many say each, the third twice: first and last.
         remat: what the backward pass keeps of a block: all (none), what Dense layers return (dots), nothing (full).
         dropout: of what attention returns and of the MLP's hidden layer.
+        velocity_head: so many of the last blocks stand twice, the second time for the velocity alone, which is trained
+            beside the average velocity by training.flow_map = improved, and which nothing else computes (published: 8).
         out_channels: as the input if None.
     Raises:
-        UserError: a width that heads cannot split into pairs, or an image that the patches do not tile.
+        UserError: a width that heads cannot split into pairs, an image that the patches do not tile, or a velocity_head
+            of all blocks or without two times.
     """
 
     patch_size: Count = 2
@@ -61,14 +68,17 @@ class MiT(nn.Module):
     time_tokens: Count = 4
     remat: Remat = "dots"
     dropout: layers.Dropout = 0.0
+    velocity_head: Annotated[int, Limits(least=0)] = 0
     num_classes: layers.ClassesGiven = 0
     span: layers.SpanGiven = False
     guidance: layers.GuidanceGiven = False
+    tap: layers.TapGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
     casts: ClassVar[bool] = True  # parameters of two axes and more are used in dtype alone, and may be sent in it
-    gathers: ClassVar[tuple[str, ...]] = ("blocks",)  # the parameters that it gathers itself, each where it is used
+    # The parameters that it gathers itself, each where it is used.
+    gathers: ClassVar[tuple[str, ...]] = ("blocks", "average_blocks", "velocity_blocks")
 
     def __post_init__(self):
         check_fields(self)
@@ -78,6 +88,11 @@ class MiT(nn.Module):
             )
         if self.hidden < 1:
             raise UserError(f"MiT.mlp_ratio is {self.mlp_ratio}, which leaves no width of {self.width}.")
+        if self.velocity_head >= self.depth:
+            raise UserError(f"MiT.velocity_head is {self.velocity_head}; allowed: below its depth, {self.depth}.")
+        if self.velocity_head and not self.span:
+            raise UserError("MiT.velocity_head is of a flow map: set it to 0, or config.model.span=True.")
+        refuse_tap(self, self.depth - self.velocity_head)
         super().__post_init__()
 
     @property
@@ -94,15 +109,29 @@ class MiT(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "b h w c_out"]:
-        rows, columns = grid_of(x, self.patch_size, "MiT")
+        grid = grid_of(x, self.patch_size, "MiT")
         patches = layers.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patches")
         told = self._told(time, condition)
         h = jnp.concatenate([*told, patches(patchify(x, self.patch_size))], axis=1)
-        h = self._blocks(deterministic)(h)[0][:, h.shape[1] - rows * columns :]
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
-        h = out(RMSNorm(name="norm_out")(h).astype(h.dtype))
-        return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
+        read = partial(self._read, grid, out_channels)
+        h, hidden = self._blocks("blocks", self.depth - self.velocity_head, deterministic, self.tap)(h)
+        aside(self, "hidden", None if hidden is None else hidden[:, -math.prod(grid) :])
+        if not self.velocity_head:
+            return read(h)
+        if self.is_initializing() or self.is_mutable_collection(ASIDE):
+            velocity = read(self._blocks("velocity_blocks", self.velocity_head, deterministic)(h)[0], "velocity_")
+            aside(self, "velocity", velocity)
+        return read(self._blocks("average_blocks", self.velocity_head, deterministic)(h)[0])
+
+    def _read(
+        self, grid: tuple[int, int], channels: int, h: Float[Array, "b n width"], whose: str = ""
+    ) -> Float[Array, "b h w c_out"]:
+        """Return the image in the last tokens, by the norm and the map of one of the heads."""
+        h = h[:, -math.prod(grid) :]
+        out = layers.Dense(self.patch_size**2 * channels, kernel_init=zeros, dtype=self.dtype, name=f"{whose}out")
+        h = out(RMSNorm(name=f"{whose}norm_out")(h).astype(h.dtype))
+        return layers.at_least_float32(unpatchify(h, *grid, self.patch_size))
 
     def _told(self, time: Float[Array, "b"], condition: Condition) -> list[Float[Array, "b n width"]]:
         """Return the tokens before the patches: of the label, guidance, its interval, and times."""
@@ -129,10 +158,10 @@ class MiT(nn.Module):
         tokens = self.param(f"{name}_tokens", nn.initializers.normal(1 / math.sqrt(self.width)), (n, self.width))
         return tokens.astype(embedding.dtype) + embedding[:, None]
 
-    def _blocks(self, deterministic: bool) -> nn.Module:
-        """`depth` blocks in a row."""
-        stack = stacked(self, Block, self.depth)
-        return stack(self.num_heads, self.hidden, self.dropout, deterministic, self.dtype, name="blocks")
+    def _blocks(self, name: str, length: int, deterministic: bool, tap: int = 0) -> Stack:
+        """So many blocks in a row."""
+        stack = stacked(self, Block, length, tap=tap)
+        return stack(self.num_heads, self.hidden, self.dropout, deterministic, self.dtype, name=name)
 
 
 class Block(nn.Module):

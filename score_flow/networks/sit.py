@@ -13,9 +13,12 @@ from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
 from score_flow.networks.blocks.transformer import (
     TIME_FEATURES,
+    Stack,
+    aside,
     grid_of,
     modulation,
     patchify,
+    refuse_tap,
     sincos_positions,
     stacked,
     unpatchify,
@@ -50,6 +53,7 @@ class SiT(nn.Module):
     augment_dim: layers.AugmentGiven = 0
     span: layers.SpanGiven = False
     guidance: layers.GuidanceGiven = False
+    tap: layers.TapGiven = 0
     out_channels: layers.ChannelsGiven = None
     dtype: layers.PrecisionGiven = "float32"
 
@@ -62,6 +66,7 @@ class SiT(nn.Module):
             raise UserError(f"SiT needs a width divisible by 4 and num_heads={self.num_heads}, got width={self.width}.")
         if self.width * self.mlp_ratio < 1:
             raise UserError(f"SiT.mlp_ratio is {self.mlp_ratio}, which leaves no width of {self.width}.")
+        refuse_tap(self, self.depth)
         super().__post_init__()
 
     @nn.compact
@@ -84,16 +89,17 @@ class SiT(nn.Module):
         )  # fmt: skip
         embedding = nn.swish(embed(features, condition))  # every modulation starts with it: once for all
 
-        h, _ = self._blocks(deterministic)(h, embedding)
+        h, hidden = self._blocks(deterministic)(h, embedding)
+        aside(self, "hidden", hidden)
         shift, scale = modulation(embedding, 2, self.dtype, "modulation_out")
         out_channels = x.shape[-1] if self.out_channels is None else self.out_channels
         out = layers.Dense(self.patch_size**2 * out_channels, kernel_init=zeros, dtype=self.dtype, name="out")
         h = out(_modulated_norm(h, shift, scale))
         return layers.at_least_float32(unpatchify(h, rows, columns, self.patch_size))
 
-    def _blocks(self, deterministic: bool) -> nn.Module:
+    def _blocks(self, deterministic: bool) -> Stack:
         """`depth` blocks in a row."""
-        stack = stacked(self, Block, self.depth, nn.broadcast)
+        stack = stacked(self, Block, self.depth, (nn.broadcast,), self.tap)
         return stack(self.width, self.num_heads, self.mlp_ratio, self.dropout, deterministic, self.dtype, name="blocks")
 
 

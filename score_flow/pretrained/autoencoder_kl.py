@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from score_flow.config.loading import read_json
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained import compvis_autoencoder
-from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same
+from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same, size
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.places import local, place_of
 from score_flow.types import UserError, check_choice
@@ -40,7 +40,8 @@ QUANT_CONVS = ("use_quant_conv", "use_post_quant_conv")
 SCALES = {"scaling_factor": 0.18215, "shift_factor": 0.0}  # by default: Stable Diffusion's file is older than both
 OF_CHANNELS = ("latents_mean", "latents_std")  # beside them, where there are any
 UNUSED = ("sample_size", "force_upcast", "_diffusers_version", "_name_or_path")  # no part of the function
-KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *OF_CHANNELS, *UNUSED)
+CENTERED = "centered"  # of ours: false where it was shown pixels in [0, 1]
+KNOWN = (*SIZES, *FIXED, *BLOCKS, *QUANT_CONVS, *SCALES, *OF_CHANNELS, *UNUSED, CENTERED)
 
 OLD_ATTENTION = {"query": "query", "key": "key", "value": "value", "out": "proj_attn"}
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
@@ -110,15 +111,15 @@ def network_of(config: Mapping[str, Any]) -> AutoencoderKL:
     """Build the network of diffusers' settings; UserError for one that is unknown, missing or not of ours."""
     for name in config:
         check_choice("a setting of the autoencoder", name, KNOWN)
-    fields = {ours: _size(config, theirs) for theirs, ours in SIZES.items()}
-    given = dict.fromkeys(QUANT_CONVS, True) | dict(config)
+    fields = {ours: size(config, theirs) for theirs, ours in SIZES.items()}
+    given = dict.fromkeys((*QUANT_CONVS, CENTERED), True) | dict(config)
     quant_conv, post_quant_conv = QUANT_CONVS
-    allowed = FIXED | {quant_conv: (True, False), post_quant_conv: (given[quant_conv],)}
+    allowed = FIXED | {quant_conv: (True, False), post_quant_conv: (given[quant_conv],), CENTERED: (True, False)}
     allowed |= {name: ([block] * len(fields["channels"]),) for name, block in BLOCKS.items()}
     for name, values in allowed.items():
         if name in given and given[name] not in values:
             raise UserError(f"{name} is {given[name]!r}; allowed: {' or '.join(map(repr, values))}.")
-    return AutoencoderKL(**fields, quant_convs=given[quant_conv])
+    return AutoencoderKL(**fields, quant_convs=given[quant_conv], centered=given[CENTERED])
 
 
 def layout(network: AutoencoderKL, old_keys: bool) -> Layout:
@@ -173,15 +174,6 @@ def _norm(ours: str, theirs: str) -> dict[str, Leaf]:
 
 def _layer(ours: str, theirs: str, kernel: Callable[[np.ndarray], np.ndarray]) -> dict[str, Leaf]:
     return {f"{ours}/kernel": Leaf((f"{theirs}.weight",), kernel), f"{ours}/bias": Leaf((f"{theirs}.bias",), same)}
-
-
-def _size(config: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
-    """Return a positive number, or one for each level."""
-    value = config.get(name)
-    numbers = value if name == "block_out_channels" else [value]
-    if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
-        raise UserError(f"{name} is {value!r}; allowed: positive whole numbers.")
-    return value if value is not numbers else tuple(numbers)
 
 
 def _number(config: Mapping[str, Any], name: str, default: float) -> float:

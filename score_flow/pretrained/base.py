@@ -1,6 +1,7 @@
 """What the published checkpoints share: plain tensors under the names of their project, moved one by one into ours."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensors]
     step: int | None = None
     reference: dict[str, Any] | None = None  # the project's own settings, where the file carries them
+    implied: Mapping[str, Any] = MappingProxyType({})  # overrides of our config that its tensors alone decide
 
 
 class Leaf(NamedTuple):
@@ -86,6 +88,15 @@ def refuse_other(network: Any, fields: Mapping[str, Any], whose: str) -> None:
             raise UserError(f"config.network.{field} is {getattr(network, field)!r}; {whose} has {value!r}.")
 
 
+def size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
+    """Return what diffusers' settings say of a size, a number, or one for each level; raises UserError for others."""
+    value = settings.get(name)
+    numbers = value if name == "block_out_channels" else [value]
+    if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
+        raise UserError(f"{name} is {value!r}; allowed: positive whole numbers.")
+    return tuple(numbers) if name == "block_out_channels" else value
+
+
 def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
     """Make our parameters from a source's tensors, every one of them used exactly once.
 
@@ -114,7 +125,7 @@ def fill(shapes: PyTree, layout: Layout, tensors: Tensors) -> PyTree:
             name = _odd_one_out(leaf, given, wanted[path])
             faults.append(f"{name} has shape {given[name].shape}, which does not make {path} {wanted[path]}")
         else:
-            params[tuple(path.split("/"))] = np.ascontiguousarray(value)
+            params[tuple(path.split("/"))] = np.asarray(value, order="C")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"the weights do not fit the network: {'; '.join(faults[:SHOWN])}{more}.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.config import registries
-from score_flow.paths.base import Coefficients
+from score_flow.paths.base import Coefficients, Path
 from score_flow.types import Images, UserError
 
 
@@ -123,29 +123,40 @@ def uncontrasted(
 
 
 @functools.cache
-def edm(sigma_data: float = 0.5) -> Prediction:
+def edm(sigma_data: float = 0.5, least: float = 0.0) -> Prediction:
     """EDM's F of unit variance: x0 = c_skip x/alpha + c_out F at noise level sigma/alpha (arXiv:2206.00364, table 1).
 
-    With q = sigma^2 + alpha^2 sigma_data^2 every form below is finite at both ends of every path.
+    Consistency models jump to x = c_skip x + c_out F at the level `least`, where the jump is none: c_skip =
+    d^2/((s - least)^2 + d^2) and c_out = d (s - least)/sqrt(s^2 + d^2) at level s (arXiv:2303.01469, app. C). That over
+    s - least is what noise is here: (s - least)/((s - least)^2 + d^2) x - d/sqrt(s^2 + d^2) F, EDM's at least = 0.
+
+    With q = sigma^2 + alpha^2 sigma_data^2, and the same of sigma - alpha least, every form below is finite at both
+    ends of every path.
     """
     d = sigma_data
 
-    def q(c):
-        return c.sigma**2 + (c.alpha * d) ** 2
+    def q(sigma, c):
+        return sigma**2 + (c.alpha * d) ** 2
 
-    return Prediction(
-        target=lambda e, c: (c.sigma * e.x0 - c.alpha * d**2 * e.noise) / (d * jnp.sqrt(q(c))),
-        decode=lambda f, x, c: Estimate(
-            c.alpha * d**2 / q(c) * x + c.sigma * d / jnp.sqrt(q(c)) * f,
-            c.sigma / q(c) * x - c.alpha * d / jnp.sqrt(q(c)) * f,
-        ),
-        gain=lambda c: -c.alpha * d / jnp.sqrt(q(c)),
-    )
+    def on_x(c):
+        """Return what x counts in x0 and in the noise."""
+        above = c.sigma - c.alpha * least
+        return (c.alpha * d**2 - least * above) / q(above, c), above / q(above, c)
+
+    def target(e, c):
+        of_x0, of_noise = on_x(c)
+        return jnp.sqrt(q(c.sigma, c)) / d * (of_noise * e.x0 - of_x0 * e.noise)
+
+    def decode(f, x, c):
+        (of_x0, of_noise), root = on_x(c), jnp.sqrt(q(c.sigma, c))
+        return Estimate(of_x0 * x + c.sigma * d / root * f, of_noise * x - c.alpha * d / root * f)
+
+    return Prediction(target, decode, gain=lambda c: -c.alpha * d / jnp.sqrt(q(c.sigma, c)))
 
 
 PREDICTIONS: dict[str, Prediction] = {
     "noise": noise, "data": data, "score": score, "scaled_score": scaled_score,
-    "velocity": velocity, "unit_velocity": unit_velocity, "v": v, "edm": edm(),
+    "velocity": velocity, "unit_velocity": unit_velocity, "v": v, "edm": edm(), "consistency": edm(least=0.002),
 }  # fmt: skip
 """The predictions by name; config.model.prediction takes module.name for one of another package.
 
@@ -156,13 +167,16 @@ a shape that broadcasts over one example. What is finite at both ends of every p
 """
 
 
-def choose(name: str, data_std: float) -> Prediction:
+def choose(name: str, data_std: float, path: Path) -> Prediction:
     """Return the prediction that config.model.prediction names; edm is the one for data of standard deviation data_std.
 
-    Raises UserError for what is none.
+    consistency is edm whose jump is none where the path begins. Raises UserError for what is none.
     """
     if name == "edm":
         return edm(data_std)
+    if name == "consistency":
+        start = jnp.zeros(())
+        return edm(data_std, float(path.sigma(start) / path.alpha(start)))
     row = registries.PREDICTIONS.entry(name, "config.model.prediction")
     if not isinstance(row, Prediction):
         raise UserError(f"config.model.prediction is {name!r}, which is no Prediction but {type(row).__name__}.")

@@ -21,7 +21,7 @@ FIXED = (
 # What the numbers of a network mean: under another value its weights are those of something else.
 MEANING = (
     "path", "model.prediction", "model.time", "model.time_scale", "model.time_shift", "model.input", "model.data_std",
-    "data.centered", "data.inset", "training.contrast",
+    "model.consistency", "data.centered", "data.inset", "training.contrast",
 )  # fmt: skip
 ONE_STATE = {"Adam", "AdamW"}  # optimisers that go on with each other's moments
 # All that training looks at, and what of it changes neither losses nor weights.

@@ -58,7 +58,7 @@ class Loop:
     def _attempt(self, start: int, state: TrainState, closing: contextlib.ExitStack) -> int:
         options, saver, seed = self.config.training, self.saver, self.faults.seed_of(self.run.seed)
         sharding = batch_sharding(self.run.mesh, leading=1)
-        batches = Batches(self.run.train_source, options.batch_size, seed=seed, sharding=sharding)
+        batches = Batches(self.run.examples, options.batch_size, seed=seed, sharding=sharding)
         closing.callback(batches.close)
         log = MetricLog(self.workdir, start, self.told.row)
         closing.callback(log.close)

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from score_flow.numerics import unit
 from score_flow.training.flat import by_name
 from score_flow.types import Params, UserError
 
@@ -61,6 +62,16 @@ def muon(momentum: float, rest: optax.GradientTransformation) -> optax.GradientT
         optax.stateless(alike),
     )
     return optax.partition({"muon": hidden, "rest": rest}, checked)
+
+
+def unit_kernels(params: Params) -> Params:
+    """Return parameters whose kernels have root mean square 1 for each output, the last axis.
+
+    EDM2's forced normalisation of weights (Karras et al. 2024, arXiv:2312.02696, eq. 66), for after a step.
+    """
+    return jax.tree.map(
+        lambda p, kernel: unit(p, tuple(range(p.ndim - 1))) if kernel else p, params, by_name(is_matrix, params)
+    )
 
 
 NO_KERNEL = f"no parameter of this network is named {KERNEL}"

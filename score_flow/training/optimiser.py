@@ -21,7 +21,8 @@ from score_flow.types import UserError
 @dataclasses.dataclass(frozen=True)
 class Rate:
     """The learning rate of a step, counted from 0: it grows linearly from 0 over `warmup` steps, and then stays at lr
-    (constant), falls as half a cosine (cosine) or a line (linear) to 0 at n_iters, or as 1/sqrt(step) (inverse_sqrt).
+    (constant), falls as half a cosine (cosine) or a line (linear) to 0 at n_iters, or as 1/sqrt(step) (inverse_sqrt),
+    that from the step decay_start on, if it is not 0.
 
     With numpy as xp it is one of the host, in float64: optax's own, equal to these, would wait for the device. Raises
     UserError where nothing is left to fall, or there is no step from which to.
@@ -31,6 +32,7 @@ class Rate:
     schedule: str = "constant"
     warmup: int = 0
     n_iters: int = 0
+    decay_start: int = 0
 
     def __post_init__(self):
         if self.schedule in ("cosine", "linear") and self.warmup >= self.n_iters:
@@ -38,17 +40,28 @@ class Rate:
                 f"config.optim.warmup is {self.warmup}; with optim.schedule = {self.schedule}, which falls from there, "
                 f"it must be below the {self.n_iters} steps of training."
             )
-        if self.schedule == "inverse_sqrt" and self.warmup < 1:
+        if self.schedule == "inverse_sqrt" and not self._start:
             raise UserError(
-                "config.optim.warmup is 0; optim.schedule = inverse_sqrt is sqrt(warmup/step): allowed: at least 1."
+                "config.optim.warmup is 0; optim.schedule = inverse_sqrt is sqrt(warmup/step): allowed: at least 1, "
+                "or a config.optim.decay_start."
             )
+        if self.decay_start and self.schedule != "inverse_sqrt":
+            raise UserError(
+                f"config.optim.decay_start is {self.decay_start}, which optim.schedule = {self.schedule} has no use "
+                "for: leave it at 0."
+            )
+
+    @property
+    def _start(self) -> int:
+        """The step from which it falls as 1/sqrt(step)."""
+        return self.decay_start or self.warmup
 
     def __call__(self, step: Any, xp: ModuleType = jnp) -> Any:
         rate = self.lr * xp.minimum(step / self.warmup, 1.0) if self.warmup > 0 else self.lr
         if self.schedule == "constant":
             return rate
         if self.schedule == "inverse_sqrt":
-            return rate * xp.sqrt(self.warmup / xp.maximum(step, self.warmup))
+            return rate * xp.sqrt(self._start / xp.maximum(step, self._start))
         left = xp.clip((self.n_iters - step) / (self.n_iters - self.warmup), 0.0, 1.0)
         return rate * (left if self.schedule == "linear" else 0.5 * (1 - xp.cos(np.pi * left)))
 
@@ -60,7 +73,7 @@ class Rate:
 
 def rate_of(options: OptimOptions, n_iters: int) -> Rate:
     """Return the learning rate of config.optim over so many steps."""
-    return Rate(options.lr, options.schedule, options.warmup, n_iters)
+    return Rate(options.lr, options.schedule, options.warmup, n_iters, options.decay_start)
 
 
 def optimiser_of(options: OptimOptions, n_iters: int) -> optax.GradientTransformation:
@@ -82,10 +95,10 @@ def optimiser_of(options: OptimOptions, n_iters: int) -> optax.GradientTransform
 
 def make_optimiser(
     name: str, lr: float, *, beta1: float, beta2: float, eps: float, warmup: int, grad_clip: float, weight_decay: float,
-    schedule: str = "constant", n_iters: int = 0, momentum: float = 0.95, decay_on: str = "all",
+    schedule: str = "constant", decay_start: int = 0, n_iters: int = 0, momentum: float = 0.95, decay_on: str = "all",
 ) -> optax.GradientTransformation:  # fmt: skip
     """Build Adam, AdamW or Muon after a clip by the global norm, with the learning rate of `Rate`."""
-    rate = Rate(lr, schedule, warmup, n_iters)
+    rate = Rate(lr, schedule, warmup, n_iters, decay_start)
     clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
     decay = matrices.decayed(weight_decay, decay_on) if weight_decay > 0 else optax.identity()
     adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)

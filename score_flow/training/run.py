@@ -34,7 +34,7 @@ from score_flow.training.loop import Loop
 from score_flow.training.optimiser import layout_for, optimiser_of, rate_of, updates_of
 from score_flow.training.saver import Saver, Snapshot, remembered
 from score_flow.training.starting import Beginning, started
-from score_flow.training.steps import TrainState, held, init_state, make_train_steps
+from score_flow.training.steps import TrainState, held, init_state, keeps_unit, make_train_steps
 from score_flow.training.telling import Told
 from score_flow.types import Batch, Preempted
 
@@ -81,7 +81,7 @@ def train(
     with contextlib.ExitStack() as closing, Preemption() as preemption:
         closing.callback(told.close)
         closing.callback(saver.close)
-        needed = functools.partial(_needed, steps, held_shapes, run.train_source, options)
+        needed = functools.partial(_needed, steps, held_shapes, run.examples, options)
         closing.enter_context(memory.explained(options.batch_size, needed))
         told.start()
         saver.asked = Ahead(stop=lambda: preemption.signalled, save=saver.due)
@@ -120,7 +120,7 @@ def program_of(run: Experiment, config: Config, shardings: TrainState) -> Callab
 
 def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
     """(what makes the state that training begins in, its shapes, their layouts)."""
-    source = run.train_source
+    source = run.examples
     first = indices(len(source), config.training.batch_size, seed=run.seed, step=0)
     init = functools.partial(initial_state, run, n_averages(config.model))
     shapes = jax.eval_shape(init, run.loss, source.read(first[:1]))  # of any number of examples
@@ -131,7 +131,9 @@ def fresh_state(run: Experiment, config: Config) -> tuple[Callable[[], TrainStat
 
 def holding(run: Experiment, config: Config, shapes: TrainState) -> Callable[[TrainState], TrainState]:
     """Return what brings a state of these shapes into the form in which it is trained."""
-    return functools.partial(held, optimiser=run.optimiser, layout=layout_for(config.optim, shapes.params, run.mesh))
+    # In vectors a kernel has no outputs that could each be normalised.
+    layout = None if keeps_unit(run.loss) else layout_for(config.optim, shapes.params, run.mesh)
+    return functools.partial(held, optimiser=run.optimiser, layout=layout)
 
 
 def initial_state(run: Experiment, n_ema: int, loss: Loss, first: Batch) -> TrainState:

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from score_flow.config.options import Config
 from score_flow.experiment import Experiment
+from score_flow.model import OWN, PROJECTOR
 from score_flow.runs.checkpoint import differing
 from score_flow.runs.places import Place
 from score_flow.runs.processes import is_main
@@ -35,11 +36,15 @@ def fitted(weights: PyTree, shapes: PyTree, of_classes: Set[str], where: str) ->
     """(the weights that the parameters of some shapes take over, the names of those that are drawn anew).
 
     of_classes: the names of parameters whose shapes are those of the classes: where they differ they are drawn anew,
-    which a line says of each. Raises UserError for any other name or shape that differs.
+    which a line says of each. So is a projector (losses/alignment.py); one that is not needed is left out. Raises
+    UserError for any other name or shape that differs.
     """
     there, here = ({"/".join(path): leaf for path, leaf in flatten_dict(tree).items()} for tree in (weights, shapes))
     differ = differing(there, here)
-    drawn = {name: said for name, said in differ.items() if name in of_classes and name in here}
+    beside = {name for name in differ if name.startswith(f"{OWN}/{PROJECTOR}/")}
+    drawn = {name: said for name, said in differ.items() if name in beside | of_classes and name in here}
+    there = {name: leaf for name, leaf in there.items() if name in here or name not in beside}
+    differ = {name: said for name, said in differ.items() if name in here or name not in beside}
     if faults := [said for name, said in differ.items() if name not in drawn]:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{where} is of another network: {'; '.join(faults[:SHOWN])}{more}.")

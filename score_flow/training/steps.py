@@ -18,6 +18,7 @@ from score_flow.runs.sharding import batch_sharding, replicated, to_host
 from score_flow.training.ema import gamma_of, power_share
 from score_flow.training.flat import Layout, as_in
 from score_flow.training.gradients import at_once, in_slices
+from score_flow.training.matrices import unit_kernels
 from score_flow.types import Batch, NonFinite, Params
 
 
@@ -40,6 +41,11 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, "k"]
     grad_norm: Float[Array, "k"]
+
+
+def keeps_unit(loss: Loss) -> bool:
+    """Say whether the network that is trained is one whose kernels are brought back to magnitude 1 after each step."""
+    return getattr(loss.network, "unit_kernels", False)
 
 
 def ema_rate_at(rate: float, step: Int[Array, ""], warmup: bool) -> Float[Array, ""]:
@@ -114,6 +120,7 @@ def make_train_steps(
         value, aux, grads = gradients(loss, state.params, state.time_state, key, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = unit_kernels(params) if keeps_unit(loss) else params
         ema = _averaged(params, state, ema_rates, ema_warmup, gammas)
         metrics = Metrics(value, optax.tree.norm(grads))
         new = TrainState(state.step + 1, params, ema, opt_state, aux.time_state)

@@ -32,11 +32,11 @@ def test_file_address_and_statistics(name):
     found = re.search(r"^Weights +(.*?)^Statistics +(.*?)^Hardware ", NAMED[name], re.DOTALL | re.MULTILINE)
     weights, statistics = found.groups()
     assert re.search(r"https://\S+\.\w+/\S{10,}", weights)
-    assert re.search(r"\.pt\b|\.pth\b|/checkpoints|/ of score_sde_pytorch", weights)
-    assert re.search(r"\w+\.npz|--mode=stats", statistics)
+    assert re.search(r"\.pt\b|\.pth\b|\.pkl\b|/checkpoints|/ of score_sde_pytorch", weights)
+    assert re.search(r"\w+\.npz|/\w+\.pkl|--mode=stats", statistics)
 
 
 def test_every_file_that_improved_diffusion_offers():
     """Its README has eight; each preset names another."""
     files = [re.search(r"march-2021/(\w+\.pt)", doc)[1] for name, doc in NAMED.items() if "improved_diffusion/" in name]
-    assert len(set(files)) == len(files) == 8 and len(NAMED) == 37
+    assert len(set(files)) == len(files) == 8 and len(NAMED) == 47

@@ -20,7 +20,7 @@ from score_flow.config import registries
 from score_flow.config.loading import flatten, load, recipes, with_settings
 from score_flow.model import count_parameters
 from score_flow.pretrained.layouts import score_sde_config
-from score_flow.pretrained.projects import improved_diffusion, jit, lightningdit, sit
+from score_flow.pretrained.projects import edm2, improved_diffusion, jit, lightningdit, sit
 from score_flow.runs.sharding import BATCH_AXES, state_shardings
 from score_flow.training.steps import init_state, make_train_steps
 from tests.discover import thinned
@@ -77,10 +77,18 @@ def dit_cases():
     model = {"model_type": "LightningDiT-XL/1", "use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
     settings = {
         "model": model | {"use_qknorm": False, "wo_shift": False, "in_chans": 32}, "data": {"image_size": 256},
-        "train": {"max_steps": 1_000_800, "ckpt_every": 50_000}, "transport": {"use_lognorm": True},
+        "train": {"max_steps": 1_000_800, "ckpt_every": 50_000},
+        "transport": {"use_lognorm": True, "use_cosine_loss": True},
     }  # fmt: skip
     skipped = ("data.source", "sampling")
     yield "configs/lightningdit/xl_1_256.py", functools.partial(lightningdit.translate, settings), skipped
+
+
+def edm2_cases():
+    for side, names in ((64, ("s", "m", "l", "xl")), (512, edm2.PRESETS)):
+        for name in names:
+            settings = {"preset": f"edm2-img{side}-{name}"}
+            yield f"configs/edm2/{name}_{side}.py", functools.partial(edm2.translate, settings), ("data.source",)
 
 
 CASES = [
@@ -89,6 +97,7 @@ CASES = [
     *sit_cases(),
     *improved_diffusion_cases(),
     *dit_cases(),
+    *edm2_cases(),
 ]
 RECIPES = [file for file, _, _ in CASES]
 OURS = {
@@ -200,6 +209,7 @@ COUNTS = {
     "configs/jit/l_16_256.py": 458_877_664,
     "configs/jit/h_16_256.py": 952_514_368,
     "configs/lightningdit/xl_1_256.py": 674_961_824,
+    "configs/edm2/s_64.py": 280_209_381 + 6 * 192,  # the fixed waves of the time, and a row for no class
 } | {
     f"configs/sit/{model.removeprefix('SiT-').lower().replace('/', '_')}_{side}.py": entry["params"][
         f"image{side}_learn_sigma_True"
@@ -232,6 +242,7 @@ SMALL = {
     "ncsn": {"width": 4},
     "ncsnv2": {"width": 4},
     "sit": {"width": 16, "depth": 1, "num_heads": 2},
+    "edm2": {"width": 8, "num_res_blocks": 1, "channel_mult": (1, 2), "head_channels": 8},
     "dit": {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "context_start": 1},
     "adm": {"width": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "attention_resolutions": (4,)},
 }

@@ -117,6 +117,9 @@ def test_the_pairs_of_times():
     # Of two uniform draws the later has mean 2/3, the earlier 1/3: within four standard errors of 128 pairs.
     later, span = np.asarray(batch.t)[span > 0], span[span > 0]
     np.testing.assert_allclose([later.mean(), (later - span).mean()], [2 / 3, 1 / 3], atol=4 * 0.236 / 128**0.5)
+    _, batch = drawn(small(**{"training.flow_map_whole": 0.5}))
+    whole = np.asarray(batch.condition["span"]) == 1 - 1e-5
+    assert 0.15 < whole.mean() < 0.35 and (np.asarray(batch.t)[whole] == 1).all()
     _, batch = drawn(small(**{"training.flow_map": "consistency", "training.flow_map_equal": 0.0}))
     np.testing.assert_allclose(batch.condition["span"], batch.t - 1e-5, rtol=1e-12)
 
@@ -153,6 +156,33 @@ def test_guidance_is_learnt(taught):
     average = lambda x, t, span: loss.model.bind(params, batch.condition | {"span": span}).velocity(x, t)  # noqa: E731
     square = jnp.sum(ERRORS["meanflow"](average, Point(x, batch.t, batch.condition["span"], v)) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(loss.examples(params, batch), square / (square + 0.01), rtol=1e-9)
+
+
+MIT = {"network.name": "mit", "network.num_heads": 2, "network.depth": 2, "network.velocity_head": 1}
+
+
+def test_a_head_for_the_velocity():
+    """It says the direction of the derivative, also for guidance, and its own error is added."""
+    run = small(**MIT, **LABELLED, **{"model.guidance": True, "training.flow_map": "improved"})
+    params, batch = drawn(run, 4)
+    label, span, told = (batch.condition[name] for name in ("label", "span", "guidance"))
+    share = jnp.where((told[:, 1] <= batch.t) & (batch.t <= told[:, 2]), told[:, 0], 0.0)
+    at_once = jnp.stack([share, 0 * share, 1 + 0 * share], axis=1)
+    x = run.model.path.perturb(batch.x0, batch.noise, batch.t)
+
+    @jax.jit
+    def both(x, t, span, label, guidance):
+        return run.model.with_velocity(params, x, t, {"span": span, "label": label, "guidance": guidance})
+
+    own = both(x, batch.t, 0 * span, label, at_once)[1]
+    null = both(x, batch.t, 0 * span, jnp.full_like(label, 10), jnp.zeros_like(told).at[:, 2].set(1))[1]
+    v = batch.noise - batch.x0 + expand(share, x) * (own - null)
+    ahead, behind = (both(x + h * own, batch.t + h, span + h, label, told)[0] for h in (1e-5, -1e-5))
+    average, velocity = both(x, batch.t, span, label, told)
+    errors = average + expand(span, x) * (ahead - behind) / 2e-5 - v, velocity - v
+    squares = [jnp.sum(error**2, axis=(1, 2, 3)) for error in errors]
+    found = jax.jit(run.loss.examples)(params, batch)
+    np.testing.assert_allclose(found, sum(square / (square + 0.01) for square in squares), rtol=1e-7)
 
 
 def test_a_teacher_that_is_awaited_is_not_forgotten():
@@ -194,6 +224,10 @@ def test_one_guided_call():
         ({"training.time_sampler.name": "grid"}, "between any two"),
         ({"training.weighting": "simple"}, "set it to 'velocity'"),
         ({"network.name": "ncsnv2"}, "span"),
+        (MIT, "which training.flow_map = improved alone"),
+        ({**MIT, "network.velocity_head": 2}, "below its depth, 2"),
+        ({**MIT, "training.objective": "simple", "model.span": False}, "of a flow map"),
+        ({"network.velocity_head": 1}, "velocity_head"),
     ],
 )
 def test_what_it_cannot_be_is_refused(settings, said):

@@ -44,7 +44,7 @@ def objective(path, prediction, weighting, times=None, **fields):
     return denoising(perfect(path, PREDICTIONS[prediction]), times, weighting, **fields)
 
 
-SPACES = {"simple": "noise", "velocity": "velocity", "data": "data"}
+SPACES = {"simple": "noise", "velocity": "velocity", "data": "data", "edm": "edm"}
 
 
 @every_path

@@ -125,3 +125,17 @@ def test_examples_do_not_mix_and_bfloat16_is_near():
 def test_impossible_ones_are_refused(fields, shape, message):
     with pytest.raises(UserError, match=message):
         shapes(SMALL.clone(**fields), shape)
+
+
+@pytest.mark.slow
+def test_pixels_in_other_units_are_the_same_network():
+    """centered = False: it is shown (x + 1)/2, and what it makes is of those."""
+    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 2), minval=-1.0)
+    params = jax.jit(SMALL.init)(jax.random.key(1, impl="rbg"), x)["params"]
+
+    def apply(centered, value, method):
+        return SMALL.clone(centered=centered).apply({"params": params}, value, method=method)
+
+    np.testing.assert_allclose(apply(False, x, "encode").mean, apply(True, (x + 1) / 2, "encode").mean, rtol=1e-6)
+    z = jax.random.normal(jax.random.key(2), (1, 2, 2, 3))
+    np.testing.assert_allclose(apply(False, z, "decode"), 2 * apply(True, z, "decode") - 1, rtol=1e-6)

@@ -23,15 +23,15 @@ NETWORKS = sorted(name for name, module in MODULES.items() if hasattr(module, "b
 
 
 def is_preset(name):
-    """Whether a network is another plug-in's with other defaults or one more thing: make test-all has those too."""
+    """Whether a network is another plug-in's with other defaults or one more thing."""
     return any(other != name and issubclass(MODULES[name].build, MODULES[other].build) for other in NETWORKS)
 
 
 slow = pytest.mark.slow
 
 
-def cases(names):
-    return [pytest.param(name, marks=[slow] if is_preset(name) else []) for name in names]
+def cases(names):  # make test-all has presets, too, and edm2, which compiles for long
+    return [pytest.param(name, marks=[slow] if is_preset(name) or name == "edm2" else []) for name in names]
 
 
 every_network = pytest.mark.parametrize("name", cases(NETWORKS))

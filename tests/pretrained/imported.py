@@ -1,5 +1,6 @@
 """Golden checkpoints through the public importer, as models and parameters of a dtype."""
 
+import dataclasses
 from functools import cache, partial
 
 import flax.linen as nn
@@ -35,20 +36,18 @@ def _apply(network, variant, variables, x, time, condition):
 class Imported:
     """A published file: models of its settings, or of changed ones, and its weights."""
 
-    def __init__(self, file, reference, dtype, variant=""):
+    def __init__(self, file, reference, dtype, variant="", **overrides):
         self.published, self.reference, self.dtype = open_published(str(file)), reference, dtype
-        self.variant = variant
+        self.variant, self.overrides = variant, overrides
 
     def model(self, **changes):
         """The model of the settings with some of them changed: section={key: value}."""
         settings = {k: v | changes.get(k, {}) if isinstance(v, dict) else v for k, v in self.reference.items()}
-        config = load("configs/base.py", [], self.published.source.translate(settings))
-        config = with_settings(config, {"network.dtype": self.dtype})
+        known = self.published.source.translate(settings) | self.published.checkpoint.implied
+        config = with_settings(load("configs/base.py", [], known), {"network.dtype": self.dtype} | self.overrides)
         self.image_shape = tuple(config.data.image_shape)
         model = build_model(config, self.image_shape[-1], build_conditioning(config, config.data.num_classes))
-        return model.__class__(
-            Compiled(model.network, self.variant), model.path, model.prediction, model.preconditioning
-        )
+        return dataclasses.replace(model, network=Compiled(model.network, self.variant))
 
     def layout(self, model):
         return self.published.source.layout(bare_of(model), self.image_shape)
@@ -69,7 +68,7 @@ def shapes_of(model, image_shape):
 
 def bare_of(model):
     """The model without the wrapping of its network."""
-    return model.__class__(model.network.inner, model.path, model.prediction, model.preconditioning)
+    return dataclasses.replace(model, network=model.network.inner)
 
 
 def nhwc(x, dtype):

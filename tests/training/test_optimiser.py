@@ -48,12 +48,22 @@ def test_rates_are_those_of_optax(warmup):
         assert got[-1] == 0  # beyond the end too
 
 
+def test_a_decay_that_starts_after_the_warm_up_is_edm2s():
+    """ref_lr min(step/ramp, 1) / sqrt(max(step/ref_batches, 1)), of steps of one batch."""
+    steps, options = np.arange(N), OptimOptions(lr=LR, schedule="inverse_sqrt", warmup=WARMUP, decay_start=20)
+    expected = LR * np.minimum(steps / WARMUP, 1) / np.sqrt(np.maximum(steps / 20, 1))
+    np.testing.assert_allclose(rate_of(options, N)(steps, np), expected, rtol=1e-12)
+    assert Rate(LR, "inverse_sqrt", 0, N, 20)(80, np) == LR / 2
+
+
 def test_rates_that_cannot_fall_are_refused():
     for name in ("cosine", "linear"):
         with pytest.raises(UserError, match=r"^config.optim.warmup is 40; .* below the 40 steps of training.$"):
             Rate(LR, name, N, N)
-    with pytest.raises(UserError, match=r"^config.optim.warmup is 0; .* at least 1.$"):
+    with pytest.raises(UserError, match=r"^config.optim.warmup is 0; .* at least 1, or a config.optim.decay_start.$"):
         Rate(LR, "inverse_sqrt", 0, N)
+    with pytest.raises(UserError, match=r"^config.optim.decay_start is 9, which optim.schedule = cosine has no use"):
+        Rate(LR, "cosine", 0, N, 9)
 
 
 def test_states_of_before_are_read():

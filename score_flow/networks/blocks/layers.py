@@ -20,6 +20,7 @@ ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without
 AugmentGiven = Annotated[int, Given("the number of labels of config.data.augment, 0 without it")]
 SpanGiven = Annotated[bool, Given("whether the network is told of two times: config.model.span")]
 GuidanceGiven = Annotated[bool, Given("whether the network is told of a guidance scale: config.model.guidance")]
+TapGiven = Annotated[int, Given("config.training.alignment_block, 0 without config.training.alignment")]
 ChannelsGiven = Annotated[int | None, Given("the images' channels, twice as many with config.model.learn_sigma")]
 PrecisionGiven = Annotated[Dtype, Given("config.model.precision")]
 Dropout = Annotated[float, Limits(least=0, below=1)]

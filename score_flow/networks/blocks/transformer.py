@@ -1,20 +1,24 @@
 """What transformers over image patches share: patches, positions, modulation (no plug-in: no `build`)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from score_flow.networks.blocks import devices, layers
 from score_flow.networks.blocks.remat import rematted
 from score_flow.types import UserError
 
 TIME_FEATURES = 256
+ASIDE = "aside"  # the collection of what `aside` leaves, for whoever applies a network with this mutable
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
+Tokens = Float[Array, "b n width"]
+Stack = Callable[..., tuple[Tokens, Tokens | None]]  # (tokens, what else a block is given): see `stacked`
 
 
 def grid_of(x: Float[Array, "..."], p: int, name: str) -> tuple[int, int]:
@@ -69,24 +73,50 @@ def modulation(embedding: Float[Array, "b width"], n: int, dtype: str, name: str
     return jnp.split(dense(embedding)[:, None], n, axis=-1)
 
 
-def stacked(network: nn.Module, block: type[nn.Module], length: int, in_axes: Any = ()) -> type[nn.Module]:
+def stacked(
+    network: nn.Module, block: type[nn.Module], length: int, in_axes: tuple = (), tap: int = 0
+) -> Callable[..., Stack]:
     """Return the class of `length` blocks in a row, compiled once: parameters stacked along a leading axis.
 
+    An instance takes the tokens, and what else a block is given, to (tokens, those that block `tap` returns). These are
+    None where there is no such block, counted from 1, or ASIDE is not mutable: then nothing is computed for them.
     network: whose blocks they are, with its fields dtype and remat; call it in one of its compact methods. in_axes: of
-    what a block is given beside the carry, as of flax.linen.scan.
+    what a block is given beside the tokens, as of flax.linen.scan.
     """
     # Inside of remat: whole weights of one block at a time, gathered again for the backward pass.
     gather = partial(devices.gathered, dtype=network.dtype, n_stacked=length)
     block = block if network.is_initializing() else nn.map_variables(block, "params", gather)
     # "dots" takes a quarter of the memory of "none", and is faster too, as a scan writes whatever the backward pass
     # will need to a stacked array.
-    return nn.scan(
-        rematted(block, network.remat, "dots", prevent_cse=False),
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=in_axes,
-        length=length,
-    )
+    block = rematted(block, network.remat, "dots", prevent_cse=False)
+    scan = partial(nn.scan, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=length)
+    if not 0 < tap <= length or network.is_initializing() or not network.is_mutable_collection(ASIDE):
+        return scan(block, in_axes=in_axes)
+
+    def step(block: nn.Module, carry: tuple[Tokens, Tokens], taken: Bool[Array, ""], *given: Any) -> tuple:
+        h, kept = carry
+        h, _ = block(h, *given)
+        return (h, jnp.where(taken, h, kept)), None  # outside of remat: the backward pass keeps none of it
+
+    def stack(*fields: Any, name: str) -> Stack:
+        blocks, along = block(*fields, name=name), scan(step, in_axes=(0, *in_axes))
+        return lambda h, *given: along(blocks, (h, jnp.zeros_like(h)), jnp.arange(1, length + 1) == tap, *given)[0]
+
+    return stack
+
+
+def aside(network: nn.Module, name: str, value: Array | None) -> None:
+    """Leave what a network returns beside its output, if it is there, in the collection ASIDE; in a compact method."""
+    if value is not None:
+        network.sow(ASIDE, name, value, reduce_fn=lambda _, last: last, init_fn=lambda: None)
+
+
+def refuse_tap(network: nn.Module, depth: int) -> None:
+    """Raise UserError unless a network of so many blocks has the one that is asked for."""
+    if not 0 <= network.tap <= depth:
+        raise UserError(
+            f"config.training.alignment_block is {network.tap}, and {type(network).__name__} has blocks 1 to {depth}."
+        )
 
 
 class RMSNorm(nn.Module):

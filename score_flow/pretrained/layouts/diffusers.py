@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from score_flow.model import Model
-from score_flow.pretrained.base import Layout, Leaf, conv, pointwise, same
+from score_flow.pretrained.base import Layout, Leaf, conv, pointwise, same, size
 from score_flow.types import UserError
 
 MARKS = ("conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.0.resnets.0.time_emb_proj.weight")
@@ -91,15 +91,6 @@ def multiples(channels: tuple[int, ...], network: str) -> tuple[int, ...]:
     if any(c % channels[0] for c in channels):
         raise UserError(f"diffusers: block_out_channels is {channels}; {network} needs multiples of the first.")
     return tuple(c // channels[0] for c in channels)
-
-
-def size(settings: Mapping[str, Any], name: str) -> int | tuple[int, ...]:
-    """Return a positive number, or one for each level; raises UserError for anything else."""
-    value = settings.get(name)
-    numbers = value if name == "block_out_channels" else [value]
-    if not (isinstance(numbers, list | tuple) and numbers and all(type(n) is int and n > 0 for n in numbers)):
-        raise UserError(f"diffusers: {name} is {value!r}; it must be given in positive whole numbers.")
-    return tuple(numbers) if name == "block_out_channels" else value
 
 
 def attending(settings: Mapping[str, Any], blocks: Mapping[str, tuple[str, str]], n_levels: int, of: str) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from score_flow.model import Model
 from score_flow.networks.ddpm import DDPM
-from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other
+from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other, size
 from score_flow.pretrained.layouts import diffusers
 from score_flow.types import UserError, check_choice
 
@@ -111,7 +111,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, (allowed, default) in (FIXED | SCHEDULER).items():
         if (got := settings.get(name, default)) != allowed:
             raise UserError(f"diffusers: {name} is {got!r}; google/ddpm-* has {allowed!r}.")
-    _, _, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
+    _, _, channels = (size(settings, name) for name in diffusers.SIZES)
     attending = diffusers.attending(settings, BLOCKS, len(channels), "google/ddpm-*")
     variance, n = settings.get("variance_type", "fixed_small"), SCHEDULER["num_train_timesteps"][0]
     check_choice("variance_type of diffusers", variance, VARIANCES)

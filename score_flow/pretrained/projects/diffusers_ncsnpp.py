@@ -12,7 +12,7 @@ import numpy as np
 
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
-from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other
+from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other, size
 from score_flow.pretrained.layouts import diffusers
 from score_flow.types import UserError, check_choice
 
@@ -129,7 +129,7 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         got = settings.get(name, default)
         if got != allowed and not (isinstance(allowed, float) and math.isclose(got or 0, allowed, rel_tol=1e-6)):
             raise UserError(f"diffusers: {name} is {got!r}; google/ncsnpp-* has {allowed!r}.")
-    _, _, channels = (diffusers.size(settings, name) for name in diffusers.SIZES)
+    _, _, channels = (size(settings, name) for name in diffusers.SIZES)
     attention = _attention(settings, channels)
     return diffusers.network_of(settings, NETWORK, attention, name="ncsnpp", whose="NCSNpp") | {
         "model.prediction": "scaled_score",

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained import base
+from score_flow.pretrained.projects import edm2
 from score_flow.types import UserError, check_choice
 
 RESIDUAL = {"norm_0": "norm0", "conv_0": "conv0", "embedding": "affine", "norm_1": "norm1", "conv_1": "conv1"}
@@ -66,6 +67,8 @@ def read(tree: Any) -> base.Checkpoint | None:
         return None
     network = networks["ema"]
     kind, arguments = network["class_name"], network["arguments"]
+    if kind == edm2.CLASS:
+        return None
     model = arguments.get("model_type", ARGUMENTS["model_type"])
     if (kind, model) != (CLASS, MODEL):
         raise UserError(f"the pickle holds {kind} of {model}; allowed: {CLASS} of {MODEL}, EDM's CIFAR-10 networks.")

@@ -1,8 +1,8 @@
 """Improved MeanFlow's checkpoints, flax's msgpack of its train state: {"step", "params", "ema_params", ...}.
 
 Its network speaks of the average velocity from noise to data's side as ours does, time running from data (0) to noise
-(1). The auxiliary head, which predicts velocities in training, is not read. Files of its first releases call five of
-its parts otherwise.
+(1). The auxiliary head, which predicts velocities in training, is read where the file has it: those published for
+inference may not. Files of its first releases call five of its parts otherwise.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ FORMER = {
     "time_cond_tokens": "time_tokens", "class_cond_tokens": "class_tokens", "kappa_cond_tokens": "omega_tokens",
     "attn_gate": "attn_scale", "mlp_gate": "mlp_scale",
 }  # fmt: skip
-AUXILIARY = ("v_heads_", "v_final_layer")
+LINEAR = ("kernel", "bias")
 SIZES = {"B_2": (768, 12, 12), "M_2": (768, 24, 12), "L_2": (1024, 32, 16), "XL_2": (1024, 48, 16)}
 CONSTRUCTOR = {
     "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16,
@@ -42,12 +42,15 @@ def read(tree: Any) -> Checkpoint | None:
         return None
     kinds = {"ema": "ema_params", "raw": "params"}
     found = {kind: _names(tree[theirs]["net"]) for kind, theirs in kinds.items() if isinstance(tree.get(theirs), dict)}
-    return Checkpoint(found, int(tree["step"]) if "step" in tree else None)
+    head = {name.split("/")[0] for name in found["ema"] if name.startswith("v_heads_")}
+    return Checkpoint(
+        found, int(tree["step"]) if "step" in tree else None, implied={"network.velocity_head": len(head)}
+    )
 
 
 def _names(net: dict[str, Any]) -> dict[str, np.ndarray]:
     paths = {tuple(FORMER.get(part, part) for part in path): leaf for path, leaf in flatten_dict(net).items()}
-    return {"/".join(path): leaf for path, leaf in paths.items() if not path[0].startswith(AUXILIARY)}
+    return {"/".join(path): leaf for path, leaf in paths.items()}
 
 
 def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
@@ -61,19 +64,23 @@ def layout(model: Model, image_shape: tuple[int, int, int]) -> Layout:
         "patches/kernel": Leaf(("x_embedder/proj/kernel",), lambda w: w.reshape(-1, w.shape[-1])),
         "patches/bias": Leaf(("x_embedder/proj/bias",), same),
         "label/embedding": Leaf(("y_embedder/embedding_table/_flax_embedding/embedding",), same),
-        "norm_out/scale": Leaf(("u_final_layer/norm/kernel",), same),
-        "out/kernel": Leaf(("u_final_layer/linear/_flax_linear/kernel",), same),
-        "out/bias": Leaf(("u_final_layer/linear/_flax_linear/bias",), same),
     }
     tokens = {"class": "class", "guidance": "omega", "first": "t_min", "last": "t_max", "time": "time"}
     leaves |= {f"{ours}_tokens": Leaf((f"{theirs}_tokens",), same) for ours, theirs in tokens.items()}
     numbers = {"span": "h", "guidance": "omega", "first": "cfg_t_start", "last": "cfg_t_end"}
     for ours, theirs in numbers.items():
         for i, layer in enumerate((0, 2)):
-            for leaf in ("kernel", "bias"):
+            for leaf in LINEAR:
                 name = f"{theirs}_embedder/mlp/layers_{layer}/_flax_linear/{leaf}"
                 leaves[f"{ours}_embedding/time_{i}/{leaf}"] = Leaf((name,), same)
-    return Layout(leaves | _blocks(network), {})
+    leaves |= _final("u") | (_final("v", "velocity_") if network.velocity_head else {})
+    return Layout(leaves | _blocks(network), {} if network.velocity_head else _unread(network))
+
+
+def _final(theirs: str, ours: str = "") -> dict[str, Leaf]:
+    """What makes an image of a head's tokens."""
+    names = {"norm_out/scale": "norm/kernel"} | {f"out/{part}": f"linear/_flax_linear/{part}" for part in LINEAR}
+    return {f"{ours}{name}": Leaf((f"{theirs}_final_layer/{their}",), same) for name, their in names.items()}
 
 
 def _head(depth: int) -> int:
@@ -82,9 +89,24 @@ def _head(depth: int) -> int:
 
 
 def _blocks(network: MiT) -> dict[str, Leaf]:
-    """The trunk's blocks, then those of the head that is read; how many are whose changes nothing here."""
-    head = _head(network.depth)
-    blocks = [f"shared_blocks_{i}" for i in range(network.depth - head)] + [f"u_heads_{i}" for i in range(head)]
+    """The trunk's blocks and those of the heads; without a second head, how many are whose changes nothing here."""
+    head = network.velocity_head or _head(network.depth)
+    trunk = [f"shared_blocks_{i}" for i in range(network.depth - head)]
+    heads = {kind: [f"{kind}_heads_{i}" for i in range(head)] for kind in "uv"}
+    if not network.velocity_head:
+        return _stacked("blocks", trunk + heads["u"])
+    named = {"blocks": trunk, "average_blocks": heads["u"], "velocity_blocks": heads["v"]}
+    return {name: leaf for ours, blocks in named.items() for name, leaf in _stacked(ours, blocks).items()}
+
+
+def _unread(network: MiT) -> dict[str, None]:
+    """Return the tensors of a head that is not wanted."""
+    blocks = [f"v_heads_{i}" for i in range(_head(network.depth))]
+    leaves = _final("v") | _stacked("blocks", blocks)
+    return {name: None for leaf in leaves.values() for name in leaf.names}
+
+
+def _stacked(stack: str, blocks: list[str]) -> dict[str, Leaf]:
     linear = {
         "qkv": ("attn/q_proj", "attn/k_proj", "attn/v_proj"), "attention_out": ("attn/out_proj",),
         "mlp_0": ("mlp/w1", "mlp/w3"), "mlp_1": ("mlp/w2",),
@@ -96,7 +118,7 @@ def _blocks(network: MiT) -> dict[str, Leaf]:
     parts = {f"{ours}/kernel": tuple(f"{name}/_flax_linear/kernel" for name in names) for ours, names in linear.items()}
     parts |= {ours: (theirs,) for ours, theirs in vectors.items()}
     named = {ours: tuple(f"{block}/{name}" for block in blocks for name in names) for ours, names in parts.items()}
-    return {f"blocks/{ours}": Leaf(names, _side_by_side(len(parts[ours]))) for ours, names in named.items()}
+    return {f"{stack}/{ours}": Leaf(names, _side_by_side(len(parts[ours]))) for ours, names in named.items()}
 
 
 def _side_by_side(n: int):

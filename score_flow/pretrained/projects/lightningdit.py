@@ -105,7 +105,7 @@ def _network(shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _process(transport: Mapping[str, Any]) -> dict[str, Any]:
-    """The straight path and velocities; what their code adds to the loss, 1 - cos(v', v), has no counterpart."""
+    """The straight path and velocities, and 1 - cos(v', v) in the loss where their config asks for it."""
     check_choice("transport.path_type of the reference config", transport.get("path_type", "Linear"), ("Linear",))
     prediction = transport.get("prediction", "velocity")
     check_choice("transport.prediction of the reference config", prediction, ("velocity",))
@@ -116,6 +116,7 @@ def _process(transport: Mapping[str, Any]) -> dict[str, Any]:
         "model.time_scale": 1.0,
         "model.time_shift": 0.0,
         "training.weighting": "velocity",
+        "training.cosine": float(bool(transport.get("use_cosine_loss"))),
         "training.time_sampler.name": "logit_normal" if transport.get("use_lognorm") else "uniform",
         "training.smallest_time": 0.0,
         "training.largest_time": 1.0,

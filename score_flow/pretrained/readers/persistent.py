@@ -1,4 +1,4 @@
-"""EDM's pickles of networks, read as data: the source code that they carry is text here, and is not looked at.
+"""EDM's and EDM2's pickles of networks, read as data: their source code is text here, and is not looked at.
 
 Their classes are pickled as one function of a dict, (class_name, state, module_src, ...), and a network's state holds
 its parameters, its parts and the arguments that it was built with. A tensor is a view of a storage, which torch wrote
@@ -115,6 +115,8 @@ class _Machine(TorchMachine):
         "builtins.set": Function(lambda items=(): []),
         **{f"torch.nn.modules.container.{name}": Function(lambda: Thing()) for name in ("ModuleDict", "ModuleList")},
         **{f"numpy.{core}.multiarray.scalar": Function(_number) for core in ("core", "_core")},
+        **{f"numpy.{core}.multiarray._reconstruct": Function(lambda *_: Thing()) for core in ("core", "_core")},
+        "numpy.ndarray": "ndarray",
         "numpy.dtype": Function(lambda code, *_: _dtype(code)),
     }
 
@@ -131,7 +133,7 @@ class _Machine(TorchMachine):
         match target, state:
             case Thing(), dict():
                 target.state = state
-            case np.dtype(), (_, "<" | "|" | "=", *_):
+            case (np.dtype(), (_, "<" | "|" | "=", *_)) | (Thing(), tuple()):  # an array of EDM2's encoder: no weights
                 pass
             case _:
                 super().set_state(target, state)

@@ -87,9 +87,6 @@ FLAGS = {
 }
 
 
-ONE_DEVICE = ("likelihood_flow_map",)
-
-
 @functools.cache
 def made(flags, size, devices):
     """(run, config) with so large a batch on so many devices."""
@@ -105,7 +102,7 @@ def fold_of(job, workdir, folder, size, devices):
     """What a job does, on parameters that are drawn anew, in a folder."""
     own = FLAGS.get(job, lambda workdir: ())(workdir)
     flags = (*(CLASSIFIER if find(job).needing("classifier") else DENOISER), f"eval.only=('{job}',)", *own)
-    run, config = made(flags, size, 1 if job in ONE_DEVICE else devices)
+    run, config = made(flags, size, devices)
     wanted = prepared(run, config, workdir, "eval")
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(jax.jit(run.init)(jax.random.key(0)), replicated)

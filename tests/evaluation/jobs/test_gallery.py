@@ -52,6 +52,15 @@ def test_an_index_is_a_sample_whatever_its_batch(model, tmp_path):
     assert np.abs(whole["image"][8:].astype(int) - part["image"]).max() <= 1
 
 
+@pytest.mark.parametrize(("hidden", "drawn"), [(0.1, True), (0.0, False)])
+def test_guidance_is_drawn_of_a_model_that_has_it(model, tmp_path, hidden, drawn):
+    """Trained without ever hiding a label, a network has no flow without one to guide from."""
+    run, params, _ = model
+    hiding = load("configs/digits.py", [*FLAGS, f"--config.training.label_dropout={hidden}"])
+    names = [picture.name for picture in gallery.Gallery(context((run, params, hiding), tmp_path)).pictures()]
+    assert ("guidance" in names) == drawn and "classes" in names
+
+
 @pytest.mark.slow
 def test_gallery(model, tmp_path, monkeypatch):
     """Every picture that digits allow; what was measured of an input is seen in its samples; the report has them."""

@@ -54,7 +54,8 @@ def published(case):
     return SOURCE.read({"networks": {"ema": network}})
 
 
-@pytest.mark.parametrize("case", ["ve", pytest.param("vp_cond", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ve", "vp_cond"])
 def test_denoised_images_are_the_sources(case):
     """D(x; sigma), which is our x0 at the time of that noise level."""
     with np.load(FOLDER / "io.npz") as arrays, jax.enable_x64(True):
@@ -157,7 +158,7 @@ def test_a_pickle_that_was_cut_off(tmp_path):
 
 
 def test_networks_of_other_classes_are_refused():
-    network = {"class_name": "Precond", "arguments": {}, "tensors": {}}
-    with pytest.raises(UserError, match="the pickle holds Precond of DhariwalUNet; allowed: EDMPrecond of SongUNet"):
+    network = {"class_name": "VPPrecond", "arguments": {}, "tensors": {}}
+    with pytest.raises(UserError, match="the pickle holds VPPrecond of DhariwalUNet; allowed: EDMPrecond of SongUNet"):
         SOURCE.read({"networks": {"ema": network}})
     assert SOURCE.read({"networks": {}}) is None
