@@ -5,7 +5,7 @@ Hardware   2 CPU cores, minutes.
 Expected   One call within 10 % of the Frechet distance of an ODE's many.
 Reached    In 2 000 steps, the Frechet distance of 1 024 samples to the training digits, in the features of a small
            classifier, mean of 8 seeds (+- .03): .90 in one call, .42 in two, .39 in four. By seeds 0 and 1, where these
-           are .96, .45 and .43, its ODE takes 8 calls in even steps for .35 and 198 for .35: one call is not as good as many.
+           are .96, .45 and .43, its ODE takes 8 calls in even steps for .35, or 198: one call is not as good as many.
 """
 
 from configs.base import component
