@@ -81,9 +81,7 @@ def typos(n: int, seed: int = 0) -> list[tuple[str, str, str]]:
         }
         wrong = edits[rng.choice(list(edits))]
         key = ".".join([*words[:i], wrong, *words[i + 1 :]])
-        if wrong == "tol":  # atol and rtol are as near
-            continue
-        if word[place].isalpha() and wrong and wrong != word and key not in KEYS:
+        if word[place].isalpha() and wrong and wrong not in (word, "tol") and key not in KEYS:  # "tol" is of two
             found.append((key, wrong, word))
     return found
 

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from evaluation import dequantisers
 from main import EXIT_USER_ERROR, main
+from score_flow.build import experiment
+from score_flow.config.loading import load
 from score_flow.runs.checkpoint import Checkpoints
 from tests.launch import TINY, losses, run, run_together, weights
 
@@ -130,3 +133,23 @@ def test_a_broken_evaluation_goes_on_with_the_dequantiser_that_it_began_with(who
     flags = [*EVAL, "--config.eval.enable_bpd=False", "--config.eval.jobs=('likelihood_variational',)"]
     message = run(whole, *flags, "--eval_folder=pinned", mode="eval", cache=cache, expected=2)
     assert "the dequantiser that this evaluation began with is none of [20]" in message
+
+
+@pytest.mark.slow
+def test_cells_around_exact_levels(tmp_path, cache):
+    """They are those of the training, whatever an evaluation says; an older one's, which says nothing, fill the range."""
+    levels = "--config.data.uniform_dequantization=False"
+    run(tmp_path, levels, cache=cache)
+    run(tmp_path, *FLAGS, levels, "--config.deq.centred=True", mode="train_deq", cache=cache)
+    assert "deq.centred: True -> False" in run(tmp_path, *FLAGS, levels, mode="train_deq", cache=cache, expected=2)
+    run(tmp_path, levels, *EVAL[:-1], EVAL[-1].replace("'likelihood_decoder'", ""), mode="eval", cache=cache)
+    results = json.loads((tmp_path / "eval" / "40" / "results.json").read_text())
+    assert results["likelihood_variational"]["cells"] == "around levels" and "cells" not in results["likelihood"]
+    config = load("configs/digits.py", [*TINY[1:], *FLOW, levels])
+    found = Checkpoints(tmp_path / "dequantizer" / "checkpoints")
+    for told, centred in ((None, False), (False, False), (True, True)):
+        old = found.meta(20)["config"] | {"deq": {} if told is None else {"centred": told}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(found, "meta", lambda step, old=old: {"config": old})
+            assert dequantisers.load(experiment(config), found, 20).scaling.centred is centred
+    found.close()

@@ -25,7 +25,7 @@ from tests.exact import GaussianDenoiser
 from tests.sampling.test_measurement import MASK, MEAN, MEASUREMENTS, SHAPE, STD, D, dense, known
 
 SLOW = pytest.mark.slow
-CHAINS = ("ancestral", "ddim", "flow_map", "predictor_corrector")
+CHAINS = ("ancestral", "consistency", "ddim", "flow_map", "predictor_corrector")
 
 
 def posterior(h, y, noise_variance, prior_mean, prior_variance):
