@@ -91,6 +91,7 @@ def test_gradient_reaches_the_blocks_before_and_the_projector():
     assert min(size(gradient[OWN][PROJECTOR][f"dense_{i}"]) for i in range(3)) > 1e-3
 
 
+@pytest.mark.slow
 def test_without_training_it_is_the_squared_error_and_asks_for_no_features():
     loss, batch = loss_of(), as_given("float32")
     params, plain = params_of(loss, batch), {"image": batch["image"]}

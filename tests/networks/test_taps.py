@@ -50,6 +50,7 @@ def without_blocks_after(k, params):
     return params | parts
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_tap_is_what_the_block_returns_and_changes_no_bit_of_the_output(kind):
     """Blocks of zeros add nothing: what the block before them returns is then the last."""
