@@ -183,7 +183,7 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
     return without_projector(params)
 
 
-def without_projector(params: Params) -> Params:
+def without_projector(params: PyTree) -> PyTree:
     """Return parameters without those that training alone has a use for."""
     own = {name: part for name, part in params.get(OWN, {}).items() if name != PROJECTOR}
     return {name: part for name, part in params.items() if name != OWN} | ({OWN: own} if own else {})

@@ -26,7 +26,7 @@ def refuse_store(workdir: Place, mode: str) -> None:
 def is_made(facts: dict[str, Any], target: Place, name: str, keys: tuple[str, ...], what: str) -> bool:
     """Say whether a folder is done, by its file of facts; raises UserError where it is done of something else."""
     found = decided(f"facts of {target}", lambda: files.json_at(target / name))
-    found = found and {"features": None} | found  # which older folders have not, and do not say so
+    found = found and {"features": None, "centered": True} | found  # as in older folders, which do not say so
     for key in keys if found else ():
         if key in found and found[key] != facts[key]:
             raise UserError(

@@ -24,7 +24,7 @@ from score_flow.runs.sharding import batch_sharding, multiple, replicated, to_ho
 from score_flow.runs.workdir import held
 from score_flow.types import NonFinite, UserError
 
-KEYS = ("first", "n", "autoencoder_sha256", "mirrored", FEATURES)
+KEYS = ("first", "n", "autoencoder_sha256", "scale", "shift", "centered", "mirrored", FEATURES)
 OF_IMAGES = ("first", "n", "decoding", FEATURES)
 
 
@@ -92,7 +92,8 @@ def moments(run: Experiment, config: Config) -> Part:
         return {"mean": (law.mean - shifts) * scales, "std": law.std * scales}
 
     digest = files.sha256_of(autoencoder_kl.weights_of(folder))
-    return Part(of, params, {"autoencoder_sha256": digest, "scale": scale, "shift": shift})
+    said = {"scale": np.asarray(scale).tolist(), "shift": np.asarray(shift).tolist(), "centered": network.centered}
+    return Part(of, params, {"autoencoder_sha256": digest} | said)
 
 
 def patches(run: Experiment, config: Config) -> Part:
