@@ -22,7 +22,7 @@ from evaluation.modes.checking import check_components
 from main import main
 from score_flow.config import registries
 from score_flow.config.loading import load
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data import writers
 from tests.launch import ROOT, environment, finish, places
 
