@@ -9,10 +9,10 @@ from jaxtyping import Bool, Int
 
 from evaluation import fold as folds
 from score_flow import FIGURES
+from score_flow.errors import UserError
 from score_flow.runs import files
 from score_flow.runs.places import Place, on_store
 from score_flow.runs.processes import barrier, decided, is_main
-from score_flow.types import UserError
 
 Make = Callable[[Int[np.ndarray, "b"]], folds.Arrays]  # the rows of some numbers, one each
 

@@ -15,6 +15,7 @@ from score_flow.data import latents, packed
 from score_flow.data.base import FIRST, Examples, Source, checksum
 from score_flow.data.features import FEATURES
 from score_flow.data.pipeline import gather
+from score_flow.errors import NonFinite, UserError
 from score_flow.experiment import Experiment
 from score_flow.networks import dinov2 as encoders
 from score_flow.pretrained import autoencoder_kl, dinov2
@@ -22,7 +23,6 @@ from score_flow.runs import files, places
 from score_flow.runs.processes import is_main
 from score_flow.runs.sharding import batch_sharding, multiple, replicated, to_host
 from score_flow.runs.workdir import held
-from score_flow.types import NonFinite, UserError
 
 KEYS = ("first", "n", "autoencoder_sha256", "scale", "shift", "centered", "mirrored", FEATURES)
 OF_IMAGES = ("first", "n", "decoding", FEATURES)

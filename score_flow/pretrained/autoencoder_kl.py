@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.config.loading import read_json
+from score_flow.errors import UserError, check_choice
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained import compvis_autoencoder
 from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same, size
 from score_flow.pretrained.readers.files import read
 from score_flow.runs.files import sha256_of
 from score_flow.runs.places import local, place_of
-from score_flow.types import UserError, check_choice
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 VA_VAE, MOMENTS = "vavae-imagenet256-f16d32-dinov2.pt", "latents_stats.pt"  # as its authors name them

@@ -19,10 +19,10 @@ from score_flow.config.options import SCHEMA, Config
 from score_flow.data.base import ArraySource
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.training.dequantiser import build_network
 from score_flow.training.steps import init_state
-from score_flow.types import UserError
 from tests.discover import builds
 
 DIGITS = "configs/digits.py"

@@ -7,6 +7,7 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.data.features import FEATURES
+from score_flow.errors import UserError
 from score_flow.losses.alignment import Aligned
 from score_flow.losses.simple import Denoising
 from score_flow.model import OWN, PROJECTOR, Model, Preconditioning
@@ -16,7 +17,6 @@ from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.gradients import at_once, in_slices
-from score_flow.types import UserError
 from tests.losses.test_losses import settings
 from tests.toy_losses import denoising
 

@@ -22,8 +22,8 @@ from score_flow.config.components import find as find_build
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import EvalOptions
 from score_flow.config.registries import ROOT
+from score_flow.errors import UserError
 from score_flow.pretrained import autoencoder_kl
-from score_flow.types import UserError
 from tests.launch import TINY
 
 JOBS = registries.JOBS.names()
