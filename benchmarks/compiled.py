@@ -32,8 +32,9 @@ from sampling.base import example_keys
 from sampling.flow import Solver
 from sampling.likelihood import log_likelihood
 from score_flow.config.loading import load
+from score_flow.errors import UserError, check_choice
 from score_flow.runs.sharding import batch_sharding, replicated
-from score_flow.types import Batch, Params, UserError, check_choice
+from score_flow.types import Batch, Params
 
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 MOVES = {"parameter", "bitcast", "copy", "transpose", "reshape", "tuple", "get-tuple-element"}

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from evaluation.weights import checkpoints_of, load_params, which_of
 from score_flow.config.loading import load
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.processes import keep_memory
-from score_flow.types import Params, UserError
+from score_flow.types import Params
 
 MIN_TRIALS = 3
 WAKE = 0.5  # random flows then take about as many solver steps as trained ones

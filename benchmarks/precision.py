@@ -23,10 +23,10 @@ from benchmarks.train_step import train_steps
 from score_flow.build import experiment
 from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding
 from score_flow.training.steps import TrainState, reseeded
-from score_flow.types import UserError
 
 WINDOW, SEEDS, GOAL = 50, 4, 0.01
 Curves = Float[np.ndarray, "seeds n"]

@@ -26,9 +26,10 @@ from benchmarks.likelihood import SOLVERS, Field, Problem, by_scipy, problem
 from benchmarks.measure import Options, Row, interleave, made_by, main, params_of, row, significant
 from score_flow.build import experiment
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.model import velocity_of
-from score_flow.types import Images, Params, UserError
+from score_flow.types import Images, Params
 
 ROWS = {"torch_likelihood": "likelihood", "torch_likelihood_same_solver": "likelihood_same_solver"}
 CLOSE = 1e-3

@@ -29,9 +29,9 @@ from benchmarks.train_step import carry, train_steps
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.processes import keep_memory
-from score_flow.types import UserError
 
 ROOT = Path(__file__).parents[1]
 SIDE, BATCH = 16, 32

@@ -72,7 +72,7 @@ def _face() -> str:
     """The names of `import score_flow as sf`."""
     where = {module: page for page, text in _modules().items() for module in re.findall(r"^::: (.*)$", text, re.M)}
     where |= {registry.package: page for page, (_, _, registry) in PLUG_INS.items()}
-    where |= {"sampling.kernels": "predictors", "score_flow.types": ""}
+    where |= {"sampling.kernels": "predictors", "score_flow.errors": ""}
     rows = []
     for name, module in _FACE.items():
         page = where[module.partition(":")[0]]

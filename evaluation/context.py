@@ -27,6 +27,7 @@ from score_flow.data import arrays
 from score_flow.data.base import Source, shuffled
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.pipeline import gather
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.losses.base import OfNoisyImages
 from score_flow.losses.classifier import Classification
@@ -35,7 +36,7 @@ from score_flow.model import Denoiser, Model, NetworkDenoiser
 from score_flow.runs import files, places
 from score_flow.runs.sharding import batch_sharding, multiple
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Params, UserError
+from score_flow.types import Batch, Condition, Params
 
 
 @flax.struct.dataclass

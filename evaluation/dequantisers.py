@@ -10,6 +10,7 @@ from evaluation import weights
 from score_flow.config.components import Component
 from score_flow.config.options import Config, EvalOptions
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.losses.dequantisation import (
     DecoderDequantiser,
@@ -24,7 +25,6 @@ from score_flow.runs.processes import decided
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import workdir as opened
 from score_flow.training import dequantiser as train_deq
-from score_flow.types import UserError
 
 # Those that begin at a time with noise, at which they read levels off x.
 AT_A_TIME = {"decoder": DecoderDequantiser, "truncated_normal": TruncatedNormalDequantiser}

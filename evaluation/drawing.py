@@ -11,9 +11,9 @@ from jaxtyping import Bool, Int
 from sampling.base import Sampler, Stream, example_keys
 from score_flow.config import registries
 from score_flow.config.components import Component, with_defaults
+from score_flow.errors import NonFinite
 from score_flow.experiment import Experiment
 from score_flow.runs.sharding import batch_sharding, multiple, place, to_host
-from score_flow.types import NonFinite
 
 # (parameters, guidance, control or None, global indices[, extractor]) -> ({"image": levels, "label": ..., "pool": ...},
 # network calls of each, which arrived with finite values), on the host

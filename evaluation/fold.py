@@ -13,12 +13,12 @@ from jaxtyping import Bool, Int, PyTree
 from score_flow.config.components import Component
 from score_flow.config.loading import flatten
 from score_flow.config.options import SCHEMA
+from score_flow.errors import Preempted, UserError
 from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import agree, decided, is_main
 from score_flow.runs.progress import progress
-from score_flow.types import Preempted, UserError
 
 SHARE = 0.05  # of the time of an evaluation may go into saving its state
 MOST = 4  # differences that a message lists

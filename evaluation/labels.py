@@ -10,9 +10,9 @@ from jaxtyping import Array, Int32, Integer, UInt32
 
 from sampling.base import Stream, example_keys
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError, nearest
 from score_flow.experiment import Experiment
 from score_flow.tree import static
-from score_flow.types import UserError, nearest
 
 WHERE, ORDER = "config.eval.labels", "config.eval.label_order"
 NAMED = 10  # classes that a result names

@@ -23,13 +23,13 @@ from sampling.building import build_sampler
 from score_flow import __version__
 from score_flow.config.loading import differences, flatten
 from score_flow.config.options import Config
+from score_flow.errors import Preempted, UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import barrier, decided, is_main
 from score_flow.runs.workdir import held
-from score_flow.types import Preempted, UserError
 
 Results = dict[str, dict[str, Any]]  # by job
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.config.options import Config
+from score_flow.errors import NonFinite, Preempted, UserError
 from score_flow.experiment import Experiment
 from score_flow.model import OWN, PROJECTOR
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, good_states, target
@@ -20,7 +21,7 @@ from score_flow.runs.sharding import replicated, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages
 from score_flow.training.saver import refuse_other_config
 from score_flow.training.steps import all_finite
-from score_flow.types import NonFinite, Params, Preempted, UserError
+from score_flow.types import Params
 
 INTERVAL = 5.0  # seconds between two looks for a milestone that training has yet to save
 LARGEST_ERROR = 0.1  # of a reconstructed average's profile, a share of its norm
@@ -183,7 +184,7 @@ def load_params(run: Experiment, which: Which, checkpoints: Checkpoints, step: i
     return without_projector(params)
 
 
-def without_projector(params: Params) -> Params:
+def without_projector(params: PyTree) -> PyTree:
     """Return parameters without those that training alone has a use for."""
     own = {name: part for name, part in params.get(OWN, {}).items() if name != PROJECTOR}
     return {name: part for name, part in params.items() if name != OWN} | ({OWN: own} if own else {})

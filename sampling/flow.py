@@ -13,10 +13,10 @@ from sampling.base import finite
 from score_flow.config import registries
 from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.paths.base import Path
 from score_flow.process.grid import Grid, choose, listed
-from score_flow.types import UserError
 
 
 def library() -> ModuleType:

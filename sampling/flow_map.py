@@ -4,9 +4,10 @@ from sampling.base import WHERE, Sampler, Samples, chain_sampler
 from sampling.kernels import flow_map
 from score_flow.config.hints import Count, UnitTime, limited
 from score_flow.config.limits import check_times
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.process.grid import GridChoice, choose, intervals
-from score_flow.types import Keys, UserError
+from score_flow.types import Keys
 
 
 @limited(WHERE)

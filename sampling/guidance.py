@@ -12,8 +12,8 @@ from sampling.guided import (
     Thresholded,
     Told,
 )
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
-from score_flow.types import UserError
 
 
 def guide(

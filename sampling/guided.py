@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, data
-from score_flow.types import Condition, Images, Keys, Times, UserError
+from score_flow.types import Condition, Images, Keys, Times
 
 # (x, t, label), each of a batch -> log p(label | x_t) in nats
 LogProb = Callable[[Images, Float[Array, "b"], Integer[Array, "b"]], Float[Array, "b"]]

@@ -12,9 +12,9 @@ from sampling.base import WHERE, Sampler
 from sampling.recursion import Recursion, levels, recursion_sampler
 from score_flow.config.hints import Count, NotNegative, UnitTime, limited
 from score_flow.config.limits import Limits, check_times
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
 from score_flow.process.grid import Grid, GridChoice, choose
-from score_flow.types import UserError
 
 
 def churned(path: Path, times: Grid, s_churn: float, *, s_min: float, s_max: float) -> Float[np.ndarray, "times-1"]:

@@ -10,9 +10,9 @@ from score_flow.config.components import Component
 from score_flow.config.former import CORRECTORS, PREDICTORS
 from score_flow.config.hints import Count, Positive, UnitTime, limited, parameters_of
 from score_flow.config.limits import Limits, check_times
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
 from score_flow.process.grid import GridChoice, Intervals, choose, intervals
-from score_flow.types import UserError
 
 KERNELS = {"predictor": registries.PREDICTORS, "corrector": registries.CORRECTORS}
 NONE = (("none", ""),)

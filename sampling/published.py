@@ -12,10 +12,11 @@ from jaxtyping import Float
 from sampling.base import WHERE
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
 from score_flow.process.grid import Intervals
 from score_flow.process.transition import forward_step
-from score_flow.types import Times, UserError
+from score_flow.types import Times
 
 
 class Step(NamedTuple):

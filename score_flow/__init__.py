@@ -23,7 +23,7 @@ _FACE = {
     "Model": "score_flow.model:Model",
     "Preconditioning": "score_flow.model:Preconditioning",
     "Denoiser": "score_flow.model:Denoiser",
-    "UserError": "score_flow.types:UserError",
+    "UserError": "score_flow.errors:UserError",
     "keys": "sampling.base:keys",
     "example_keys": "sampling.base:example_keys",
     "paths": "score_flow.paths",

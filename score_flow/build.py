@@ -24,6 +24,7 @@ from score_flow.data.kinds import with_hint
 from score_flow.data.levels import LEVELS, Pixels
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.losses.alignment import aligned
 from score_flow.losses.base import Loss, Product, unused
@@ -33,7 +34,6 @@ from score_flow.process import prediction
 from score_flow.process.times import TimeSampler
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.optimiser import optimiser_of
-from score_flow.types import UserError
 
 # What flax, jax and a network's own arithmetic raise where shapes do not fit.
 SHAPE_ERRORS = (flax.errors.FlaxError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError)

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from score_flow.errors import UserError, check_choice
 from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.numerics import expand
 from score_flow.paths.base import Coefficients, Path
 from score_flow.process.prediction import Estimate, Prediction, uncontrasted
-from score_flow.types import Condition, Images, Key, Keys, Params, Times, UserError, check_choice
+from score_flow.types import Condition, Images, Key, Keys, Params, Times
 
 OWN = "objective"  # the name, among a run's parameters, of what its loss learns beside the network
 PROJECTOR = "projector"  # ... the part of it that nothing reads after training (losses/alignment.py)

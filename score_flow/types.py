@@ -1,11 +1,9 @@
-"""The types that every layer speaks in (jaxtyping: b = batch, *d = the axes of one example), and the errors."""
+"""The types that every layer speaks in (jaxtyping: b = batch, *d = the axes of one example)."""
 
 from typing import Any
 
 import jaxtyping
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-
-from score_flow.errors import NonFinite, Preempted, UserError, check_choice, nearest, one_line, printable
 
 Key = PRNGKeyArray  # one typed key, jax.random.key(seed)
 Keys = jaxtyping.Key[Array, "b"]  # one key for each example
@@ -15,7 +13,4 @@ Params = PyTree[Float[Array, "..."]]
 Condition = dict[str, Array] | None  # {"label": (b,)}, {"low_res": (b, h, w, c)}, ...
 Batch = dict[str, Any]  # {"image": uint8 (b, h, w, c), "label": int32 (b,)}
 
-__all__ = [
-    "Batch", "Condition", "Images", "Key", "Keys", "NonFinite", "Params", "Preempted", "Times", "UserError",
-    "check_choice", "nearest", "one_line", "printable",
-]  # fmt: skip
+__all__ = ["Batch", "Condition", "Images", "Key", "Keys", "Params", "Times"]

@@ -22,7 +22,7 @@ from evaluation.modes.checking import check_components
 from main import main
 from score_flow.config import registries
 from score_flow.config.loading import load
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data import writers
 from tests.launch import ROOT, environment, finish, places
 
@@ -58,6 +58,9 @@ JUDGED = (
 )
 
 
+CODED = ("--config.eval.vlb_steps=2", "--config.eval.num_images=4")  # bits are pushed one by one
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     """(language, text) of the fenced blocks of a page."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
@@ -74,7 +77,8 @@ def small(line: str) -> list[str]:
     if "--mode=train_deq" in given:
         return [*given, "--config.deq.n_iters=2", "--config.dequantizer.width=8", "--config.dequantizer.blocks=0"]
     if not {"--mode=train", "--mode=plan"} & {*given}:
-        return [*given, *(JUDGED if {"--mode=eval", "--mode=sample", "--mode=control"} & {*given} else ())]
+        quick = [*(JUDGED if {"--mode=eval", "--mode=sample", "--mode=control"} & {*given} else ())]
+        return [*given, *quick, *(CODED if "'code'" in line else ())]
     recipe = next((flag.split("=")[1] for flag in given if flag.startswith("--config=")), "configs/digits.py")
     named = "configs/" if any(flag.startswith("--config.data.source.") for flag in given) else recipe
     network = next(flags for start, flags in NETWORKS.items() if named.startswith(start))

@@ -16,7 +16,7 @@ from main import EXIT_USER_ERROR, main
 from score_flow.config.components import Component, find
 from score_flow.config.hints import arguments_of
 from score_flow.config.options import SCHEMA
-from score_flow.types import NonFinite, UserError
+from score_flow.errors import NonFinite, UserError
 from tests.launch import ROOT, TINY, environment
 
 

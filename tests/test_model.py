@@ -12,11 +12,11 @@ import pytest
 
 from score_flow.build import build_conditioning, build_model
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.model import Model, NetworkDenoiser, Preconditioning, count_parameters
 from score_flow.networks.mlp import MLP
 from score_flow.paths.linear import Linear
 from score_flow.process.prediction import PREDICTIONS, Estimate, Prediction
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.paths.variants import DEFAULTS, EPS
 

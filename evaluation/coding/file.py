@@ -13,9 +13,9 @@ from jaxtyping import UInt32
 
 from evaluation.coding.stack import WORD, Stack
 from score_flow import __version__
+from score_flow.errors import UserError
 from score_flow.runs import files
 from score_flow.runs.places import Place
-from score_flow.types import UserError
 
 MAGIC = b"sfcode1\n"
 STATE = 96 // WORD  # words of a stack's state

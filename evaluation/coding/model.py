@@ -13,9 +13,9 @@ from evaluation.coding import file as code_file
 from evaluation.coding.chain import Step, chain_of
 from evaluation.context import Context
 from sampling.guided import Thresholded
+from score_flow.errors import NonFinite
 from score_flow.process.bound import VariationalBound
 from score_flow.runs.sharding import to_host
-from score_flow.types import NonFinite
 
 
 class ChainModel:

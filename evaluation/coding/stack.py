@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 PRECISION = 48
 TOTAL = 1 << PRECISION  # probabilities are multiples of 1/TOTAL

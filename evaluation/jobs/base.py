@@ -11,9 +11,9 @@ from evaluation.report.page import Record
 from sampling.flow import Solver
 from score_flow.config import registries
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError, check_choice
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place
-from score_flow.types import UserError, check_choice
 
 # What a job works with; a run without it is refused, and what it is of is among what the result depends on.
 #   denoiser: a model of images;  classifier: one of labels

@@ -25,6 +25,7 @@ from evaluation.jobs.rounds import per_image
 from sampling.base import Stream, example_keys, normal, split
 from sampling.likelihood import Probe, bits_per_dim, probes
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser
 from score_flow.numerics import mean_and_error, sum_flat, value_and_divergence
@@ -33,7 +34,7 @@ from score_flow.process.bound import known_integral, prior, share_of_gaussian
 from score_flow.process.grid import noisy_end
 from score_flow.process.times import TimeSampler, log_snr, stratified
 from score_flow.runs.places import Place
-from score_flow.types import Images, Keys, Times, UserError
+from score_flow.types import Images, Keys, Times
 
 Form = Literal["dsm", "ssm"]
 

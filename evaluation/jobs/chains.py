@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.process.bound import VariationalBound
-from score_flow.types import UserError
 
 NEEDS = frozenset({"denoiser", "pixels", "levels", "objective", "split"})
 READS = ("largest_time", "vlb_steps", "vlb_variance", "vlb_clip")

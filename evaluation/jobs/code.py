@@ -18,11 +18,11 @@ from evaluation.fold import Fold, State, write_arrays
 from evaluation.jobs.base import Job, Opened
 from evaluation.jobs.chains import NEEDS, READS, chain
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.numerics import mean_and_error
 from score_flow.process.bound import VariationalBound
 from score_flow.runs.places import Place, place_of
-from score_flow.types import UserError
 
 NAME, KEY = "images.code", "config.eval.code_file"
 SPARE = 4  # there is room for so many times the bits of plain levels,

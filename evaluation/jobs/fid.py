@@ -13,9 +13,9 @@ from evaluation.metrics.extractors.base import Extractor
 from evaluation.metrics.statistics import Statistics
 from evaluation.report import page
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place
-from score_flow.types import UserError
 
 
 def open_reference(run: Experiment, options: EvalOptions, workdir: Place) -> Opened:

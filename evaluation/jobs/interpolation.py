@@ -19,9 +19,10 @@ from sampling.encoding import decode, encode, slerp
 from sampling.flow import Solver
 from score_flow.data.levels import middles, to_model
 from score_flow.data.pipeline import gather
+from score_flow.errors import NonFinite
 from score_flow.runs.processes import is_main
 from score_flow.runs.sharding import batch_sharding, multiple, to_host
-from score_flow.types import Batch, NonFinite, Params
+from score_flow.types import Batch, Params
 
 N_PAIRS, N_BETWEEN = 8, 8
 

@@ -22,10 +22,10 @@ from evaluation.metrics.kernel_distance import block_distance, kernel_distance, 
 from evaluation.metrics.manifold import precision_recall
 from evaluation.metrics.statistics import Statistics, open_statistics
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place
 from score_flow.runs.sharding import place, to_host
-from score_flow.types import UserError
 
 Figures = dict[str, Any]
 READS = ("extractor", "stats", "fid_dataset", "kept_features")  # of config.eval

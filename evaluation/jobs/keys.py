@@ -131,7 +131,9 @@ def contents(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     file = place_of(value) if isinstance(value, str) and value else None
-    for found in (file, *(file / name for name in autoencoder_kl.FILES)) if file else ():
-        if found.is_file():
-            return f"sha256 {sha256_of(found)[:16]}"
+    if file and file.is_file():
+        return f"sha256 {sha256_of(file)[:16]}"
+    if file and (weights := autoencoder_kl.weights_of(file)).is_file():
+        settings = autoencoder_kl.settings_of(file)
+        return f"sha256 {sha256_of(weights)[:16]}" + (f" {json.dumps(settings, sort_keys=True)}" if settings else "")
     return value

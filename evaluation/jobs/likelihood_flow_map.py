@@ -16,10 +16,10 @@ from sampling.base import Stream, example_keys, split
 from sampling.change_of_variables import log_density
 from sampling.likelihood import bits_per_dim
 from score_flow.config.options import EvalOptions
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.numerics import mean_and_error
 from score_flow.runs.places import Place
-from score_flow.types import UserError
 
 LARGEST = 1024  # numbers of an image, of which the Jacobian has the square
 

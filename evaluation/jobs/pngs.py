@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from evaluation.report.pictures import picture_of
+from score_flow.errors import Preempted, UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import files
 from score_flow.runs.places import Place, make_folder
 from score_flow.runs.preemption import Preemption
 from score_flow.runs.processes import decided, is_main
-from score_flow.types import Preempted, UserError
 
 AT_ONCE, THREADS = 256, 8  # files between two looks for a signal; those that wait for a disk, or a store, at once
 

@@ -18,9 +18,9 @@ from evaluation.drawing import drawer, refuse_failed
 from evaluation.fold import ROWS, Arrays, Fold, Rows, State, next_round, rounds_left
 from evaluation.metrics.extractors.base import Extractor
 from sampling.base import Sampler
+from score_flow.errors import NonFinite
 from score_flow.runs.processes import is_main
 from score_flow.runs.sharding import place, to_host
-from score_flow.types import NonFinite
 
 Figures = dict[str, Any]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Int
 
 from evaluation.metrics.frechet import Moments
 from score_flow.data.base import shuffled
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 State = dict[str, Any]  # {"moments": Moments, "features": (k, d)}
 

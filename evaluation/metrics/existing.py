@@ -16,9 +16,9 @@ from score_flow.data.encoded import open_files
 from score_flow.data.images import File, ImageReader
 from score_flow.data.listing import list_images
 from score_flow.data.walking import Paths
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.files import existing_path, names_in, sha256_of
-from score_flow.types import UserError
 
 WHERE = "config.eval.samples"
 GREY = ("1", "L", "I;16")  # modes of files

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64, Real, Shaped
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 class Moments(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int, Real
 
+from score_flow.errors import UserError
 from score_flow.numerics import mean_and_error
-from score_flow.types import UserError
 
 Features = Real[np.ndarray, "n d"]
 ROWS = 1024  # of a kernel matrix in memory at a time

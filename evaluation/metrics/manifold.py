@@ -6,7 +6,7 @@ Kynkaanniemi et al. 2019 (arXiv:1904.06991).
 import numpy as np
 from jaxtyping import Bool, Float64, Real
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 ROWS = 1024  # of a distance matrix in memory at a time
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from score_flow.data.formats.cifar import value_of
 from score_flow.data.formats.imagenet_pickle import RealMachine
+from score_flow.errors import UserError, one_line
 from score_flow.runs.places import Place
-from score_flow.types import UserError, one_line
 
 PICKLE = b"\x80"  # what those of protocol 2 and later begin with
 COUNT = "num_images"

@@ -19,10 +19,10 @@ from score_flow.config import registries
 from score_flow.config.components import resolve
 from score_flow.config.options import EvalOptions
 from score_flow.data.base import FIRST, Source, checksum
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import files, places
 from score_flow.runs.sharding import place
-from score_flow.types import UserError
 
 LARGEST = 16 << 30  # bytes that an array of a file may unpack to
 BUILD = "build statistics of this data set and extractor by the same command with --mode=stats"

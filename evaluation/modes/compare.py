@@ -12,11 +12,11 @@ from evaluation.report.one_run import total_parameters
 from evaluation.report.origin import origin
 from evaluation.report.page import Images
 from score_flow.config.loading import flatten, read_json
+from score_flow.errors import UserError
 from score_flow.runs import files, places
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.places import path_of
 from score_flow.runs.progress import read_lines
-from score_flow.types import UserError
 
 FILE = "compare.html"
 

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Int
 
 from evaluation import fold as folds
 from score_flow import FIGURES
+from score_flow.errors import UserError
 from score_flow.runs import files
 from score_flow.runs.places import Place, on_store
 from score_flow.runs.processes import barrier, decided, is_main
-from score_flow.types import UserError
 
 Make = Callable[[Int[np.ndarray, "b"]], folds.Arrays]  # the rows of some numbers, one each
 
@@ -26,7 +26,7 @@ def refuse_store(workdir: Place, mode: str) -> None:
 def is_made(facts: dict[str, Any], target: Place, name: str, keys: tuple[str, ...], what: str) -> bool:
     """Say whether a folder is done, by its file of facts; raises UserError where it is done of something else."""
     found = decided(f"facts of {target}", lambda: files.json_at(target / name))
-    found = found and {"features": None} | found  # which older folders have not, and do not say so
+    found = found and {"features": None, "centered": True} | found  # as in older folders, which do not say so
     for key in keys if found else ():
         if key in found and found[key] != facts[key]:
             raise UserError(

@@ -15,6 +15,7 @@ from score_flow.data import latents, packed
 from score_flow.data.base import FIRST, Examples, Source, checksum
 from score_flow.data.features import FEATURES
 from score_flow.data.pipeline import gather
+from score_flow.errors import NonFinite, UserError
 from score_flow.experiment import Experiment
 from score_flow.networks import dinov2 as encoders
 from score_flow.pretrained import autoencoder_kl, dinov2
@@ -22,9 +23,8 @@ from score_flow.runs import files, places
 from score_flow.runs.processes import is_main
 from score_flow.runs.sharding import batch_sharding, multiple, replicated, to_host
 from score_flow.runs.workdir import held
-from score_flow.types import NonFinite, UserError
 
-KEYS = ("first", "n", "autoencoder_sha256", "mirrored", FEATURES)
+KEYS = ("first", "n", "autoencoder_sha256", "scale", "shift", "centered", "mirrored", FEATURES)
 OF_IMAGES = ("first", "n", "decoding", FEATURES)
 
 
@@ -92,7 +92,8 @@ def moments(run: Experiment, config: Config) -> Part:
         return {"mean": (law.mean - shifts) * scales, "std": law.std * scales}
 
     digest = files.sha256_of(autoencoder_kl.weights_of(folder))
-    return Part(of, params, {"autoencoder_sha256": digest, "scale": scale, "shift": shift})
+    said = {"scale": np.asarray(scale).tolist(), "shift": np.asarray(shift).tolist(), "centered": network.centered}
+    return Part(of, params, {"autoencoder_sha256": digest} | said)
 
 
 def patches(run: Experiment, config: Config) -> Part:

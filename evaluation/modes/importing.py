@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from score_flow.config import registries
 from score_flow.config.loading import read_json
 from score_flow.config.options import Config
+from score_flow.errors import UserError, check_choice
 from score_flow.experiment import Experiment
 from score_flow.model import OWN, Model, count_parameters
 from score_flow.pretrained.base import Checkpoint, Project, as_dtype, fill
@@ -21,7 +22,6 @@ from score_flow.runs.places import Place, local, place_of
 from score_flow.runs.sharding import replicated
 from score_flow.runs.workdir import write_config
 from score_flow.training.ema import n_averages
-from score_flow.types import UserError, check_choice
 
 # An imported run has one milestone, and its settings are those of another program.
 ONE_MILESTONE = {"eval.begin_ckpt": 0, "eval.end_ckpt": 0}

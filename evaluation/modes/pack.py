@@ -11,12 +11,12 @@ from score_flow.data import latents
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.latents import LatentSource
 from score_flow.data.packed import FACTS, described
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import files
 from score_flow.runs.places import Place, local, place_of
 from score_flow.runs.processes import barrier, is_main
 from score_flow.runs.workdir import held
-from score_flow.types import UserError
 
 ROUND, ROUNDS = 1 << 26, 100  # bytes at most that a round writes, and how many rounds a small data set has
 KEYS = ("first", "n", "decoding")

@@ -8,10 +8,10 @@ from evaluation import run as evaluation
 from score_flow.config.loading import flatten, module_of
 from score_flow.config.options import Config
 from score_flow.config.registries import ROOT
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import files, places
 from score_flow.runs.processes import agree, is_main
-from score_flow.types import UserError
 
 Expected = dict[str, tuple[float, float]]  # {"job.figure": (value, tolerance)}
 

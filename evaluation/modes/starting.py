@@ -17,6 +17,7 @@ from score_flow.config.components import Component, with_defaults
 from score_flow.config.loading import changes, read_json, with_settings, within
 from score_flow.config.options import Config
 from score_flow.data.conditioning import Conditioning
+from score_flow.errors import NonFinite, UserError
 from score_flow.experiment import Experiment
 from score_flow.model import Model
 from score_flow.runs import places
@@ -26,7 +27,6 @@ from score_flow.runs.sharding import to_host
 from score_flow.training.accepting import MEANING, Change, accepted, as_saved, short
 from score_flow.training.starting import Beginning, Start, fitted
 from score_flow.training.steps import all_finite
-from score_flow.types import NonFinite, UserError
 
 
 def beginning(run: Experiment, config: Config) -> Beginning | None:

@@ -17,12 +17,12 @@ from score_flow import FIGURES
 from score_flow.config.options import Config
 from score_flow.data.base import FIRST, Source, checksum
 from score_flow.data.pipeline import gather
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place, make_folder, remove
 from score_flow.runs.processes import barrier, decided, is_main
 from score_flow.runs.sharding import batch_sharding, multiple, to_host
 from score_flow.runs.workdir import held
-from score_flow.types import UserError
 
 
 def write_statistics(run: Experiment, config: Config, workdir: Place) -> Place:

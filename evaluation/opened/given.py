@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32, PyTree, UInt8
 
 from sampling.base import Sampler
+from score_flow.errors import NonFinite, UserError
 from score_flow.runs.sharding import multiple, place, to_host
-from score_flow.types import NonFinite, UserError
 
 Levels = UInt8[np.ndarray, "n h w c"]
 AnyArray = np.ndarray | jax.Array | Sequence[Any]  # what it must hold, the functions below say in words

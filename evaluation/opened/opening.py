@@ -11,12 +11,12 @@ from evaluation.opened.run import Run
 from score_flow.build import experiment
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.runs import places
 from score_flow.runs import workdir as folders
 from score_flow.runs.sharding import replicated
 from score_flow.training.saver import remembered
-from score_flow.types import UserError
 
 Weights = str | int | float | None
 

@@ -25,10 +25,11 @@ from sampling.control import inpaint
 from sampling.control.base import Control, Method
 from score_flow.config.options import Config
 from score_flow.data.base import Source
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.model import Denoiser, Model
 from score_flow.runs.places import Place
-from score_flow.types import Images, Params, UserError
+from score_flow.types import Images, Params
 
 Settings = Mapping[str, Any]  # of a section of the config: {"rtol": 1e-3}
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from score_flow.errors import UserError, nearest
 from score_flow.runs.files import first_line
-from score_flow.types import UserError, nearest
 
 GIB = 2**30
 HERE = "here"

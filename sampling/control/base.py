@@ -17,10 +17,11 @@ from sampling.guided import Around, with_x0
 from score_flow.config.hints import Given
 from score_flow.config.limits import Limits
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.numerics import expand, sum_flat
 from score_flow.process.prediction import Estimate
-from score_flow.types import Condition, Images, Keys, Times, UserError
+from score_flow.types import Condition, Images, Keys, Times
 
 METHODS = ("replacement", "pseudo_inverse")
 

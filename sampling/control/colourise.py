@@ -7,7 +7,7 @@ from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Grey
 from score_flow.config.hints import NotNegative, Positive, limited
 from score_flow.config.limits import Limits
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 WEIGHTS = {"mean": (1 / 3, 1 / 3, 1 / 3), "luminance": (0.299, 0.587, 0.114)}  # of R, G, B (ITU-R BT.601)
 

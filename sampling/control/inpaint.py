@@ -8,7 +8,7 @@ from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import Mask
 from score_flow.config.hints import NotNegative, Positive, limited
 from score_flow.data.scaling import Scaling
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 @limited(WHERE)

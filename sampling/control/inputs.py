@@ -12,8 +12,8 @@ from score_flow.data import arrays
 from score_flow.data import levels as pixels
 from score_flow.data.images import FORMATS, ImageReader
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import array_of, regular_file
-from score_flow.types import UserError, one_line
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 << 30

@@ -4,7 +4,7 @@ from sampling.control.base import WHERE, Control, DequantisedGiven, Method, Scal
 from sampling.control.inputs import read_images, require_size, to_model
 from sampling.control.measurement import BlockMean
 from score_flow.config.hints import NotNegative, Positive, Whole, limited
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 @limited(WHERE)

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 
 from sampling.base import WHERE, Kernel
 from sampling.published import ChainGiven, PublishedChain
+from score_flow.errors import UserError
 from score_flow.numerics import expand
 from score_flow.process.transition import Gaussian, forward_step, posterior
-from score_flow.types import UserError
 
 VARIANCES = ("small", "large", "range", "log")
 

@@ -21,8 +21,8 @@ from score_flow.data.images import Blob, File, ImageReader
 from score_flow.data.listing import LABEL_FILE, Labels, Listing, by_names, by_table
 from score_flow.data.releases import named
 from score_flow.data.walking import EXTENSIONS
+from score_flow.errors import UserError, check_choice, printable
 from score_flow.runs.files import regular_file
-from score_flow.types import UserError, check_choice, printable
 
 ARCHIVES = shards.Kind(re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$"), "zip or tar archive")
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # CelebA's: file, then 0, 1 or 2

@@ -12,8 +12,8 @@ from score_flow.config.limits import Limits
 from score_flow.data import batches, fitting, splits
 from score_flow.data.base import MAX_CLASSES, PATH, ArraySource, Source
 from score_flow.data.formats import imagenet_pickle
+from score_flow.errors import UserError, check_choice
 from score_flow.runs import files, places
-from score_flow.types import UserError, check_choice
 
 IMAGE_NAMES = ("image", "images", "x", "arr_0")
 LABEL_NAMES = ("label", "labels", "y")

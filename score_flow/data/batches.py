@@ -15,8 +15,8 @@ from jaxtyping import Int32
 from score_flow.data.base import MAX_CLASSES, ArraySource
 from score_flow.data.formats import imagenet_pickle
 from score_flow.data.releases import of_batches
+from score_flow.errors import UserError
 from score_flow.runs import files
-from score_flow.types import UserError
 
 TRAIN, TEST = re.compile(r"^train_data_batch_(\d+)(\.npz)?$"), re.compile(r"^val_data(\.npz)?$")  # or pickles
 

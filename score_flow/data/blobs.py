@@ -7,7 +7,7 @@ from jaxtyping import Int32
 
 from score_flow.data.encoded import EncodedSource, OnError, open_files
 from score_flow.data.images import File, ImageReader
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 LOOKED_AT = 1 << 30  # bytes
 

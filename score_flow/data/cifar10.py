@@ -3,8 +3,8 @@
 from score_flow.data.base import PATH, ArraySource
 from score_flow.data.formats import cifar
 from score_flow.data.splits import NAMES, Split
+from score_flow.errors import check_choice
 from score_flow.runs.files import existing_path
-from score_flow.types import check_choice
 
 
 def build(split: Split = "train", path: str = "") -> ArraySource:

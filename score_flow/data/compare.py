@@ -6,7 +6,7 @@ from typing import Any
 
 from score_flow.config.hints import ValueRange
 from score_flow.data.base import Source, counts, facts
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 # What must agree for a run to go on, as a person understands it best, and what of it is about labels.
 CONTENT = (

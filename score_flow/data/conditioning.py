@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from score_flow.data.scaling import Scaling
-from score_flow.types import Batch, Condition, Images, UserError
+from score_flow.errors import UserError
+from score_flow.types import Batch, Condition, Images
 
 
 @dataclasses.dataclass(frozen=True)

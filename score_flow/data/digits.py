@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from score_flow.data.base import ArraySource, shuffled
 from score_flow.data.splits import Split
-from score_flow.types import check_choice
+from score_flow.errors import check_choice
 
 N_TRAIN = 1500
 

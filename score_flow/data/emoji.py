@@ -13,8 +13,8 @@ from score_flow.data.base import PATH, Source
 from score_flow.data.encoded import open_files, takes_reader
 from score_flow.data.images import ImageReader
 from score_flow.data.walking import Paths
+from score_flow.errors import UserError, check_choice, one_line
 from score_flow.runs.files import existing_path, regular_file
-from score_flow.types import UserError, check_choice, one_line
 
 PACKAGE = "emoji-datasource-twitter"
 TABLE, PICTURES = "emoji.json", "img/twitter/64"

@@ -16,7 +16,7 @@ from score_flow.config.hints import ValueRange, takes_fields
 from score_flow.data.base import Examples
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, File, ImageReader
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 OnError = Literal["stop", "skip"]
 DECODED = 20_000  # files that on_error = "skip" decodes at the start; of more it looks at the ends

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float16, Int
 
 from score_flow.data.base import FIRST, Examples, Source
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 FEATURES = "features"  # of an example: float16 (patches, channels), row by row of the image
 

@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from score_flow.config.limits import Limits
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 Fit = Literal["crop", "pad", "stretch"]
 Size = Annotated[int | tuple[int, int], Limits(least=1)]  # a side, or (h, w)

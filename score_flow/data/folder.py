@@ -10,8 +10,8 @@ from score_flow.data.images import ImageReader
 from score_flow.data.listing import Labels, Listing, list_images, split_folders
 from score_flow.data.releases import named
 from score_flow.data.walking import Paths
+from score_flow.errors import UserError, check_choice
 from score_flow.runs.files import existing_path
-from score_flow.types import UserError, check_choice
 
 
 @takes_reader

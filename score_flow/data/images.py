@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from score_flow.config.hints import ValueRange, check_fields, refuse_empty_range
 from score_flow.config.limits import Limits
 from score_flow.data import fitting
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import regular_file
-from score_flow.types import UserError, one_line
 
 # A closed list: PIL also knows formats that start other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from score_flow.data.walking import any_image, is_image
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 # Of a name, the first that fits: source -> what it is. A folder is asked by the names in it, and in its folders.
 KINDS = {

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.tree import static
-from score_flow.types import Images, Keys, UserError
+from score_flow.types import Images, Keys
 
 LEVELS = 256  # of decoded images
 Draw = Callable[[Callable[..., Array], tuple[int, ...]], Array]

@@ -13,8 +13,8 @@ from jaxtyping import Int32
 from score_flow.data import splits
 from score_flow.data.base import MAX_CLASSES, PATH
 from score_flow.data.walking import EXTENSIONS, any_image, folders_in, is_image, walk
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import regular_file
-from score_flow.types import UserError, one_line
 
 Labels = Literal["auto", "none", "folder", "prefix", "json"]
 LABEL_FILE, LABEL_BYTES = "dataset.json", 1 << 28  # EDM's and StyleGAN's

@@ -16,8 +16,8 @@ from score_flow.data.blobs import open_blobs
 from score_flow.data.encoded import EncodedSource, OnError, takes_reader
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, Blob, File, ImageReader
+from score_flow.errors import UserError, check_choice, one_line, printable
 from score_flow.runs.files import existing_path
-from score_flow.types import UserError, check_choice, one_line, printable
 
 DATA = "data.mdb"
 PUBLISHED = re.compile(r"^(?P<category>.+)_(?P<split>train|val|test)_lmdb$")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from score_flow.data.base import MAX_CLASSES, PATH
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import existing_path, regular_file
-from score_flow.types import UserError, one_line
 
 FACTS_BYTES = 1 << 24
 

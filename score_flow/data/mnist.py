@@ -10,8 +10,8 @@ from jaxtyping import Shaped
 
 from score_flow.data import fitting, splits
 from score_flow.data.base import PATH, ArraySource, Source
+from score_flow.errors import UserError, check_choice, one_line
 from score_flow.runs.files import existing_path, regular_file
-from score_flow.types import UserError, check_choice, one_line
 
 # train-images-idx3-ubyte.gz, t10k-labels.idx1-ubyte, emnist-letters-test-images-idx3-ubyte.gz
 IMAGES = re.compile(r"^(?P<stem>.*)images(?P<dot>[-.])idx3-ubyte(?P<gz>\.gz)?$")

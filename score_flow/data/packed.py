@@ -7,7 +7,7 @@ import numpy as np
 from score_flow.data import features, mapped
 from score_flow.data.base import FIRST, ArraySource, Source, checksum
 from score_flow.data.splits import Split
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 FACTS = "packed.json"
 # What is kept of a source as it is, and what stands for it where it has none.

@@ -18,8 +18,8 @@ from score_flow.data.blobs import open_blobs
 from score_flow.data.encoded import OnError, takes_reader
 from score_flow.data.formats import index
 from score_flow.data.images import SECTION, Blob, File, ImageReader
+from score_flow.errors import UserError, check_choice, one_line, printable
 from score_flow.runs.files import regular_file, said
-from score_flow.types import UserError, check_choice, one_line, printable
 
 FILES = shards.Kind(re.compile(r"\.parquet$"), "parquet file")
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")

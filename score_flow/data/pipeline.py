@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, Int
 
 from score_flow.data.base import Source
-from score_flow.types import Batch, UserError
+from score_flow.errors import UserError
+from score_flow.types import Batch
 
 AHEAD, AHEAD_BYTES = 4, 1 << 29  # calls that are read ahead, and what they hold on all devices together
 

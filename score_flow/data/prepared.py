@@ -6,7 +6,7 @@ from score_flow.data.formats import tfrecord
 from score_flow.data.formats.spans import Spans
 from score_flow.data.formats.tfds_folder import Prepared
 from score_flow.data.images import ImageReader
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 def open_split(found: Prepared, split: str, test_share: float, reader: ImageReader | None = None) -> Source:

@@ -15,7 +15,7 @@ from score_flow.data.base import Examples
 from score_flow.data.formats import tfrecord
 from score_flow.data.formats.spans import Spans
 from score_flow.data.images import FORMATS, Blob, ImageReader
-from score_flow.types import UserError, one_line
+from score_flow.errors import UserError, one_line
 
 Record = dict[str, tfrecord.Feature]
 Shape = tuple[int, int, int]

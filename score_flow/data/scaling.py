@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from score_flow.config.hints import ValueRange, refuse_empty_range
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from score_flow.data.base import PATH
 from score_flow.data.splits import NAMES
+from score_flow.errors import UserError
 from score_flow.runs.files import existing_path
-from score_flow.types import UserError
 
 Files = list[Path]
 

@@ -13,7 +13,7 @@ from jaxtyping import Int, Int32
 from score_flow.config.hints import Given, ValueRange
 from score_flow.config.limits import Limits
 from score_flow.data.base import PATH, Examples, Source, shuffled
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 # What a split may be called, in any case of letters, the better name first.
 NAMES = {"train": ("train",), "test": ("test", "val", "valid", "validation")}

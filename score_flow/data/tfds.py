@@ -10,8 +10,8 @@ from jaxtyping import Int
 from score_flow.data import prepared, splits
 from score_flow.data.base import Examples, Source
 from score_flow.data.formats import tfds_folder
+from score_flow.errors import UserError, one_line
 from score_flow.runs.places import place_of
-from score_flow.types import UserError, one_line
 
 # What the files of their authors are read by.
 AUTHORS = {"cifar10": "cifar10", "cifar100": "cifar100", "mnist": "mnist", "fashion_mnist": "mnist", "lsun": "lmdb"}

@@ -15,8 +15,8 @@ from score_flow.data.fitting import sides
 from score_flow.data.formats import index, tfds_folder, tfrecord
 from score_flow.data.formats.spans import Spans
 from score_flow.data.images import SECTION, ImageReader
+from score_flow.errors import UserError, check_choice, one_line, printable
 from score_flow.runs.files import array_of
-from score_flow.types import UserError, check_choice, one_line, printable
 
 FILES = shards.Kind(re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|-\d+-of-\d+$"), "TFRecord files (.tfrecord, .tfrecords)")
 RESOLUTION = re.compile(r"-r(\d\d)\.tfrecords$")  # StyleGAN's: 2^r pixels a side

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float16
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.features import FEATURES
+from score_flow.errors import UserError
 from score_flow.losses.base import Loss, Noised, unused
 from score_flow.losses.simple import OfSquaredError
 from score_flow.model import OWN, PROJECTOR
@@ -22,7 +23,7 @@ from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.transformer import xavier
 from score_flow.numerics import cosine
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 
 class Projector(nn.Module):

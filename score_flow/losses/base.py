@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.coupling import optimal
 from score_flow.model import OWN, Model
 from score_flow.process.times import TimeSampler
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 Coupling = Literal["independent", "ot"]
 Product = Literal["denoiser", "classifier", "dequantiser"]

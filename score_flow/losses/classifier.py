@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Integer
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noising, OfNoisyImages, Product, unused
 from score_flow.model import Model
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 PRODUCES: Product = "classifier"
 Labels = Integer[Array, "b"]

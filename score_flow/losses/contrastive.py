@@ -14,13 +14,14 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.base import OF_SIMPLE, unused
 from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.numerics import mean_flat
 from score_flow.process.prediction import Estimate, velocity
 from score_flow.process.times import TimeSampler
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 CONTRASTS = True
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noised, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model, velocity_of
 from score_flow.networks.blocks import attention
@@ -23,7 +24,7 @@ from score_flow.numerics import expand, sum_flat
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 Kind = Literal["meanflow", "improved", "shortcut", "consistency"]
 Average = Callable[[Images, Times, Times], Images]  # u(x_t, t, span) of one network

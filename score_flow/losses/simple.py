@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.base import Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.losses.weightings import Weighting, weighting_of
 from score_flow.model import Model
@@ -18,7 +19,7 @@ from score_flow.paths.base import Coefficients
 from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times
 
 
 @flax.struct.dataclass

@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
+from score_flow.errors import UserError
 from score_flow.losses.base import Noised, unused
 from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.process.times import TimeSampler
-from score_flow.types import Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times
 
 CHANNELS = 128
 LARGEST = 20.0  # of |log SNR|: beyond it u is constant

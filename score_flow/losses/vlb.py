@@ -9,12 +9,13 @@ from jaxtyping import Array, Float
 from score_flow.config.options import TrainOptions
 from score_flow.data.preprocessing import Preprocess
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.losses.base import OF_SIMPLE, OF_WEIGHTINGS, Noising, OfNoisyImages, Product, noising_of, unused
 from score_flow.model import Model
 from score_flow.process.bound import VariationalBound
 from score_flow.process.times import TimeSampler
 from score_flow.tree import static
-from score_flow.types import Condition, Images, Key, Params, Times, UserError
+from score_flow.types import Condition, Images, Key, Params, Times
 
 
 @flax.struct.dataclass

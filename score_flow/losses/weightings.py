@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from score_flow.config import registries
 from score_flow.config.hints import parameters_of
 from score_flow.config.options import TrainOptions
+from score_flow.errors import UserError
 from score_flow.losses.base import OF_WEIGHTINGS, unused
 from score_flow.paths.base import Coefficients
-from score_flow.types import Times, UserError
+from score_flow.types import Times
 
 Weighting = Callable[[Coefficients], Times]
 

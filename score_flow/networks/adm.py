@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Given, Whole, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat, rematted
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
 

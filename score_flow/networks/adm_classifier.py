@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Given, Whole
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.adm import ADM, group_norm, torch_kernel
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 
 class ADMClassifier(ADM):

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks.attention import attention
 from score_flow.numerics import sum_flat
-from score_flow.types import Images, UserError
+from score_flow.types import Images
 
 LOG_VARIANCE = (-30.0, 20.0)  # what the encoder's log variance is clamped to
 

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Given, Positive, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.adm_classifier import ADMClassifier
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.resample import downsample
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 STEM = 16  # channels before the first group
 WIDTHS = (16, 32, 64)  # of the groups, times channel_multiplier

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from score_flow.config.hints import Count, Positive, Whole, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
@@ -30,7 +31,7 @@ from score_flow.networks.blocks.transformer import (
     xavier,
     zeros,
 )  # fmt: skip
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 
 class DiT(nn.Module):

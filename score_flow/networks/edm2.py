@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat, rematted
 from score_flow.numerics import unit
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 # t of the sums and the join of two parts, (1 - t) of the one and t of the other, and the largest activation.
 RESIDUAL, ATTENTION, LABEL, JOINED = 0.3, 0.3, 0.5, 0.5

@@ -28,10 +28,10 @@ from jaxtyping import Array, Float
 from score_flow import numerics
 from score_flow.config.hints import Count, Dtype, Whole, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import flowpp as flowpp_layers
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.flowpp import Conv, LogisticMixture, concat_elu, inverse_deviation
-from score_flow.types import UserError
 
 MIN_LOG_SCALE = -7.0  # of the logistics in a mixture
 MIN_SCALE = 1e-7  # of an affine map

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Limits, Positive, check_fields
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
@@ -28,7 +29,7 @@ from score_flow.networks.blocks.transformer import (
     xavier,
     zeros,
 )  # fmt: skip
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 
 def scaled(constant: float) -> nn.initializers.Initializer:

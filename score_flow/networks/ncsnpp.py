@@ -10,11 +10,12 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, NotNegative, Positive, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks import ncsnpp as blocks
 from score_flow.networks.blocks.layers import scaled_uniform
 from score_flow.networks.blocks.remat import Remat, rematted
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 Resblock = Annotated[str, Limits(among=("biggan", "ddpm"))]
 Block = Callable[..., Float[Array, "b h w c"]]  # (name, h, features=None, direction=None) -> h

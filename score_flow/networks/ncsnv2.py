@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from score_flow.config.hints import Count, Positive, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.refinenet import (
     COEFFICIENTS,
@@ -20,7 +21,7 @@ from score_flow.networks.blocks.refinenet import (
     max_pool,
 )
 from score_flow.networks.blocks.remat import Remat, rematted
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 
 class Plan(NamedTuple):

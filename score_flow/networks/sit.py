@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.config.hints import Count, Positive, check_fields
+from score_flow.errors import UserError
 from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.attention import attention
 from score_flow.networks.blocks.remat import Remat
@@ -25,7 +26,7 @@ from score_flow.networks.blocks.transformer import (
     xavier,
     zeros,
 )  # fmt: skip
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 
 class SiT(nn.Module):

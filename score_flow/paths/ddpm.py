@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from score_flow.config.hints import Positive, check_fields
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
-from score_flow.types import Times, UserError
+from score_flow.types import Times
 
 
 def linear_betas(n: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Float[np.ndarray, "n"]:

@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from score_flow.config.hints import NotNegative, Positive, check_fields
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
-from score_flow.types import Times, UserError
+from score_flow.types import Times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from score_flow.config.loading import read_json
+from score_flow.errors import UserError, check_choice
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained import compvis_autoencoder
 from score_flow.pretrained.base import Layout, Leaf, as_dtype, conv, fill, pointwise, same, size
 from score_flow.pretrained.readers.files import read
+from score_flow.runs.files import sha256_of
 from score_flow.runs.places import local, place_of
-from score_flow.types import UserError, check_choice
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 VA_VAE, MOMENTS = "vavae-imagenet256-f16d32-dinov2.pt", "latents_stats.pt"  # as its authors name them
@@ -71,6 +72,15 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[AutoencoderKL, PyTre
 def weights_of(folder: Path) -> Path:
     """Return the file of a folder's weights, which tells one autoencoder from another."""
     return next((folder / name for name in FILES if (folder / name).is_file()), folder / WEIGHTS)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return what a folder says beside its weights, {} where that is what Stable Diffusion's says."""
+    if weights_of(folder).name == VA_VAE:
+        return {MOMENTS: sha256_of(folder / MOMENTS)} if (folder / MOMENTS).is_file() else {}
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    usual = SCALES | dict.fromkeys(OF_CHANNELS) | {CENTERED: True}
+    return {name: config[name] for name, value in usual.items() if config.get(name, value) != value}
 
 
 def _va_vae(folder: Path, dtype: str) -> tuple[AutoencoderKL, PyTree, Scale, Scale]:

@@ -9,8 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from score_flow.errors import UserError
 from score_flow.model import Model
-from score_flow.types import UserError
 
 Tensors = Mapping[str, np.ndarray]  # by the name that the source gives them
 SHOWN = 8  # mismatches that an error spells out

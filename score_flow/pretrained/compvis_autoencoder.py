@@ -6,9 +6,9 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
+from score_flow.errors import UserError
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained.base import Layout, Leaf, Tensors, conv, pointwise, same
-from score_flow.types import UserError
 
 # Of the training, not of the function: discriminator, perceptual loss, the model that latents were aligned with.
 OTHERS = ("loss.", "foundation_model.", "linear_proj.", "model_ema.")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from score_flow.errors import UserError
 from score_flow.networks.dinov2 import SIZES, DINOv2
 from score_flow.pretrained.base import Layout, Leaf, Tensors, as_dtype, conv, dense, fill, same, stacked
 from score_flow.pretrained.readers import tensors
-from score_flow.types import UserError
 
 FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from score_flow.errors import UserError, check_choice
 from score_flow.numerics import expand, mean_flat, sum_flat
 from score_flow.paths.base import Path
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import nearest
-from score_flow.types import Images, Times, UserError, check_choice
+from score_flow.types import Images, Times
 
 Variance = Literal["small", "large", "range", "log"]
 Decoder = Literal["tanh", "exact"]

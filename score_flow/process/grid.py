@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from score_flow.config import registries
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
-from score_flow.types import UserError
 
 Grid = Float[np.ndarray, "times"]
 Intervals = Float[np.ndarray, "n 2"] | Float[Array, "n 2"]  # rows (s, t), s < t

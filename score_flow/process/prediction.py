@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from score_flow.config import registries
+from score_flow.errors import UserError
 from score_flow.paths.base import Coefficients, Path
-from score_flow.types import Images, UserError
+from score_flow.types import Images
 
 
 class Estimate(NamedTuple):

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from score_flow.config.hints import Count, Given, Positive, Share, limited
+from score_flow.errors import UserError
 from score_flow.paths.base import Path
 from score_flow.process.grid import finite_log_snr
-from score_flow.types import Key, Times, UserError
+from score_flow.types import Key, Times
 
 WHERE = "config.training.time_sampler"
 PathGiven = Annotated[Path, Given("config.path")]

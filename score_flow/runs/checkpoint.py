@@ -22,12 +22,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from score_flow import __version__
+from score_flow.errors import UserError
 from score_flow.runs import manifest, s3, stores
 from score_flow.runs.files import cannot_write, first_line, reason, sync, write_whole
 from score_flow.runs.places import Place, make_folder, on_store, place_of, read, remove, resolved
 from score_flow.runs.processes import barrier, decided, gathered, is_main
 from score_flow.runs.sharding import laid_out, replicated
-from score_flow.types import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints what it raises, and every save
 

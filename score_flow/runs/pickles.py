@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 SHOWN = 80  # characters of a hostile name that an error repeats
 

@@ -19,12 +19,12 @@ from jax._src import distributed, hardware_utils
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from score_flow.errors import NonFinite, Preempted, UserError
 from score_flow.runs import launchers
 from score_flow.runs.files import first_line
 from score_flow.runs.launchers import Launch
 from score_flow.runs.memory import keep_freed
 from score_flow.runs.peers import EXIT_PEER_LOST, WATCH, Peers, answering
-from score_flow.types import NonFinite, Preempted, UserError
 
 START = 300  # seconds in which all processes must have started
 ANSWER = 3600  # seconds in which all processes answer a question; one that is gone is found by the watch

@@ -7,8 +7,8 @@ object store, so four of its private names are told of s3:// as well.
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from score_flow.errors import UserError
 from score_flow.runs import stores
-from score_flow.types import UserError
 
 S3, ALL = "s3://", ("gs://", "s3://")
 

@@ -10,8 +10,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from score_flow.errors import UserError
 from score_flow.networks.blocks.devices import split
-from score_flow.types import UserError
 
 BATCH_AXES = ("data", "fsdp")  # a batch is always split over every device
 

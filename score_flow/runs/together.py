@@ -12,9 +12,9 @@ import jax
 
 from score_flow.config.loading import flatten
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.runs.files import cannot_write
 from score_flow.runs.processes import decided, gathered, is_main
-from score_flow.types import UserError
 
 PATIENCE = 15.0  # seconds in which a shared disk shows what another machine wrote there
 OWN = ("data.source.path",)  # settings that may differ: a machine may have a copy of the data

@@ -10,8 +10,8 @@ from score_flow.config.components import Component
 from score_flow.config.loading import changes, values_of, within
 from score_flow.config.options import SCHEMA, Config
 from score_flow.data.compare import refuse_other_data, same_place
+from score_flow.errors import UserError, nearest
 from score_flow.runs.places import Place
-from score_flow.types import UserError, nearest
 
 # What a state goes on with, unless a person accepts another value.
 FIXED = (

@@ -7,6 +7,7 @@ from score_flow.config.components import Component, call
 from score_flow.config.options import Config
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError, check_choice
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Noising
 from score_flow.losses.dequantisation import Dequantisation
@@ -18,7 +19,7 @@ from score_flow.process.times import log_snr
 from score_flow.runs.places import Place
 from score_flow.training.accepting import FIXED
 from score_flow.training.run import train
-from score_flow.types import Params, UserError, check_choice
+from score_flow.types import Params
 
 FOLDER = "dequantizer"  # of its checkpoints, in the run's
 NETWORKS = PRESETS | {

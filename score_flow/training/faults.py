@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from score_flow.config.options import TrainOptions
+from score_flow.errors import NonFinite, UserError
 from score_flow.runs.processes import is_main
 from score_flow.training.steps import REMEDY
-from score_flow.types import NonFinite, UserError
 
 # Where even every second step were not finite, so many in a row would come once in a million: then the weights are bad.
 SKIPS = 20

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from score_flow.errors import UserError
 from score_flow.losses.base import Aux, ByExample, Loss
 from score_flow.networks.blocks import devices
 from score_flow.runs.sharding import batch_sharding
 from score_flow.training.flat import as_in, is_flat, tree_of
-from score_flow.types import Batch, Key, Params, UserError
+from score_flow.types import Batch, Key, Params
 
 # (loss, params, time_state, key, batch) -> (value, what else it says, gradients)
 Gradients = Callable[[Loss, Params, PyTree, Key, Batch], tuple[Float[Array, ""], Aux, Params]]

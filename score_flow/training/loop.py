@@ -8,6 +8,7 @@ import numpy as np
 
 from score_flow.config.options import Config
 from score_flow.data.pipeline import Batches
+from score_flow.errors import NonFinite
 from score_flow.experiment import Experiment
 from score_flow.runs.places import Place
 from score_flow.runs.progress import MetricLog
@@ -19,7 +20,6 @@ from score_flow.training.recorder import Recorder
 from score_flow.training.saver import Saver
 from score_flow.training.steps import TrainState, fit, reseeded
 from score_flow.training.telling import Told
-from score_flow.types import NonFinite
 
 
 @dataclasses.dataclass

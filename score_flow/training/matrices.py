@@ -8,9 +8,10 @@ import optax
 from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from score_flow.errors import UserError
 from score_flow.numerics import unit
 from score_flow.training.flat import by_name
-from score_flow.types import Params, UserError
+from score_flow.types import Params
 
 KERNEL = "kernel"  # what flax calls the matrix of a layer
 # What reads x, time and condition, or is read off: names of modules of a network, whose others lie between these.

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from score_flow.config.options import OptimOptions
+from score_flow.errors import UserError
 from score_flow.training import matrices
 from score_flow.training.flat import Layout, layout_of
-from score_flow.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from score_flow.config.options import ModelOptions
+from score_flow.errors import UserError
 from score_flow.runs.checkpoint import Checkpoints, differing, named, placed, target
 from score_flow.runs.processes import is_main
 from score_flow.training.steps import TrainState
-from score_flow.types import UserError
 
 Begin = Callable[[], TrainState]
 

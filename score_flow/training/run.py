@@ -15,6 +15,7 @@ from score_flow.config.options import Config, TrainOptions
 from score_flow.data.base import Source
 from score_flow.data.compare import describe_classes, refuse_untrained_classes, refuse_untrained_start
 from score_flow.data.pipeline import check, indices
+from score_flow.errors import Preempted
 from score_flow.experiment import Experiment
 from score_flow.losses.base import Loss
 from score_flow.model import count_parameters
@@ -36,7 +37,7 @@ from score_flow.training.saver import Saver, Snapshot, remembered
 from score_flow.training.starting import Beginning, started
 from score_flow.training.steps import TrainState, held, init_state, keeps_unit, make_train_steps
 from score_flow.training.telling import Told
-from score_flow.types import Batch, Preempted
+from score_flow.types import Batch
 
 
 def train(

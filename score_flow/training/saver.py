@@ -7,6 +7,7 @@ from typing import Any
 
 from score_flow.config.loading import differences
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.runs.checkpoint import FOLDERS, Checkpoints, differing, good_states, named, refused
 from score_flow.runs.places import Place, place_of
 from score_flow.runs.processes import Ahead, decided, is_main
@@ -20,7 +21,7 @@ from score_flow.training.recorder import Recorder
 from score_flow.training.restoring import items, restored
 from score_flow.training.starting import refuse_begun
 from score_flow.training.steps import Metrics, TrainState, all_finite, check_state, crossed
-from score_flow.types import Params, UserError
+from score_flow.types import Params
 
 # (step, EMA parameters) -> the file of a sheet of samples, None where this process wrote none
 Snapshot = Callable[[int, Params], Place | None]

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from score_flow.config.options import Config
+from score_flow.errors import UserError
 from score_flow.experiment import Experiment
 from score_flow.model import OWN, PROJECTOR
 from score_flow.runs.checkpoint import differing
@@ -16,7 +17,7 @@ from score_flow.runs.places import Place
 from score_flow.runs.processes import is_main
 from score_flow.training.history import History, began
 from score_flow.training.steps import TrainState, init_state
-from score_flow.types import Params, UserError
+from score_flow.types import Params
 
 SHOWN = 6  # mismatches that an error spells out
 

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from score_flow.errors import NonFinite
 from score_flow.losses.base import Loss
 from score_flow.networks.blocks import attention, devices
 from score_flow.runs.sharding import batch_sharding, replicated, to_host
@@ -19,7 +20,7 @@ from score_flow.training.ema import gamma_of, power_share
 from score_flow.training.flat import Layout, as_in
 from score_flow.training.gradients import at_once, in_slices
 from score_flow.training.matrices import unit_kernels
-from score_flow.types import Batch, NonFinite, Params
+from score_flow.types import Batch, Params
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -10,12 +10,12 @@ from pathlib import Path
 from score_flow.config.components import resolve
 from score_flow.config.options import Config
 from score_flow.config.registries import LOGGERS
+from score_flow.errors import one_line
 from score_flow.runs.files import json_at, write_json
 from score_flow.runs.places import Place, local, on_store
 from score_flow.runs.processes import decided, is_main
 from score_flow.training.faults import warn
 from score_flow.training.loggers.base import About, Logger
-from score_flow.types import one_line
 
 FILE = "logger.json"  # of a workdir: the id of its run
 SHARE = 0.05  # of the time that a service which fails may take

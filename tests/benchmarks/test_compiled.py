@@ -8,7 +8,7 @@ from benchmarks.compiled import CASES, RESULTS, count, keep, main, measure
 from evaluation.plan.chips import HERE, machine
 from evaluation.plan.compiling import step_of
 from score_flow.config.loading import load
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.launch import TINY
 
 COUNTED = ("kernels", "moved", "float32_products", "collectives", "collective_bytes", "memory")

@@ -18,8 +18,8 @@ from score_flow.config.loading import load, with_settings
 from score_flow.config.options import SCHEMA
 from score_flow.config.registries import ROOT
 from score_flow.data.conditioning import Conditioning
+from score_flow.errors import UserError
 from score_flow.training.dequantiser import NETWORKS
-from score_flow.types import UserError
 
 REGISTRIES = {
     key: field.metadata["limits"].among for key, field in SCHEMA.items() if isinstance(field.default, Component)

@@ -19,10 +19,10 @@ from score_flow.config.options import SCHEMA, Config
 from score_flow.data.base import ArraySource
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.training.dequantiser import build_network
 from score_flow.training.steps import init_state
-from score_flow.types import UserError
 from tests.discover import builds
 
 DIGITS = "configs/digits.py"
@@ -68,8 +68,12 @@ def refused(*overrides: str, file: str = DIGITS) -> str:
 
 
 def typos(n: int, seed: int = 0) -> list[tuple[str, str, str]]:
-    """(wrong key, wrong word, right word): one letter of one word dropped, doubled or swapped with the next letter."""
+    """(wrong key, wrong word, right word): one letter of one word dropped, doubled or swapped with the next letter.
+
+    None is another word without a letter, as tol is both atol and rtol.
+    """
     rng, found = np.random.default_rng(seed), []
+    shorter = {(word[:i] + word[i + 1 :], word) for key in BASE for word in key.split(".") for i in range(len(word))}
     while len(found) < n:
         words = rng.choice(sorted(BASE)).split(".")
         i = int(rng.integers(len(words)))
@@ -81,7 +85,9 @@ def typos(n: int, seed: int = 0) -> list[tuple[str, str, str]]:
         }
         wrong = edits[rng.choice(list(edits))]
         key = ".".join([*words[:i], wrong, *words[i + 1 :]])
-        if word[place].isalpha() and wrong and wrong not in (word, "tol") and key not in KEYS:  # "tol" is of two
+        if word[place].isalpha() and wrong and wrong != word and key not in KEYS and not any(
+            short == wrong and other != word for short, other in shorter
+        ):
             found.append((key, wrong, word))
     return found
 

@@ -14,7 +14,7 @@ from score_flow.config.former import FORMER, WITHOUT, answer
 from score_flow.config.hints import arguments_of
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import SCHEMA
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 DIGITS = "configs/digits.py"
 SOURCES = json.loads((Path(__file__).parents[1] / "golden" / "source_configs.json").read_text())

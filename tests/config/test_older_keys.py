@@ -8,7 +8,7 @@ from score_flow.build import build_network
 from score_flow.config import former
 from score_flow.config.loading import differences, load
 from score_flow.data.conditioning import Conditioning
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 DIGITS = "configs/digits.py"
 RECIPE = """

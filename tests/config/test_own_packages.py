@@ -9,7 +9,7 @@ from score_flow.config.components import Component, check, explain, find
 from score_flow.config.loading import load
 from score_flow.config.options import SCHEMA
 from score_flow.config.registries import Registry
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 def _entries(among):

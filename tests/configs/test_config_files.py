@@ -4,7 +4,7 @@ import pytest
 
 from configs import families
 from score_flow.config.loading import load
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.config.test_config import PLAIN, outside, refused
 
 LINE = 3  # of a recipe, where its mistake is

@@ -9,7 +9,7 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data import augmentation
 from score_flow.data.augmentation import SHIFT, draw, inverse, labels, random_crop, warp
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 H, W = 8, 16
 IMAGE = jax.random.normal(jax.random.key(0), (H, W, 3))

@@ -117,6 +117,7 @@ def of_run(encoded, workdir, *more):
     return [*(f"--config.{flag}" for flag in flags), f"--workdir={workdir}"]
 
 
+@pytest.mark.slow
 def test_other_tokens_than_patches_are_refused_before_work(encoded, tmp_path, capsys):
     flags = ["--config=configs/digits.py", *of_run(encoded, tmp_path / "run", "network.patch_size=2")]
     said = refused(capsys, *flags, "--mode=train")

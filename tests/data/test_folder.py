@@ -11,7 +11,7 @@ from PIL import Image, features
 
 from score_flow.config.hints import arguments_of
 from score_flow.data import encoded, folder, images
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 def write_image(file, size=(8, 8), red=100):

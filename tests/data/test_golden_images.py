@@ -14,7 +14,7 @@ from PIL import Image
 
 from score_flow.data import compare, fitting, folder, images
 from score_flow.data.scaling import Scaling
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.golden_data import golden_dir
 
 GOLDEN = golden_dir() / "images"

@@ -10,7 +10,7 @@ from score_flow.config.components import Component, resolve
 from score_flow.config.loading import load
 from score_flow.data import compare, fitting, folder
 from score_flow.data.images import TURNS, Blob, ImageReader
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data.test_regular_files import refusal
 
 MLP = ("--config.network.name=mlp", "--config.network.width=8", "--config.network.depth=1")

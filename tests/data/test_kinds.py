@@ -8,7 +8,7 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data import kinds
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data.test_sources import sample_of
 from tests.data.writers import refusal
 

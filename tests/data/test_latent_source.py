@@ -13,8 +13,8 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data import latents
 from score_flow.data.base import Source
+from score_flow.errors import UserError
 from score_flow.pretrained import autoencoder_kl
-from score_flow.types import UserError
 from tests.golden_data import golden_dir
 from tests.launch import run
 

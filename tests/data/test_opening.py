@@ -10,9 +10,9 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.base import facts
+from score_flow.errors import UserError
 from score_flow.training.accepting import going_on
 from score_flow.training.saver import remembered
-from score_flow.types import UserError
 
 N = 20
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), np.uint8)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from score_flow.data import pipeline
 from score_flow.data.base import ArraySource
 from score_flow.data.pipeline import Batches, check, gather, indices, rounds
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 SIZES = [(10, 4), (7, 3), (8, 8), (3, 8), (1, 2), (101, 16)]
 

@@ -14,8 +14,8 @@ from score_flow.config.loading import load
 from score_flow.data import arrays
 from score_flow.data.base import facts
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.losses.dequantisation import UniformDequantiser
-from score_flow.types import UserError
 from tests.data.test_regular_files import refusal
 
 LOW, HIGH = -3.0, 7.0

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from score_flow.data import arrays, folder, images
+from score_flow.errors import UserError
 from score_flow.runs import files
-from score_flow.types import UserError
 
 N = 20
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)

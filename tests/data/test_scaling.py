@@ -10,7 +10,7 @@ import pytest
 from score_flow.build import build_scaling
 from score_flow.config.options import DataOptions
 from score_flow.data.scaling import Scaling, random_flip
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
 LEVELS = [2, 17, 100, 256]

@@ -14,7 +14,7 @@ from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.data import digits, latents, packed
 from score_flow.data.base import ArraySource, Source, checksum
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data import writers
 from tests.data.writers import noise
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_flow.data import arrays, base, compare, folder, splits
 from score_flow.data.base import checksum
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 N = 23
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)

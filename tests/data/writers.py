@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.record_writer import RecordWriter
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 def noise(n, *shape, seed=0):

@@ -18,10 +18,10 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.conditioning import Conditioning
 from score_flow.data.digits import build as digits
+from score_flow.errors import UserError
 from score_flow.model import Model
 from score_flow.paths.linear import Linear
 from score_flow.process.prediction import velocity
-from score_flow.types import UserError
 from tests.launch import TINY
 
 STEPS = ["--config.sampling.name=heun", "--config.sampling.n_steps=3", "--config.sampling.t_max=0.9"]

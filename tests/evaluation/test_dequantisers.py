@@ -137,7 +137,7 @@ def test_a_broken_evaluation_goes_on_with_the_dequantiser_that_it_began_with(who
 
 @pytest.mark.slow
 def test_cells_around_exact_levels(tmp_path, cache):
-    """They are those of the training, whatever an evaluation says; an older one's, which says nothing, fill the range."""
+    """They are those of the training, whatever an evaluation says; those of an older one fill the range."""
     levels = "--config.data.uniform_dequantization=False"
     run(tmp_path, levels, cache=cache)
     run(tmp_path, *FLAGS, levels, "--config.deq.centred=True", mode="train_deq", cache=cache)

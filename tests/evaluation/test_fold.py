@@ -13,9 +13,9 @@ import pytest
 
 from evaluation import fold as module
 from evaluation.fold import SHARE, Fold, next_round, rounds_left, run
+from score_flow.errors import Preempted, UserError
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.workdir import held
-from score_flow.types import Preempted, UserError
 from tests.launch import ROOT
 
 KEY = {"job": "sum", "test images": {"checksum": "ab"}, "eval": {"solver": {"method": "tsit5"}, "times": (1.0, 2.0)}}

@@ -13,9 +13,9 @@ from main import EXIT_USER_ERROR, main
 from sampling.guided import Autoguided, ClassifierGuided, Extrapolation
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
+from score_flow.errors import UserError
 from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.launch import TINY
 

@@ -11,7 +11,7 @@ from main import EXIT_USER_ERROR
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.config.options import EvalOptions
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.evaluation.classes import COUNTS, FLAGS, do, draw_data, make_run, result
 
 

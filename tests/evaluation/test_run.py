@@ -12,8 +12,8 @@ from evaluation.report.results import figures, identity, lines
 from evaluation.run import run_job
 from score_flow.config.loading import load
 from score_flow.data.base import ArraySource, checksum
+from score_flow.errors import Preempted
 from score_flow.runs.preemption import Preemption
-from score_flow.types import Preempted
 
 RESULT = {
     "bits_per_dim": 1.9231, "standard_error": 0.0142, "n_images": 297, "repeats": 1, "split": "digits/test",

@@ -12,9 +12,9 @@ import pytest
 from evaluation import weights
 from evaluation.weights import coming
 from main import EXIT_USER_ERROR, main
+from score_flow.errors import Preempted, UserError
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.preemption import Preemption
-from score_flow.types import Preempted, UserError
 from tests.launch import TINY, finish, launch, run
 
 LAST = 30  # step at which training ends

@@ -7,6 +7,7 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.data.features import FEATURES
+from score_flow.errors import UserError
 from score_flow.losses.alignment import Aligned
 from score_flow.losses.simple import Denoising
 from score_flow.model import OWN, PROJECTOR, Model, Preconditioning
@@ -16,7 +17,6 @@ from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
 from score_flow.runs.sharding import make_mesh, replicated
 from score_flow.training.gradients import at_once, in_slices
-from score_flow.types import UserError
 from tests.losses.test_losses import settings
 from tests.toy_losses import denoising
 
@@ -91,6 +91,7 @@ def test_gradient_reaches_the_blocks_before_and_the_projector():
     assert min(size(gradient[OWN][PROJECTOR][f"dense_{i}"]) for i in range(3)) > 1e-3
 
 
+@pytest.mark.slow
 def test_without_training_it_is_the_squared_error_and_asks_for_no_features():
     loss, batch = loss_of(), as_given("float32")
     params, plain = params_of(loss, batch), {"image": batch["image"]}

@@ -13,6 +13,7 @@ import pytest
 from main import EXIT_USER_ERROR, main
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.losses.base import Noising
 from score_flow.losses.classifier import Classification
 from score_flow.model import Model, Preconditioning
@@ -22,7 +23,6 @@ from score_flow.numerics import expand
 from score_flow.paths.vp import VP
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import loss_second_moment, uniform
-from score_flow.types import UserError
 from tests.exact import MixtureDenoiser
 from tests.launch import ROOT, environment
 from tests.toy_losses import as_given

@@ -11,6 +11,7 @@ import pytest
 
 from evaluation.weights import MODEL
 from score_flow.build import experiment
+from score_flow.errors import UserError
 from score_flow.losses.base import Noising
 from score_flow.losses.contrastive import Contrastive
 from score_flow.model import OWN, Model, Preconditioning
@@ -18,7 +19,6 @@ from score_flow.process.prediction import PREDICTIONS, Prediction, velocity
 from score_flow.process.times import uniform
 from score_flow.training.accepting import FIXED
 from score_flow.training.saver import refuse_other_config
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import GaussianDenoiser
 from tests.losses.test_losses import settings

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from score_flow.build import experiment
+from score_flow.errors import UserError
 from score_flow.model import Model, Preconditioning
 from score_flow.numerics import cosine
 from score_flow.paths.linear import Linear
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
-from score_flow.types import UserError
 from tests.losses.test_losses import settings
 from tests.losses.test_objective import KEY
 from tests.toy_losses import denoising

@@ -10,13 +10,13 @@ from scipy.optimize import linear_sum_assignment
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.losses.coupling import optimal
 from score_flow.model import Model, Preconditioning
 from score_flow.paths.linear import Linear
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import uniform
 from score_flow.runs.sharding import BATCH_AXES, batch_sharding, make_mesh, replicated
-from score_flow.types import UserError
 from tests.launch import TINY
 from tests.toy_losses import denoising
 

@@ -18,6 +18,7 @@ from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.losses.dequantisation import (
     DecoderDequantiser,
     Dequantisation,
@@ -34,7 +35,6 @@ from score_flow.process.grid import noisy_end
 from score_flow.process.prediction import PREDICTIONS
 from score_flow.process.times import log_snr
 from score_flow.training.dequantiser import NETWORKS, build_network, dequantisation
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.launch import TINY
 from tests.toy_losses import as_given, denoising

@@ -8,9 +8,9 @@ import pytest
 from sampling.guidance import guide
 from score_flow.build import experiment
 from score_flow.config.loading import load, with_settings
+from score_flow.errors import UserError
 from score_flow.losses.flow_map import ERRORS, Point, Teacher
 from score_flow.numerics import expand
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.paths.variants import DEFAULTS
 

@@ -16,6 +16,7 @@ from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.data.pipeline import indices
+from score_flow.errors import UserError
 from score_flow.losses.base import Aux, Loss
 from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
 from score_flow.process.times import TimeSampler, uniform
@@ -25,7 +26,6 @@ from score_flow.training.dequantiser import dequantisation
 from score_flow.training.run import train
 from score_flow.training.steps import init_state, make_train_steps
 from score_flow.tree import static
-from score_flow.types import UserError
 from tests.launch import ROOT, TINY, losses
 
 CHAIN = (

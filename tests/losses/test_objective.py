@@ -11,6 +11,7 @@ from score_flow.config.loading import load
 from score_flow.config.options import SCHEMA
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.losses.hybrid import Hybrid
 from score_flow.losses.vlb import ChainBound
 from score_flow.losses.weightings import WEIGHTINGS, min_snr
@@ -23,7 +24,6 @@ from score_flow.paths.vp import VP
 from score_flow.process.bound import VariationalBound
 from score_flow.process.prediction import PREDICTIONS, Estimate
 from score_flow.process.times import grid, uniform
-from score_flow.types import UserError
 from tests.paths.variants import DEFAULTS, EPS
 from tests.test_model import MEAN, STD, Echo, drawn, perfect
 from tests.toy_losses import denoising, of_chain

@@ -10,8 +10,8 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.process.prediction import PREDICTIONS
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.losses.test_objective import KEY, NOISE, X0, D, T, objective
 from tests.paths.variants import DEFAULTS, evaluate

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.networks import adm
-from score_flow.types import UserError
 
 # Every kind of module; few of each, as most of the time here is compilation.
 SMALL = {"width": 32, "channel_mult": (1, 2), "num_res_blocks": 0, "attention_resolutions": (4,), "num_heads": 2}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.networks.autoencoder_kl import AutoencoderKL, DiagonalGaussian
-from score_flow.types import UserError
 from tests.golden_data import golden_dir
 
 GAUSSIAN = golden_dir() / "autoencoder_kl" / "diagonal_gaussian.npz"

@@ -10,11 +10,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.networks.classifier import WideResNet
 from score_flow.pretrained import base
 from score_flow.pretrained.layouts.classifier import flax_layout, published
-from score_flow.types import UserError
 
 SMALL = WideResNet(blocks_per_group=1, channel_multiplier=1, num_classes=2)
 X = np.random.default_rng(0).standard_normal((3, 8, 8, 3), np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.networks import dit
 from score_flow.networks.blocks import transformer
-from score_flow.types import UserError
 from tests.networks.test_networks import CLASSES, LABEL, TIME, X, apply, relative_error, shapes, size, small
 
 JIT = {"num_classes": 1000, "class_tokens": 32}

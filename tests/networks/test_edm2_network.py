@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data.pipeline import Batches
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.networks import edm2
 from score_flow.numerics import unit
@@ -17,7 +18,6 @@ from score_flow.training import optimiser
 from score_flow.training.flat import is_flat
 from score_flow.training.matrices import unit_kernels
 from score_flow.training.run import fresh_state, holding, program_of
-from score_flow.types import UserError
 
 LABEL = {"label": jnp.array([0, 2])}
 # Of their whole network with 1000 classes, by its own code; on pixels, and on latents.

@@ -11,9 +11,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.networks import flowpp
 from score_flow.networks.blocks.flowpp import Conv, LogisticMixture
-from score_flow.types import UserError
 from tests.discover import thinned
 
 every_preset = pytest.mark.parametrize("name", thinned(flowpp.PRESETS, 3))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from score_flow.errors import UserError
 from score_flow.networks import ncsn, ncsnv2
 from score_flow.networks.blocks import refinenet
 from score_flow.networks.blocks.refinenet import Norm
 from score_flow.pretrained.base import fill
 from score_flow.pretrained.layouts import ncsn as ncsn_layout
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import golden_dir
 

@@ -11,11 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from score_flow.config.hints import arguments_of, limits_of
+from score_flow.errors import UserError
 from score_flow.networks import ddpm, ncsnpp
 from score_flow.networks.blocks import layers, resample
 from score_flow.networks.blocks import ncsnpp as ncsnpp_blocks
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import golden_dir
 

@@ -13,9 +13,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from score_flow import networks
+from score_flow.errors import UserError
 from score_flow.networks import ncsnpp, sit
 from score_flow.networks.blocks import layers, transformer
-from score_flow.types import UserError
 
 NAMES = [module.name for module in pkgutil.iter_modules(networks.__path__)]
 MODULES = {name: importlib.import_module(f"{networks.__name__}.{name}") for name in NAMES}

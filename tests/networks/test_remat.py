@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from score_flow.config.hints import parameters_of
+from score_flow.errors import UserError
 from score_flow.networks.blocks.remat import POLICIES
-from score_flow.types import UserError
 from tests.networks.test_networks import LABEL, MODULES, NETWORKS, TIME, X, is_preset, params_of, small
 
 ABLE = [name for name in NETWORKS if "remat" in parameters_of(MODULES[name].build)]

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.networks.blocks.transformer import ASIDE
 from score_flow.networks.dit import DiT
 from score_flow.networks.mit import MiT
 from score_flow.networks.sit import SiT
-from score_flow.types import UserError
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
 TIME = jnp.array([0.3, 0.6])
@@ -50,6 +50,7 @@ def without_blocks_after(k, params):
     return params | parts
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_tap_is_what_the_block_returns_and_changes_no_bit_of_the_output(kind):
     """Blocks of zeros add nothing: what the block before them returns is then the last."""

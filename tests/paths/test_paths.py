@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from score_flow.errors import UserError
 from score_flow.numerics import expand
 from score_flow.paths.base import Path
 from score_flow.paths.ddpm import DDPM
@@ -17,7 +18,6 @@ from score_flow.paths.linear import Linear
 from score_flow.paths.subvp import SubVP
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
-from score_flow.types import UserError
 from tests.paths.variants import EPS, INSIDE, PATHS, TIMES, coefficients, evaluate
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())

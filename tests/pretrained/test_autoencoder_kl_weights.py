@@ -11,10 +11,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from score_flow.errors import UserError
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained import base
 from score_flow.pretrained.autoencoder_kl import layout, load, network_of
-from score_flow.types import UserError
 from tests.golden_data import golden_dir, some
 
 FOLDERS = sorted(file.parent for file in (golden_dir() / "autoencoder_kl").glob("*/config.json"))

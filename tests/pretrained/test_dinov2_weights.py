@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from score_flow.errors import UserError
 from score_flow.networks.dinov2 import DINOv2
 from score_flow.pretrained.dinov2 import HOW, from_tensors, load
-from score_flow.types import UserError
 from tests.golden_data import COMMITTED
 from tests.pretrained import torch_writer
 from tests.pretrained.drawn_weights import drawn

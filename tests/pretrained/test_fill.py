@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.pretrained.base import SHOWN, Layout, Leaf, as_dtype, conv, dense, fill, pointwise, same, stacked
-from score_flow.types import UserError
 
 IMAGE = (2, 5, 4, 3)
 

@@ -11,11 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from score_flow.errors import UserError
 from score_flow.pretrained import inception
 from score_flow.pretrained.inception import FILE, HOW, SHA256, URL, load, params_of
 from score_flow.pretrained.readers import tensors as readers
 from score_flow.pretrained.readers import torch_legacy
-from score_flow.types import UserError
 from tests.pretrained import torch_writer as new
 from tests.pretrained.readers import test_torch_legacy as old
 

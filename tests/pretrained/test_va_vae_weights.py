@@ -9,10 +9,10 @@ import pytest
 
 from score_flow.data.levels import Pixels
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.networks.autoencoder_kl import AutoencoderKL
 from score_flow.pretrained import autoencoder_kl, compvis_autoencoder
 from score_flow.pretrained.base import as_dtype, fill
-from score_flow.types import UserError
 from tests.golden_data import COMMITTED
 from tests.pretrained.drawn_weights import drawn
 from tests.pretrained.test_autoencoder_kl_weights import SMALL, folder_of, nhwc, params_of, relative_error, written

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers.files import read
-from score_flow.types import UserError
 
 
 class Program(bytes):

@@ -10,9 +10,9 @@ import pytest
 from sampling import ancestral, ddim, ode, predictor_corrector, sde
 from sampling.base import example_keys
 from sampling.flow import Solver, flow
+from score_flow.errors import UserError
 from score_flow.paths.linear import Linear
 from score_flow.process.grid import GRIDS, choose, choose_in_chain, intervals, karras, respace
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser
 from tests.golden_data import golden_dir
 from tests.paths.variants import DEFAULTS, EPS, PATHS, coefficients

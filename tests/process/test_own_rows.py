@@ -9,10 +9,10 @@ from score_flow.build import build_conditioning, build_loss, build_model
 from score_flow.config.loading import load
 from score_flow.data.preprocessing import Preprocessing
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.paths.linear import Linear
 from score_flow.process.grid import choose, listed
 from score_flow.process.prediction import Estimate
-from score_flow.types import UserError
 
 LAB = """
 import jax

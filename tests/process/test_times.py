@@ -9,6 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from score_flow.errors import UserError
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
 from score_flow.process.times import (
@@ -24,7 +25,6 @@ from score_flow.process.times import (
     uniform,
 )
 from score_flow.runs.checkpoint import Checkpoints, target
-from score_flow.types import UserError
 from tests.paths.variants import DEFAULTS, PATHS, coefficients
 
 T_MIN, T_MAX, B = 1e-3, 0.97, 2048

@@ -10,13 +10,13 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from score_flow.errors import UserError
 from score_flow.paths.ddpm import DDPM, cosine_betas, linear_betas
 from score_flow.paths.linear import Linear
 from score_flow.process.bound import VariationalBound, kl, tables
 from score_flow.process.prediction import Estimate
 from score_flow.process.transition import Gaussian
 from score_flow.process.transition import kl as kl_of_gaussians
-from score_flow.types import UserError
 from tests.paths.variants import DEFAULTS, EPS
 
 every_path = pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS.keys())

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from score_flow import __version__
+from score_flow.errors import UserError
 from score_flow.runs import checkpoint, manifest
 from score_flow.runs.checkpoint import Checkpoints, good_states, target
 from score_flow.runs.sharding import make_mesh, replicated, state_shardings, to_host
-from score_flow.types import UserError
 from tests.states import DAMAGE, files, items, make_state, write
 
 

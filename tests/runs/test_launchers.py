@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import launchers
 from score_flow.runs.launchers import (
     ALONE,
@@ -18,7 +19,6 @@ from score_flow.runs.launchers import (
     share,
     tasks_here,
 )
-from score_flow.types import UserError
 from tests.launch import ROOT
 from tests.runs.test_processes import gke, openmpi, slices, slurm
 

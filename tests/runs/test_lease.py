@@ -9,10 +9,10 @@ import time
 
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import lease, stores
 from score_flow.runs.places import path_of
 from score_flow.runs.workdir import hold
-from score_flow.types import UserError
 from tests import emulators
 
 pytestmark = pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import manifest
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.types import UserError
 from tests.states import DAMAGE, files
 
 RNG = np.random.default_rng(0)

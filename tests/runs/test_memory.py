@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import memory
-from score_flow.types import UserError
 
 EXHAUSTED = [
     MemoryError(),

@@ -26,8 +26,8 @@ import json, os, sys, tempfile, traceback
 
 import jax
 
+from score_flow.errors import UserError
 from score_flow.runs import processes
-from score_flow.types import UserError
 
 os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # jax sets it where no TPU is plugged in
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs.progress import MetricLog, read_lines
-from score_flow.types import UserError
 from tests.launch import ROOT, environment
 
 RNG = np.random.default_rng(0)

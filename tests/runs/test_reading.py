@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import files
-from score_flow.types import UserError
 
 X, Y = np.arange(6.0).reshape(2, 3), np.arange(4, dtype=np.uint8)
 

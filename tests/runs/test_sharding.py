@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from score_flow import build
+from score_flow.errors import UserError
 from score_flow.runs.sharding import arranged, group_size, make_mesh, multiple, replicated, state_shardings, whole
-from score_flow.types import UserError
 from tests.launch import ROOT, environment, finish, places
 
 # Two processes of two devices each, one of which has something to say.

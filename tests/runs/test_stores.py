@@ -11,10 +11,10 @@ from PIL import Image
 from evaluation.fold import Rows
 from score_flow.data import arrays
 from score_flow.data import folder as folders
+from score_flow.errors import UserError
 from score_flow.runs import files, places, stores
 from score_flow.runs.places import path_of
 from score_flow.runs.progress import MetricLog, read_lines
-from score_flow.types import UserError
 from tests import emulators
 
 pytestmark = pytest.mark.skipif(bool(emulators.missing("gs")), reason="gcsfs is not installed")

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs import files
-from score_flow.types import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 WRITERS = {

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.runs.workdir import hold, workdir
-from score_flow.types import UserError
 from tests.launch import ROOT, environment
 
 

@@ -14,7 +14,7 @@ from tests.paths.variants import DEFAULTS
 
 
 @pytest.mark.parametrize("n_steps", thinned([3, 1], 2))
-@pytest.mark.parametrize("path", DEFAULTS.values(), ids=DEFAULTS)
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 def test_the_density_of_gaussian_data(path, n_steps):
     t_min = 1e-3
     with jax.enable_x64(True):

@@ -15,11 +15,11 @@ from sampling.base import chain, example_keys, normal
 from sampling.control.base import KEY, Replaced, measured
 from sampling.kernels.ancestral import ancestral
 from score_flow.data.scaling import Scaling
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
-from score_flow.types import UserError
 from tests.discover import builds
 from tests.exact import GaussianDenoiser
 from tests.sampling.test_measurement import MASK, MEAN, MEASUREMENTS, SHAPE, STD, D, dense, known

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from sampling import base, predictor_corrector
 from sampling.flow import Solver, flow
+from score_flow.errors import UserError
 from score_flow.model import Denoiser
 from score_flow.numerics import expand
 from score_flow.paths.base import Path
 from score_flow.process.prediction import score
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_compare import Ours, compare
 from tests.golden_data import golden_dir, load

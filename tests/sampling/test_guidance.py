@@ -12,13 +12,13 @@ from sampling import ddim, ode
 from sampling.base import example_keys
 from sampling.guidance import guide
 from sampling.guided import Autoguided, ClassifierFree, ClassifierGuided, Extrapolation, Thresholded
+from score_flow.errors import UserError
 from score_flow.model import Denoiser, Model
 from score_flow.networks.mlp import MLP
 from score_flow.paths.base import Path
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.process.prediction import PREDICTIONS, Estimate
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 from tests.golden_data import golden_dir, load

@@ -10,11 +10,11 @@ import pytest
 from sampling.base import example_keys, normal
 from sampling.heun import build, churned, heun
 from sampling.recursion import recur
+from score_flow.errors import UserError
 from score_flow.paths.linear import Linear
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
 from score_flow.process.grid import karras
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 
 PATHS = [VP(), VE(), Linear()]

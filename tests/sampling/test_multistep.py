@@ -13,12 +13,12 @@ from sampling.multistep import build
 from sampling.recursion import recur
 from sampling.unipc import build as build_unipc
 from sampling.unipc import unipc
+from score_flow.errors import UserError
 from score_flow.paths.gvp import GVP
 from score_flow.paths.linear import Linear
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
 from score_flow.process.grid import intervals, log_snr, uniform
-from score_flow.types import UserError
 from tests.exact import GaussianDenoiser, MixtureDenoiser
 
 T_MIN, T_MAX, N = 1e-3, 0.99, 17

@@ -14,11 +14,11 @@ from sampling.published import CHAINS, PublishedChain
 from score_flow.config import registries
 from score_flow.config.components import Component, check, explain, resolve, with_defaults
 from score_flow.config.hints import parameters_of
+from score_flow.errors import UserError
 from score_flow.model import score_of, velocity_of
 from score_flow.paths.subvp import SubVP
 from score_flow.paths.ve import VE
 from score_flow.paths.vp import VP
-from score_flow.types import UserError
 from tests.discover import builds
 from tests.exact import GaussianDenoiser
 from tests.sampling.published import correct, predict

@@ -11,10 +11,10 @@ import pytest
 from sampling.base import chain, example_keys
 from sampling.kernels import annealed_langevin, langevin
 from sampling.kernels.ancestral import ancestral
+from score_flow.errors import UserError
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
 from score_flow.process.grid import intervals, uniform
-from score_flow.types import UserError
 from tests.discover import builds
 from tests.exact import GaussianDenoiser
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.runs.sharding import make_mesh, state_shardings
 from score_flow.training import history
 from score_flow.training.accepting import accepted
@@ -15,7 +16,6 @@ from score_flow.training.optimiser import optimiser_of
 from score_flow.training.restoring import restored
 from score_flow.training.saver import Saver
 from score_flow.training.steps import TrainState
-from score_flow.types import UserError
 from tests.launch import TINY
 from tests.training.test_saver import Flushed
 

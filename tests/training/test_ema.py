@@ -12,11 +12,11 @@ from evaluation.weights import load_params, weights_of, which_of
 from score_flow.build import experiment
 from score_flow.config.loading import differences, load, with_settings
 from score_flow.config.options import WIDEST_EMA, ModelOptions
+from score_flow.errors import UserError
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import BATCH_AXES, state_shardings, to_host
 from score_flow.training.ema import combination, gamma_of, n_averages, power_share
 from score_flow.training.steps import init_state, make_train_steps
-from score_flow.types import UserError
 from tests.launch import TINY
 
 STDS = (0.05, 0.1)

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from score_flow.errors import NonFinite, Preempted, UserError
 from score_flow.runs.progress import CLOCK, read_lines
 from score_flow.training.faults import SKIPS, TRIES, Faults
 from score_flow.training.optimiser import Rate
-from score_flow.types import NonFinite, Preempted, UserError
 from tests.launch import finish, start_together, weights
 from tests.training.fragile import fit, fragile, key_of
 

@@ -14,6 +14,7 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.config.options import OptimOptions
+from score_flow.errors import Preempted
 from score_flow.runs.checkpoint import Checkpoints, named
 from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training import flat, matrices, optimiser
@@ -23,7 +24,6 @@ from score_flow.training.gradients import _as_held, _ready
 from score_flow.training.optimiser import layout_for
 from score_flow.training.run import initial_state, program_of
 from score_flow.training.steps import held
-from score_flow.types import Preempted
 from tests.launch import TINY
 from tests.training.fragile import fit, fragile, key_of
 from tests.training.test_faults import assert_same

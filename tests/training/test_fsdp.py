@@ -23,8 +23,9 @@ NETWORKS = {
     "dit": ("width=64", "depth=5", "num_heads=2", "register_tokens=3", "context_start=2"),
     "ncsnpp": (*UNET, "embedding='fourier'", "fir=True", "progressive_input='residual'"),
     "adm": UNET,
+    "edm2": (*UNET, "head_channels=32"),
 }
-EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "ncsnpp", "adm"))]
+EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "ncsnpp", "adm", "edm2"))]
 
 
 class Program:

@@ -12,12 +12,12 @@ from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import load
 from score_flow.config.options import OptimOptions
+from score_flow.errors import UserError
 from score_flow.networks.flowpp import FlowppDequantiser
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import make_mesh, state_shardings
 from score_flow.training.matrices import RMS, is_matrix, numbers_of
 from score_flow.training.optimiser import make_optimiser, optimiser_of, updates_of
-from score_flow.types import UserError
 from tests.launch import losses, run
 from tests.training.test_training import ADAM, distance
 

@@ -10,6 +10,7 @@ import pytest
 from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.losses.simple import Denoising
 from score_flow.networks.blocks import devices
 from score_flow.networks.classifier import NETWORKS as CLASSIFIERS
@@ -19,7 +20,6 @@ from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training.ema import n_averages
 from score_flow.training.gradients import check_microbatches
 from score_flow.training.run import initial_state, program_of, train
-from score_flow.types import UserError
 from tests.losses.test_losses import CHAIN, Distance, Logits, built, settings
 from tests.training.test_training import distance
 

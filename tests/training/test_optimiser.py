@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from score_flow.config.options import OptimOptions
+from score_flow.errors import UserError
 from score_flow.training.optimiser import Rate, make_optimiser, optimiser_of, rate_of, updates_of
-from score_flow.types import UserError
 from tests.training.test_training import ADAM, optimise
 
 LR, WARMUP, N = 3e-3, 5, 40

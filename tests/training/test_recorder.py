@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.errors import NonFinite
 from score_flow.runs.progress import MetricLog, read_lines
 from score_flow.training import pace
 from score_flow.training.faults import SKIPS, Faults
 from score_flow.training.recorder import Recorder
 from score_flow.training.steps import Metrics, TrainState
-from score_flow.types import NonFinite
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 
 from score_flow import __version__
 from score_flow.config.loading import load
+from score_flow.errors import NonFinite, UserError
 from score_flow.runs import manifest
 from score_flow.runs.sharding import make_mesh, state_shardings, to_host
 from score_flow.training import saver as saver_module
 from score_flow.training.saver import Saver
 from score_flow.training.steps import Metrics
-from score_flow.types import NonFinite, UserError
 from tests.launch import TINY
 from tests.states import DAMAGE, files, make_state
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
 
 from score_flow.config.hints import Given
+from score_flow.errors import UserError
 from score_flow.tree import static
-from score_flow.types import UserError
 
 LevelsGiven = Annotated[int, Given("the pixel levels of the data")]
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from score_flow.data.formats import index
 from score_flow.data.formats.spans import Spans, unpacked
+from score_flow.errors import UserError, one_line, printable
 from score_flow.runs.files import regular_file
-from score_flow.types import UserError, one_line, printable
 
 LARGEST = 1 << 28  # bytes of a member
 LOCAL = struct.Struct("<4s22xHH")  # a zip's header before a member: signature, lengths of its name and extra field

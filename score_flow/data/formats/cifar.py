@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from score_flow.errors import UserError, one_line, printable
 from score_flow.runs.files import regular_file
 from score_flow.runs.pickles import SHOWN, VALUES, Function, Machine
-from score_flow.types import UserError, one_line, printable
 
 PIXELS = 3 * 32 * 32
 IMAGES = {"train": 50_000, "test": 10_000}  # that were published

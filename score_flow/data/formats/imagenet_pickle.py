@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from score_flow.data.formats.cifar import ArrayMachine, value_of
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import regular_file
 from score_flow.runs.pickles import SHOWN, Function
-from score_flow.types import UserError, one_line
 
 ORDERED = ("u1", "f4", "f8")  # of the images, and of the mean
 PICKLE = b"\x80"  # what those of protocol 2 and later begin with

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.runs.files import arrays_of, regular_file, write_whole
-from score_flow.types import UserError
 
 VERSION = 1
 FEW = 10_000  # entries that are scanned anew each time

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import reason, regular_file
-from score_flow.types import UserError, one_line
 
 OPEN = 256  # files at most that stay open between two reads
 COMPRESSED = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from score_flow.types import UserError, one_line
+from score_flow.errors import UserError, one_line
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 RECORDS = re.compile(r"\.tfrecord(-\d+-of-\d+)?$")

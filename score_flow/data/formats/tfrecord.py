@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from score_flow.data.formats import crc32c, index
 from score_flow.data.formats.spans import Spans
+from score_flow.errors import UserError, one_line
 from score_flow.runs.files import regular_file
-from score_flow.types import UserError, one_line
 
 HEADER, FOOTER = 12, 4  # bytes around a record
 GZIP = b"\x1f\x8b"

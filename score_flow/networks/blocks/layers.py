@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from score_flow.config.hints import Dtype, Given
 from score_flow.config.limits import Limits
+from score_flow.errors import UserError
 from score_flow.networks.blocks import devices
-from score_flow.types import Condition, UserError
+from score_flow.types import Condition
 
 # Of the fields that all networks have.
 ClassesGiven = Annotated[int, Given("the number of the data's classes, 0 without config.model.class_conditional")]

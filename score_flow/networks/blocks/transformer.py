@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from score_flow.errors import UserError
 from score_flow.networks.blocks import devices, layers
 from score_flow.networks.blocks.remat import rematted
-from score_flow.types import UserError
 
 TIME_FEATURES = 256
 ASIDE = "aside"  # the collection of what `aside` leaves, for whoever applies a network with this mutable

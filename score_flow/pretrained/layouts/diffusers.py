@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.model import Model
 from score_flow.pretrained.base import Layout, Leaf, conv, pointwise, same, size
-from score_flow.types import UserError
 
 MARKS = ("conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.0.resnets.0.time_emb_proj.weight")
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # until 2023

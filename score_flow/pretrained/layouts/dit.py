@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.model import Model
 from score_flow.networks.blocks.transformer import rotations, sincos_positions
 from score_flow.networks.dit import DiT
 from score_flow.pretrained.base import Layout, Leaf, conv, dense, pointwise, same, stacked
 from score_flow.process.prediction import velocity
-from score_flow.types import UserError
 
 
 def layout_of(model: Model, image_shape: tuple[int, int, int], whose: str) -> Layout:

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.networks.flowpp import ATTENTIVE, FlowppDequantiser
 from score_flow.pretrained.base import Layout, Leaf, same
-from score_flow.types import UserError
 
 Leaves = dict[str, Leaf]
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError, check_choice
 from score_flow.networks.ncsn import NCSN
 from score_flow.networks.ncsnv2 import PLANS, NCSNv2
 from score_flow.pretrained.base import Layout, Leaf, conv, same
-from score_flow.types import UserError, check_choice
 
 Module = tuple[str, str, str]  # ours, PyTorch's, flax's
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained.base import Layout, Leaf, conv, dense, pointwise, same
-from score_flow.types import UserError
 
 Rules = Mapping[str, dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]]  # kind -> ours: (theirs, how to read)
 

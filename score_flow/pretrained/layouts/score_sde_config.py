@@ -6,7 +6,7 @@ from typing import Any
 
 from score_flow.config.former import CORRECTORS, FOLDERS, NCSNPP, PREDICTORS, TFDS, WITHOUT
 from score_flow.config.loading import flatten
-from score_flow.types import UserError, check_choice
+from score_flow.errors import UserError, check_choice
 
 # Settings that mean the same here, by their name there and here.
 SAME = {

@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict
 
 from score_flow.config.former import NCSNPP
 from score_flow.config.loading import flatten
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts import ncsnpp
-from score_flow.types import UserError, check_choice
 
 KINDS = {"ema": "params_ema", "raw": "params"}
 # The settings that say what the weights mean, with what they are if not given; None: what a config must say

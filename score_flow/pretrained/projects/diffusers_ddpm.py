@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ddpm import DDPM
 from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other, size
 from score_flow.pretrained.layouts import diffusers
-from score_flow.types import UserError, check_choice
 
 OTHER_MARKS = ("time_proj.weight", "time_proj.W", "class_embedding.weight")  # of networks that this is not
 # The fields of DDPM that these have one value of.

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained.base import Checkpoint, Layout, Project, refuse_other, size
 from score_flow.pretrained.layouts import diffusers
-from score_flow.types import UserError, check_choice
 
 FREQUENCIES, OLD_FREQUENCIES = "time_proj.weight", "time_proj.W"  # one tensor under both names at first
 # The fields of NCSNpp that their "skip" blocks have one value of.

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained import base
 from score_flow.pretrained.projects import edm2
-from score_flow.types import UserError, check_choice
 
 RESIDUAL = {"norm_0": "norm0", "conv_0": "conv0", "embedding": "affine", "norm_1": "norm1", "conv_1": "conv1"}
 SHORTCUT, QKV = "skip", ("query", "key", "value")

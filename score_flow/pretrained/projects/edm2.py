@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.edm2 import ATTENTION, EDM2, JOINED, LABEL, LARGEST, RESIDUAL
 from score_flow.pretrained import base
-from score_flow.types import UserError, check_choice
 
 CLASS = "Precond"
 # The arguments of their network with what they are if not given; None: what a file must say

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.mit import MiT
 from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, same
-from score_flow.types import UserError, check_choice
 
 FORMER = {
     "k_embedder": "omega_embedder", "cfg_start_cond_tokens": "t_min_tokens", "cfg_end_cond_tokens": "t_max_tokens",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.adm import ADM
 from score_flow.pretrained import base
 from score_flow.pretrained.layouts import adm
-from score_flow.types import UserError, check_choice
 
 MARKS = ("time_embed.0.weight", "input_blocks.0.0.weight")
 CHANNEL_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}  # by image size

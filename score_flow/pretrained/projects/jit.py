@@ -7,10 +7,10 @@ ema_decay1, with which they sample, and ema_decay2, which is not imported.
 from collections.abc import Mapping
 from typing import Any
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.pretrained.base import Checkpoint, Layout, Project, Tensors
 from score_flow.pretrained.layouts.dit import layout_of
-from score_flow.types import UserError, check_choice
 
 PREFIX = "net."
 SIZES = {"B": (768, 12, 12, 128, 4), "L": (1024, 24, 16, 128, 8), "H": (1280, 32, 16, 256, 10)}

@@ -6,10 +6,10 @@ Their time runs from noise (0) to data (1): the network is told 1 - t, and the l
 from collections.abc import Mapping
 from typing import Any
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts.dit import layout_of
-from score_flow.types import UserError, check_choice
 
 SIZES = {  # width, depth, heads
     "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16), "1p0B": (1536, 24, 24), "1p6B": (1792, 28, 28),

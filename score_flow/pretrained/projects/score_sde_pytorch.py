@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.model import Model
 from score_flow.pretrained.base import Checkpoint, Layout, Project
 from score_flow.pretrained.layouts import ncsn as ncsn_layout
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
 from score_flow.pretrained.layouts.score_sde_config import translate
-from score_flow.types import UserError
 
 PREFIX = "module."  # of torch's DataParallel
 

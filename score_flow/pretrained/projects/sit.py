@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.blocks.transformer import sincos_positions
 from score_flow.networks.sit import SiT
 from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, Tensors, conv, dense, same, stacked
 from score_flow.process.prediction import velocity
-from score_flow.types import UserError, check_choice
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
 MODELS = {f"SiT-{size}/{p}": (*shape, p) for size, shape in SIZES.items() for p in (2, 4, 8)}

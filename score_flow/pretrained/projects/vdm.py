@@ -11,11 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from score_flow.config.loading import flatten
+from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.vdm import VDM
 from score_flow.paths.log_snr import LogSNR
 from score_flow.pretrained.base import Checkpoint, Layout, Leaf, Project, Tensors, same
-from score_flow.types import UserError, check_choice
 
 NETWORK = "score_model"
 # Ours -> theirs within a block.

@@ -11,8 +11,8 @@ import numpy as np
 from flax import serialization
 from safetensors.numpy import load_file
 
+from score_flow.errors import UserError, one_line
 from score_flow.pretrained.readers import persistent, torch_file
-from score_flow.types import UserError, one_line
 
 FORMATS = "torch's zip (.pt, .pth), safetensors, flax's msgpack, EDM's pickles"
 DIFFUSERS = "diffusion_pytorch_model.safetensors"  # what diffusers names the weights in a folder

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers import torch_legacy
 from score_flow.pretrained.readers.torch_file import EXPANSION, GLOBALS, TorchMachine
 from score_flow.runs.pickles import VALUES, Function
-from score_flow.types import UserError
 
 MARK = b"torch_utils.persistence"  # among the first names of such a file
 BEGINNING = 1 << 16

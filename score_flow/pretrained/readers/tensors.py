@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from score_flow.errors import UserError, one_line
 from score_flow.pretrained.readers import files, torch_legacy
 from score_flow.runs.files import arrays_of, sha256_of
 from score_flow.runs.places import local, place_of
-from score_flow.types import UserError, one_line
 
 T = TypeVar("T")
 MOST_TENSORS = 10_000  # that a file may hold: no network has as many

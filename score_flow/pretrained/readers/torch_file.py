@@ -16,8 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.runs.pickles import SHOWN, Function, Machine
-from score_flow.types import UserError
 
 EXPANSION = 4  # how many times the bytes of the file its contents may take, compressed or as overlapping views
 

@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers.torch_file import EXPANSION, TorchMachine
 from score_flow.runs.pickles import SHOWN
-from score_flow.types import UserError
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 VERSION = 1001

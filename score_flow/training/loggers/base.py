@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 class About(NamedTuple):

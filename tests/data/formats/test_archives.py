@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score_flow.data.formats import archives, index, spans
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data.writers import noise, refusal, tar_of, zip_of
 
 FILES = (

@@ -8,7 +8,7 @@ import pytest
 
 from score_flow.data import cifar10, cifar100
 from score_flow.data.formats import cifar
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.data import writers
 from tests.data.test_arrays import Canary
 from tests.data.writers import refusal

@@ -9,10 +9,10 @@ import pytest
 from evaluation.coding import file
 from evaluation.coding.chain import Step, chain_of
 from evaluation.coding.stack import Stack
+from score_flow.errors import UserError
 from score_flow.paths.linear import Linear
 from score_flow.paths.log_snr import LogSNR
 from score_flow.process.bound import VariationalBound, tables
-from score_flow.types import UserError
 
 LEVELS, D = 5, 6
 X0 = np.linspace(-1, 1, LEVELS)

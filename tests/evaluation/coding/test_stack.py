@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.coding.stack import TOTAL, Grid, Stack, exact_tail, tanh_tail
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 LEVELS = Grid(0.125, -1.0, levels=17)
 GRIDS = {

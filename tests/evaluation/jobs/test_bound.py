@@ -16,13 +16,13 @@ from evaluation.jobs.bound import bound_terms, time_sampler
 from sampling.base import example_keys
 from sampling.flow import Solver
 from sampling.likelihood import log_likelihood
+from score_flow.errors import UserError
 from score_flow.numerics import mean_and_error
 from score_flow.paths.linear import Linear
 from score_flow.paths.vp import VP
 from score_flow.process.grid import noisy_end
 from score_flow.process.prediction import Estimate
 from score_flow.process.times import TimeSampler
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.exact import CorrelatedDenoiser, GaussianDenoiser, MixtureDenoiser
 from tests.launch import run

@@ -19,10 +19,10 @@ from evaluation.run import Visit, folds_of, prepared
 from score_flow.build import experiment
 from score_flow.config import registries
 from score_flow.config.loading import load
+from score_flow.errors import Preempted
 from score_flow.runs.checkpoint import Checkpoints
 from score_flow.runs.sharding import make_mesh
 from score_flow.training import dequantiser as train_deq
-from score_flow.types import Preempted
 
 TINY = (
     "path.name=vp", "sampling.name=ddim", "sampling.n_steps=2", "dequantizer.name=small", "dequantizer.width=4",

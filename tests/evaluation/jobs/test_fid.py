@@ -23,7 +23,7 @@ from evaluation.modes.statistics import write_statistics
 from sampling.building import build_sampler
 from score_flow.build import experiment
 from score_flow.config.loading import load
-from score_flow.types import Preempted, UserError
+from score_flow.errors import Preempted, UserError
 
 N = 100
 FLAGS = (

@@ -11,8 +11,8 @@ from main import EXIT_USER_ERROR, main
 from score_flow import FIGURES, __version__
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.types import UserError
 from tests.launch import TINY
 
 NAME = "my_lab.brightness"

@@ -1,6 +1,8 @@
 """What a result depends on is in its key; a job can look at nothing else; and no list of jobs stands anywhere."""
 
 import dataclasses
+import hashlib
+import json
 import re
 import tomllib
 
@@ -20,7 +22,8 @@ from score_flow.config.components import find as find_build
 from score_flow.config.loading import flatten, load
 from score_flow.config.options import EvalOptions
 from score_flow.config.registries import ROOT
-from score_flow.types import UserError
+from score_flow.errors import UserError
+from score_flow.pretrained import autoencoder_kl
 from tests.launch import TINY
 
 JOBS = registries.JOBS.names()
@@ -105,6 +108,18 @@ def test_files_count_by_their_content_not_by_their_name(tmp_path):
     assert keys.contents(str(one)) != keys.contents(str(other))
     section = Component("inpaint", {"input": str(one), "method": "replacement"})
     assert keys.component(section) == {"name": "inpaint", "input": keys.contents(str(one)), "method": "replacement"}
+
+
+def test_an_autoencoder_counts_by_weights_and_settings(tmp_path):
+    """Stable Diffusion's settings, given or not, count for nothing beside its weights: older keys stay as they are."""
+    (tmp_path / autoencoder_kl.WEIGHTS).write_bytes(b"a")
+    of = []
+    for settings in (None, {}, {"scaling_factor": 0.18215}, {"scaling_factor": 0.13}, {"centered": False}):
+        if settings is not None:
+            (tmp_path / autoencoder_kl.CONFIG).write_text(json.dumps(settings))
+        of.append(keys.contents(str(tmp_path)))
+    assert of[0] == of[1] == of[2] == f"sha256 {hashlib.sha256(b'a').hexdigest()[:16]}"
+    assert len({*of}) == 3 and all(found.startswith(of[0]) for found in of)
 
 
 def test_no_list_of_jobs():

@@ -10,9 +10,9 @@ from PIL import Image
 from evaluation.jobs import pngs
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import Preempted, UserError
 from score_flow.runs.files import write_arrays
 from score_flow.runs.places import place_of, read
-from score_flow.types import Preempted, UserError
 from tests import emulators
 
 N = 11

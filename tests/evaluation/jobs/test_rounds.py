@@ -16,8 +16,8 @@ from evaluation.jobs.rounds import Each, drawn, per_image
 from sampling.base import Samples, example_keys, normal
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import NonFinite, UserError
 from score_flow.runs.sharding import make_mesh
-from score_flow.types import NonFinite, UserError
 from tests.launch import TINY
 
 N = 50

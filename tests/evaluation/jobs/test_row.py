@@ -21,7 +21,7 @@ from evaluation.report import results as written
 from sampling.building import build_sampler
 from score_flow.build import experiment
 from score_flow.config.loading import load
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 N = 60
 FLAGS = (

@@ -19,9 +19,9 @@ from score_flow.config import registries
 from score_flow.config.components import Component, resolve
 from score_flow.data import digits
 from score_flow.data.base import ArraySource
+from score_flow.errors import UserError
 from score_flow.networks.dinov2 import DINOv2
 from score_flow.networks.inception import InceptionV3, Outputs
-from score_flow.types import UserError
 from tests.discover import builds
 from tests.golden_data import golden_dir
 from tests.pretrained.inception_weights import drawn

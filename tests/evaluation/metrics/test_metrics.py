@@ -10,7 +10,7 @@ from evaluation.metrics.collector import Collector
 from evaluation.metrics.frechet import ClassSums, Moments, frechet_distance, inception_score, moments, split_of
 from evaluation.metrics.kernel_distance import kernel_distance
 from evaluation.metrics.manifold import precision_recall
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 EPS = np.finfo(np.float64).eps
 

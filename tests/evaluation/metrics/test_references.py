@@ -9,7 +9,7 @@ from evaluation.jobs import judging
 from evaluation.metrics.extractors import base
 from evaluation.metrics.frechet import Moments, frechet_distance, moments
 from evaluation.metrics.statistics import Statistics, read
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 RNG = np.random.default_rng(0)
 POOL, SPATIAL, DINO = (RNG.normal(size=(40, d)) for d in (6, 5, 4))

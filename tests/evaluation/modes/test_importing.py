@@ -11,8 +11,8 @@ import pytest
 
 from evaluation.modes.importing import open_published
 from main import EXIT_USER_ERROR, main
+from score_flow.errors import UserError
 from score_flow.runs.checkpoint import Checkpoints
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import golden_dir, load
 from tests.pretrained.imported import Imported

@@ -10,7 +10,7 @@ from evaluation.modes import pack as mode
 from main import EXIT_USER_ERROR, main
 from score_flow.data import compare, folder, latents, packed
 from score_flow.data.base import ArraySource, facts
-from score_flow.types import UserError
+from score_flow.errors import UserError
 from tests.launch import run
 
 N = 23

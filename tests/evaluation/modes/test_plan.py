@@ -22,8 +22,8 @@ from evaluation.plan.fitting import Fit
 from evaluation.plan.program import read
 from main import EXIT_USER_ERROR, main
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.runs.workdir import write_config
-from score_flow.types import UserError
 from tests.launch import ROOT, TINY
 
 BATCH = "--config.training.batch_size=16"

@@ -22,7 +22,7 @@ from evaluation.run import evaluate
 from score_flow.build import experiment
 from score_flow.config.loading import load
 from score_flow.data import digits
-from score_flow.types import Preempted, UserError
+from score_flow.errors import Preempted, UserError
 
 TINY = ("network.name=mlp", "network.width=8", "network.depth=1")
 N, LEVELS = 1500, 17

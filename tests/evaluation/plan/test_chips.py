@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from evaluation.plan import chips
-from score_flow.types import UserError
+from score_flow.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.networks import flowpp
 from score_flow.networks.blocks.flowpp import Conv
 from score_flow.pretrained import base
 from score_flow.pretrained.layouts.flowpp import flax_layout
-from score_flow.types import UserError
 from tests.networks.test_flowpp import SHAPE, SMALL, batch, every_preset, init, small, trained
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.networks import ddpm
 from score_flow.pretrained import base
 from score_flow.pretrained.projects import diffusers_ddpm
-from score_flow.types import UserError
 from tests.golden_data import COMMITTED
 from tests.pretrained.drawn_weights import drawn
 

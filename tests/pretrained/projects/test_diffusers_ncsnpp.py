@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from score_flow.errors import UserError
 from score_flow.model import Model
 from score_flow.networks import ddpm, ncsnpp
 from score_flow.paths import ve
@@ -15,7 +16,6 @@ from score_flow.pretrained import base
 from score_flow.pretrained.layouts import ncsnpp as ncsnpp_layout
 from score_flow.pretrained.projects import diffusers_ncsnpp
 from score_flow.process.prediction import PREDICTIONS
-from score_flow.types import UserError
 
 SOURCE = diffusers_ncsnpp.build()
 SCHEDULER = {

@@ -11,13 +11,13 @@ import pytest
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.pretrained import base
 from score_flow.pretrained.projects import edm, edm2
 from score_flow.pretrained.readers.files import read
 from score_flow.process.times import uniform
 from score_flow.training.matrices import unit_kernels
 from score_flow.training.optimiser import make_optimiser
-from score_flow.types import UserError
 from tests.golden_data import COMMITTED
 from tests.pretrained.drawn_weights import drawn
 from tests.toy_losses import denoising

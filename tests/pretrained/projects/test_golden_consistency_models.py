@@ -14,10 +14,10 @@ from flax.traverse_util import unflatten_dict
 from main import main
 from sampling import consistency, flow_map
 from sampling.base import keys
+from score_flow.errors import UserError
 from score_flow.numerics import expand
 from score_flow.pretrained.base import fill
 from score_flow.pretrained.projects import consistency_models
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import COMMITTED
 from tests.pretrained.imported import Imported, bare_of, shapes_of

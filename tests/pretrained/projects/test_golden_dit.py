@@ -8,8 +8,8 @@ import pytest
 from evaluation.modes.importing import open_published
 from score_flow.build import build_conditioning, build_model
 from score_flow.config.loading import load, with_settings
+from score_flow.errors import UserError
 from score_flow.pretrained.base import fill
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import COMMITTED
 from tests.golden_data import load as golden

@@ -10,10 +10,10 @@ from flax import serialization
 
 from evaluation.modes.importing import open_published
 from main import main
+from score_flow.errors import UserError
 from score_flow.networks import mit
 from score_flow.pretrained.base import fill
 from score_flow.pretrained.projects import imeanflow
-from score_flow.types import UserError
 from tests.golden_data import COMMITTED, load
 from tests.pretrained.imported import Imported, allowed, bare_of, shapes_of
 

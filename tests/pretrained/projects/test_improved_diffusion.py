@@ -11,11 +11,11 @@ from flax.traverse_util import flatten_dict
 
 from score_flow.build import experiment
 from score_flow.config.loading import load
+from score_flow.errors import UserError
 from score_flow.model import count_parameters
 from score_flow.pretrained import base
 from score_flow.pretrained.projects import improved_diffusion
 from score_flow.pretrained.readers.files import read
-from score_flow.types import UserError
 from tests.discover import thinned
 from tests.golden_data import golden_dir, some
 

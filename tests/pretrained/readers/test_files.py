@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers.files import DIFFUSERS, read
-from score_flow.types import UserError
 from tests.golden_data import golden_dir
 from tests.pretrained.torch_writer import SIX, refusal, tensor, write
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers.files import read
 from score_flow.pretrained.readers.torch_file import STORAGES
-from score_flow.types import UserError
 from tests.pretrained.torch_writer import SIX, Program, call, name, program, refusal, tensor, write
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from score_flow.errors import UserError
 from score_flow.pretrained.readers import torch_legacy
-from score_flow.types import UserError
 from tests.pretrained.torch_writer import SIX, Program, call, name, program, tensor
 
 
