@@ -34,6 +34,12 @@ def test_files_are_short():
     assert not {name(path): n for path, n in lines.items() if n > OF_A_FILE}
 
 
+def test_modules_of_tests_have_names_of_their_own():
+    """Of two of one name pytest collects one."""
+    counts = collections.Counter(path.name for path in TESTS if path.name.startswith("test_"))
+    assert not {module: n for module, n in counts.items() if n > 1}
+
+
 def functions(path: Path) -> dict[str, int]:
     """file:line name -> lines of every function, the nested ones too, without decorators."""
     return {

@@ -11,6 +11,7 @@ from score_flow.config.loading import load, with_settings
 from score_flow.errors import UserError
 from score_flow.losses.flow_map import ERRORS, Point, Teacher
 from score_flow.numerics import expand
+from tests.discover import thinned
 from tests.exact import GaussianDenoiser
 from tests.paths.variants import DEFAULTS
 
@@ -43,7 +44,7 @@ def test_the_average_velocity_composes_and_ends_in_the_velocity(path):
     np.testing.assert_allclose(near, denoiser.velocity(x, t), rtol=1e-4, atol=1e-4)
 
 
-@every_path
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_perfect_network_makes_no_error(kind, path):
     """At any two times and at equal ones, with the flow's own velocity in the place of a pair's."""
@@ -76,7 +77,7 @@ def drawn(run, n=256):
     return params, run.loss.draw((), jax.random.key(1), batch, True)[0]
 
 
-@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("kind", thinned(ERRORS, 2))
 def test_its_gradient_is_that_of_the_error_alone(kind):
     """Against central differences of |u - target|^2 w with the target and w held at the parameters."""
     run = small(**{"training.flow_map": kind})
@@ -161,6 +162,7 @@ def test_guidance_is_learnt(taught):
 MIT = {"network.name": "mit", "network.num_heads": 2, "network.depth": 2, "network.velocity_head": 1}
 
 
+@pytest.mark.slow
 def test_a_head_for_the_velocity():
     """It says the direction of the derivative, also for guidance, and its own error is added."""
     run = small(**MIT, **LABELLED, **{"model.guidance": True, "training.flow_map": "improved"})

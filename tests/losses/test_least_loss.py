@@ -47,7 +47,7 @@ def test_the_perfect_network_has_the_least_loss(path):
         assert abs(losses.mean() - least(path, weighting, T_MIN, T_MAX)) <= 3 * error, weighting
 
 
-@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 7), ids=DEFAULTS)
 def test_every_prediction_has_the_same_loss(path):
     """At given times and noise, to the rounding of outputs and targets: | |a| - |b| | <= |a - b|, times the gain."""
     c = path.at(T)

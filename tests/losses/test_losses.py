@@ -205,6 +205,7 @@ def test_a_classifier_is_asked_for_nothing_else(flag, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_two_names_of_one_thing_agree():
     """likelihood_weighting beside weighting = likelihood; importance_weighting beside time_sampler = log_snr."""
     same = [

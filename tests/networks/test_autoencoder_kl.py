@@ -101,6 +101,7 @@ def test_quant_convs_are_two_maps_of_channels():
     assert count_parameters(with_maps) - count_parameters(without) == 6 * 7 + 3 * 4
 
 
+@pytest.mark.slow
 def test_examples_do_not_mix_and_bfloat16_is_near():
     random = np.random.default_rng(0)
     x = jnp.asarray(random.standard_normal((3, 4, 6, 2)), jnp.float32)

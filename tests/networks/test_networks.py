@@ -19,6 +19,7 @@ from score_flow.networks.blocks import layers, transformer
 
 NAMES = [module.name for module in pkgutil.iter_modules(networks.__path__)]
 MODULES = {name: importlib.import_module(f"{networks.__name__}.{name}") for name in NAMES}
+slow = pytest.mark.slow
 NETWORKS = sorted(name for name, module in MODULES.items() if hasattr(module, "build"))
 
 
@@ -27,14 +28,12 @@ def is_preset(name):
     return any(other != name and issubclass(MODULES[name].build, MODULES[other].build) for other in NETWORKS)
 
 
-slow = pytest.mark.slow
+def networks_of(quick):  # the others with make test-all
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=() if quick(n) else slow) for n in NETWORKS])
 
 
-def cases(names):  # make test-all has presets, too, and edm2, which compiles for long
-    return [pytest.param(name, marks=[slow] if is_preset(name) or name == "edm2" else []) for name in names]
-
-
-every_network = pytest.mark.parametrize("name", cases(NETWORKS))
+every_network = networks_of(lambda name: not is_preset(name) and name != "edm2")  # edm2 compiles for long
+few_networks = networks_of(lambda name: name in ("ddpm", "mlp", "sit"))
 
 # For networks that offer these fields.
 SMALL = {"width": 24, "depth": 2, "num_res_blocks": 1, "channel_mult": (1, 2), "num_scales": 1000}
@@ -109,7 +108,7 @@ def test_output_and_parameters_are_float32_of_the_given_shape(name, out_channels
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-@every_network
+@few_networks
 def test_bfloat16_computes_the_same_function_up_to_rounding(name):
     params = params_of(name)
     error = relative_error(apply(small(name, dtype="bfloat16"), params), apply(small(name), params))
@@ -159,7 +158,7 @@ def test_conditional_network_refuses_a_missing_label_and_unconditional_has_no_ta
     assert [flatten_dict(conditional)[path].shape[0] for path in extra] == [CLASSES + 1]
 
 
-@every_network
+@few_networks
 def test_dropout_is_active_only_when_asked(name):
     network, params = small(name, dropout=0.5), params_of(name)
     draw, again, other = (apply(network, params, key=jax.random.key(seed, impl="rbg")) for seed in (3, 3, 4))
@@ -193,7 +192,7 @@ def test_equal_configs_are_one_compilation(name):
     assert traced == [X.shape, X[:2].shape]
 
 
-@pytest.mark.parametrize("name, bound", [("mlp", 1e-3), ("ncsnpp", 1e-3), ("sit", 0.0)])
+@pytest.mark.parametrize("name, bound", [("mlp", 1e-3), pytest.param("ncsnpp", 1e-3, marks=slow), ("sit", 0.0)])
 def test_initial_output_is_zero(name, bound):
     # Variance 1e-10 leaves a factor 1e-5, times activations of order 1 to 10; SiT's last layer is exactly zero.
     network = small(name, **({"channel_mult": (1,)} if name == "ncsnpp" else {}))
@@ -330,6 +329,7 @@ def test_group_norm_standardises_each_group():
     assert layers.GroupNorm(3).apply({"params": params}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@slow
 def test_group_norm_has_the_derivatives_of_its_formula():
     """Forward, backward, and forward of backward: those of the textbook's formula in float32."""
     x, dx = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 6)) + 1

@@ -32,7 +32,7 @@ def slope(ns, errors) -> float:
     return -np.polyfit(np.log(ns), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("method", thinned(METHODS, 2))
+@pytest.mark.parametrize("method", thinned(METHODS, 4))
 def test_ode_order(method):
     """End state against the exact flow z = m_t + (s_t/s_0)(x - m_0), in float64; counted in steps."""
     with jax.enable_x64(True):
@@ -52,7 +52,7 @@ def test_ode_order(method):
         assert slope(ns, errors) < order + 1.0  # symmetric errors may cancel, never a whole order more
 
 
-@pytest.mark.parametrize("name", thinned(builds("score_flow.paths"), 2))
+@pytest.mark.parametrize("name", thinned(builds("score_flow.paths"), 4))
 def test_adaptive_flow_reaches_the_exact_state(name):
     """The error of Tsit5 at rtol = atol = 1e-6 stays below 1e-4, there and back again; each example steps alone."""
     denoiser = GaussianDenoiser(builds("score_flow.paths")[name]())

@@ -25,6 +25,7 @@ NETWORKS = {
     "adm": UNET,
     "edm2": (*UNET, "head_channels=32"),
 }
+ROUNDING = 16 * np.finfo("float32").eps  # sums over parts are in another order, three steps in a row
 EVERY = ["sit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "ncsnpp", "adm", "edm2"))]
 
 
@@ -77,7 +78,7 @@ def test_parameters_travel_and_activations_do_not(name):
     assert_parameters_alone_travel(program)
     split = [leaf for leaf in jax.tree.leaves(program.state.params) if not leaf.sharding.is_fully_replicated]
     assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
-    np.testing.assert_allclose(program.losses(3), alone(name), rtol=1e-6)
+    np.testing.assert_allclose(program.losses(3), alone(name), rtol=ROUNDING)
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_every_mesh_has_the_losses_of_one_device(name, fsdp):
     program = Program(name, fsdp)
     if fsdp:
         assert_parameters_alone_travel(program)
-    np.testing.assert_allclose(program.losses(3), alone(name), rtol=1e-6)
+    np.testing.assert_allclose(program.losses(3), alone(name), rtol=ROUNDING)
 
 
 @pytest.mark.slow

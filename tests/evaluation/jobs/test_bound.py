@@ -68,7 +68,7 @@ def gaps(denoiser, x0, noise, t_min, t_max):
     return prior + exact - multivariate_normal(cov=(sigma / alpha) ** 2 * np.eye(d)).logpdf(error)
 
 
-@pytest.mark.parametrize("case", thinned(itertools.product((True, False), PATHS), 11), ids=str)
+@pytest.mark.parametrize("case", thinned(itertools.product((True, False), PATHS), 15), ids=str)
 def test_exact_scores_give_the_likelihood(case, monkeypatch):
     """A correlated Gaussian by quadrature: both forms, to 1e-9 bits/dim in float64 and 1e-5 in float32.
 

@@ -88,6 +88,7 @@ def test_gallery(model, tmp_path, monkeypatch):
     assert page.count("Guidance scales") == 2 and "<h2>Gallery</h2>" in page
 
 
+@pytest.mark.slow
 def test_calls(model, tmp_path, monkeypatch):
     """The calls are counted, not copied from the request; every row judges as many samples; the report has a table."""
     few = {"DDIM": ((2, 4), calls.SAMPLERS["DDIM"][1]), "EDM Heun": ((3,), calls.SAMPLERS["EDM Heun"][1])}
