@@ -47,7 +47,8 @@ def test_the_perfect_network_has_the_least_loss(path):
         assert abs(losses.mean() - least(path, weighting, T_MIN, T_MAX)) <= 3 * error, weighting
 
 
-@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 7), ids=DEFAULTS)
+@pytest.mark.slow
+@every_path
 def test_every_prediction_has_the_same_loss(path):
     """At given times and noise, to the rounding of outputs and targets: | |a| - |b| | <= |a - b|, times the gain."""
     c = path.at(T)
@@ -65,7 +66,7 @@ def test_every_prediction_has_the_same_loss(path):
 OWN_LAWS = ("lognormal", "logit_normal", "shifted")  # part of the objective; of all others the base law is uniform
 
 
-@every_path
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 @pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_every_time_sampler_leads_to_the_least_loss(path, name):
     """Its mean over [t_min, t_max], over a chain's times, or under a law of its own."""
@@ -140,7 +141,7 @@ def least_bound(bound):
     return N * nats / np.log(2)
 
 
-@every_path
+@pytest.mark.parametrize("path", thinned(DEFAULTS.values(), 3), ids=DEFAULTS)
 @pytest.mark.parametrize("kind, variance", [
     ("vlb", "small"), ("vlb", "large"), ("vlb", "range"), ("vlb", "log"), ("hybrid", "range"), ("hybrid", "log"),
 ])  # fmt: skip

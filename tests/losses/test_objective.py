@@ -159,6 +159,7 @@ def on_a_chain(kind, model, variance, **fields):
     return of_chain(kind, model, times, bound, **fields)
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_hybrid_trains_the_variance_alone():
     """Its gradient at the mean is that of the simple loss to the bit; at the variance it is the weighted bound's."""
     model = Model(Learner(), VP(), PREDICTIONS["noise"])

@@ -126,7 +126,7 @@ def test_what_may_be_sent_in_bfloat16_is_used_in_it_alone(name):
     np.testing.assert_array_equal(exact(rounded, X, TIME, LABEL, None), exact(params, X, TIME, LABEL, None))
 
 
-@every_network
+@few_networks
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_time_changes_the_output(name, dtype):
     # In bfloat16, 998 and 999 are one number: features of time must be computed in float32.

@@ -61,7 +61,7 @@ def test_bits_of_a_gaussian(name):
         assert abs((found - density).mean()) <= 1e-5
 
 
-@pytest.mark.parametrize("name", thinned(PATHS, 1))
+@pytest.mark.parametrize("name", thinned(PATHS, 2))
 def test_the_default_on_a_gaussian(name):
     """What an evaluation solves with where its config is silent: 5e-4 bits/dim rms an image, as of trained networks.
 

@@ -15,7 +15,7 @@ from score_flow.errors import UserError
 from score_flow.paths.gvp import GVP
 from score_flow.paths.vp import VP
 from score_flow.process.grid import intervals, uniform
-from tests.discover import builds
+from tests.discover import builds, thinned
 from tests.exact import GaussianDenoiser
 
 # Settings on which the number of network calls depends, beside the defaults.
@@ -44,7 +44,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", builds("sampling"))
+@pytest.mark.parametrize("name", thinned(builds("sampling"), 3))
 def test_network_calls_are_counted(name):
     """The reported number of calls is the number of times the denoiser ran."""
     build = builds("sampling")[name]

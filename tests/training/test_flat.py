@@ -197,6 +197,7 @@ def of_trees(tmp_path_factory):
 POLICY, BAD = "training.non_finite=skip", [key_of(7), key_of(19)]
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_that_of_trees(of_trees, tmp_path, monkeypatch):
     """Bitwise, interrupted twice, and in the one form, the other and the first."""
     run, forms = fragile(), []
