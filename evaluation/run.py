@@ -264,4 +264,6 @@ def refuse_old_settings(directory: places.Place, settings: dict[str, Any]) -> No
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
