@@ -105,6 +105,7 @@ def test_a_workdir_that_is_none_is_refused(capsys, workdir):
     assert code == EXIT_USER_ERROR and "--workdir" in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_workdir_with_a_tilde_and_other_signs(tmp_path, monkeypatch):
     """~ is the home folder; a name may hold blanks and stars. The run is found again: nothing is left to do."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -85,6 +85,7 @@ def refusal(key: str, name: str, arguments: dict) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_every_wrong_value_of_every_argument_is_refused_with_its_key():
     n = 0
     for (key, name, argument), parameter in ARGUMENTS.items():

@@ -65,6 +65,7 @@ def test_leading_axes_and_pixels_as_they_are():
     assert pixels.shape((4, 4, 1)) == (4, 4, 1)
 
 
+@pytest.mark.slow
 def test_samples_are_decoded(workdir):
     """Samples and trajectory of latents come out as images, without any data set; the report shows them."""
     assert evaluate(workdir) == 0

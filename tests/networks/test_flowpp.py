@@ -128,6 +128,7 @@ def test_float32_is_float64_up_to_rounding(name):
     assert np.abs(u - c.u).max() < 100 * np.finfo("float32").eps
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_the_networks_only():
     x, noise = batch(3)
     params = trained(small("imagenet64"))
@@ -209,6 +210,7 @@ def test_initial_parameters_standardise_the_first_batch(name):
         np.testing.assert_allclose(value.std(axis=axes), scale, rtol=margin)
 
 
+@pytest.mark.slow
 def test_dropout_only_when_asked():
     network, (x, noise) = small("imagenet32", dropout=0.5), batch(3)
     params = trained(network)

@@ -196,6 +196,7 @@ def test_it_computes_in_the_dtype_it_is_told(build):
 
 
 @pytest.mark.parametrize("build", [ncsnv2.build, ncsn.build])
+@pytest.mark.slow
 def test_ncsnv2_ignores_time_and_ncsn_does_not(build):
     jaxpr = program(build, "bfloat16").jaxpr
     time = jaxpr.invars[1]
@@ -286,6 +287,7 @@ def test_torch_names_are_those_of_the_state_dict(description):
 
 
 @descriptions("score_sde/models_jax")
+@pytest.mark.slow
 def test_flax_names_and_shapes_are_those_of_the_parameters(description):
     network, image_shape = described(description["config"])
     tensors = {}

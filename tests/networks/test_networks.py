@@ -97,7 +97,7 @@ def test_the_directory_is_the_registry():
     assert {"mlp", "ncsnpp", "sit"} <= set(NETWORKS)
 
 
-@every_network
+@few_networks
 @pytest.mark.parametrize("dtype, out_channels", [
     ("float32", None), ("bfloat16", 5),
     pytest.param("float32", 5, marks=slow), pytest.param("bfloat16", None, marks=slow),
@@ -147,7 +147,7 @@ def test_label_changes_the_output_of_its_example_only(name):
     assert relative_error(after[1:], before[1:]) < rounding(params, jnp.float32)
 
 
-@every_network
+@few_networks
 def test_conditional_network_refuses_a_missing_label_and_unconditional_has_no_table(name):
     with pytest.raises(UserError, match="label"):
         shapes(small(name), X.shape)
@@ -176,7 +176,7 @@ def test_examples_do_not_mix(name):
     assert relative_error(permuted[1:], run()[order][1:]) < rounding(params_of(name), jnp.float32)
 
 
-@every_network
+@few_networks
 def test_equal_configs_are_one_compilation(name):
     assert hash(small(name)) == hash(small(name)) and small(name) == small(name)
     assert small(name) != small(name, dropout=0.25)

@@ -113,6 +113,7 @@ def test_a_grid_is_made_on_the_host_while_a_jit_traces(path, name):
 
 
 @pytest.mark.parametrize("name", ["karras", "log_snr"])
+@pytest.mark.slow
 def test_a_solver_with_a_grid_of_log_snr_works_inside_jit(name):
     denoiser, x = GaussianDenoiser(Linear()), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
     solver = Solver(method="heun", n_steps=16, grid=name)

@@ -45,7 +45,7 @@ def there_and_back(path, solver):
     return x0, z, back
 
 
-@except_slow("ve", "subvp", "gvp", "ddpm")
+@except_slow("ve", "subvp", "gvp", "ddpm", "vp")
 def test_a_round_trip_returns_the_data(name):
     x0, z, back = there_and_back(builds("score_flow.paths")[name](), Solver(rtol=1e-5, atol=1e-5))
     assert np.abs(back - x0).max() < 1e-3

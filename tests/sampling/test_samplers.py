@@ -31,7 +31,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", builds("sampling"))
+@pytest.mark.parametrize("name", thinned(builds("sampling"), 3))
 def test_a_sample_does_not_depend_on_its_batch(name):
     """100 samples in batches of 10 and of 100, keyed by their index."""
     build = builds("sampling")[name]

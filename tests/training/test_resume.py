@@ -140,6 +140,7 @@ def saved(workdir) -> list[int]:
     return sorted(int(path.name.split(".")[0]) for path in (workdir / "checkpoints-meta").glob("*.manifest.json"))
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops_names_the_step_and_spares_the_checkpoints(tmp_path, capsys):
     """A learning rate of 1e6 overflows: exit code 3, the step named, nothing saved after the last finite step."""
     flags = (

@@ -95,6 +95,7 @@ def test_exact_scores_give_the_likelihood(case, monkeypatch):
             assert np.abs(error).max() <= (1e-9 if x64 else 1e-5)
 
 
+@pytest.mark.slow
 def test_estimators_agree_and_importance_has_less_variance():
     """A mixture in 16 dimensions: all means are -log p(x0) within 3 standard errors; known parts pay in variance."""
     means = 0.7 * jax.random.rademacher(jax.random.key(0), (3, 16), jnp.float32)

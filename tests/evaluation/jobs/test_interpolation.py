@@ -38,6 +38,7 @@ def done(tmp_path_factory):
     return job, run_fold(build(job, Solver(**job.options.solver.to_dict())), directory, "interpolation")
 
 
+@pytest.mark.slow
 def test_rows_go_from_image_to_image(done):
     job, _ = done
     with np.load(job.directory / "interpolation.npz", allow_pickle=False) as arrays:
