@@ -23,7 +23,7 @@ from score_flow.networks.blocks import layers
 from score_flow.networks.blocks.transformer import xavier
 from score_flow.numerics import cosine
 from score_flow.tree import static
-from score_flow.types import Batch, Condition, Images, Key, Params, Times
+from score_flow.types import Batch, Condition, Images, Key, Params
 
 
 class Projector(nn.Module):
@@ -93,13 +93,6 @@ class Aligned(OfSquaredError):
         projected = self._projector(features).apply({"params": params[OWN][PROJECTOR]}, hidden)
         projected = layers.at_least_float32(projected)
         return losses - self.weight * jnp.mean(cosine(projected, features.astype(projected.dtype)), axis=1)
-
-    def at(
-        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
-        *, key: Key | None = None,
-    ) -> Float[Array, "b"]:
-        """Return the weighted squared error of each example at given times and noise."""
-        return self.simple.at(params, x0, noise, t, condition, key=key)
 
     def _projector(self, features: Float16[Array, "b n d"]) -> Projector:
         return Projector(self.width, features.shape[-1], getattr(self.model.network, "dtype", "float32"))

@@ -104,6 +104,13 @@ class OfSquaredError(OfNoisyImages):
     def noising(self) -> Noising:
         return self.simple.noising
 
+    def at(
+        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
+        *, key: Key | None = None,
+    ) -> Float[Array, "b"]:
+        """Return the weighted squared error of each example at given times and noise."""
+        return self.simple.at(params, x0, noise, t, condition, key=key)
+
 
 def _away_from_ends(c: Coefficients) -> Coefficients:
     """The ends of an interpolant (alpha or sigma exactly 0) have 0 x inf in weight x gain^2; their limit is finite."""

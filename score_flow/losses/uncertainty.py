@@ -18,7 +18,7 @@ from score_flow.losses.base import Noised, unused
 from score_flow.losses.simple import OfSquaredError, denoising
 from score_flow.model import OWN, Model
 from score_flow.process.times import TimeSampler
-from score_flow.types import Condition, Images, Key, Params, Times
+from score_flow.types import Key, Params, Times
 
 CHANNELS = 128
 LARGEST = 20.0  # of |log SNR|: beyond it u is constant
@@ -45,13 +45,6 @@ class Uncertain(OfSquaredError):
     def examples(self, params: Params, drawn: Noised, key: Key | None = None) -> Float[Array, "b"]:
         u = self.log_error(params, drawn.t)
         return jnp.exp(-u) * self.simple.examples(params, drawn, key) + u
-
-    def at(
-        self, params: Params, x0: Images, noise: Images, t: Times, condition: Condition = None,
-        *, key: Key | None = None,
-    ) -> Float[Array, "b"]:
-        """Return the weighted squared error of each example at given times and noise."""
-        return self.simple.at(params, x0, noise, t, condition, key=key)
 
 
 def build(model: Model, times: TimeSampler, prepare: Preprocess, num_classes: int, options: TrainOptions) -> Uncertain:
