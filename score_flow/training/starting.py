@@ -41,11 +41,10 @@ def fitted(weights: PyTree, shapes: PyTree, of_classes: Set[str], where: str) ->
     UserError for any other name or shape that differs.
     """
     there, here = ({"/".join(path): leaf for path, leaf in flatten_dict(tree).items()} for tree in (weights, shapes))
+    projects = lambda name: name.startswith(f"{OWN}/{PROJECTOR}/")  # noqa: E731
+    there = {name: leaf for name, leaf in there.items() if name in here or not projects(name)}
     differ = differing(there, here)
-    beside = {name for name in differ if name.startswith(f"{OWN}/{PROJECTOR}/")}
-    drawn = {name: said for name, said in differ.items() if name in beside | of_classes and name in here}
-    there = {name: leaf for name, leaf in there.items() if name in here or name not in beside}
-    differ = {name: said for name, said in differ.items() if name in here or name not in beside}
+    drawn = {n: said for n, said in differ.items() if n in here and (n in of_classes or projects(n))}
     if faults := [said for name, said in differ.items() if name not in drawn]:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{where} is of another network: {'; '.join(faults[:SHOWN])}{more}.")
