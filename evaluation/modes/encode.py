@@ -28,6 +28,9 @@ KEYS = ("first", "n", "autoencoder_sha256", "scale", "shift", "centered", "mirro
 OF_IMAGES = ("first", "n", "decoding", FEATURES)
 
 
+Arrays = Callable[[UInt8[Array, "b h w c"]], dict[str, Array]]
+
+
 class Part(NamedTuple):
     """A network that makes arrays of images, {name: (b, ...)}; facts: what it is."""
 
@@ -75,9 +78,10 @@ def encode(run: Experiment, config: Config, workdir: places.Place) -> None:
     if run.real:
         raise UserError("--mode=encode takes images of pixel levels, and the data are real numbers.")
     parts = {name: open_(run, config) for name, open_ in networks.items()}
+    arrays = program(run, parts)
     with held(workdir, "making of latents"):
         for split in ("train", "test"):
-            encode_split(run, config, parts, run.open_source(split), workdir / split)
+            encode_split(run, config, parts, arrays, run.open_source(split), workdir / split)
 
 
 def moments(run: Experiment, config: Config) -> Part:
@@ -117,12 +121,9 @@ def patches(run: Experiment, config: Config) -> Part:
     return Part(of, params, {FEATURES: facts | {"patches": h * w // stride**2, "channels": network.width}})
 
 
-def encode_split(
-    run: Experiment, config: Config, parts: dict[str, Part], source: Source, target: places.Place
-) -> None:
-    """Encode one split: a round writes the arrays of the next images to their place in the files."""
-    mesh, all_of = run.mesh, Mirrored(source) if config.data.random_flip else source
-    params = jax.device_put({name: part.params for name, part in parts.items()}, replicated(mesh))
+def program(run: Experiment, parts: dict[str, Part]) -> Arrays:
+    """Return what makes the arrays of all networks, compiled once for both splits."""
+    params = jax.device_put({name: part.params for name, part in parts.items()}, replicated(run.mesh))
 
     @jax.jit
     def arrays(params: PyTree, image: UInt8[Array, "b h w c"]) -> dict[str, Array]:
@@ -130,10 +131,19 @@ def encode_split(
             found = [part.of(params[name], image) for name, part in parts.items()]
         return {name: array for each in found for name, array in each.items()}
 
+    return lambda image: arrays(params, image)
+
+
+def encode_split(
+    run: Experiment, config: Config, parts: dict[str, Part], arrays: Arrays, source: Source, target: places.Place
+) -> None:
+    """Encode one split: a round writes the arrays of the next images to their place in the files."""
+    mesh, all_of = run.mesh, Mirrored(source) if config.data.random_flip else source
+
     def make(indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = gather(all_of, indices, batch_sharding(mesh))
         kept = [name for name in ("image", "label") if name in batch and (of_images or name == "label")]
-        made = to_host(arrays(params, batch["image"]) | {name: batch[name] for name in kept})
+        made = to_host(arrays(batch["image"]) | {name: batch[name] for name in kept})
         if not all(np.isfinite(array).all() for array in made.values()):
             raise NonFinite(f"{target}: what the networks make of images {indices[:8].tolist()}, ... is not finite.")
         return made
@@ -148,7 +158,7 @@ def encode_split(
         facts |= {"name": f"latents of {source.name}", "num_classes": source.num_classes, "data": source.name}
         facts |= {"first": checksum(source, FIRST), "n": len(all_of), "mirrored": bool(config.data.random_flip)}
         given = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
-        facts |= {"latent_shape": jax.eval_shape(arrays, params, given)["mean"].shape[1:]}
+        facts |= {"latent_shape": jax.eval_shape(arrays, given)["mean"].shape[1:]}
     if not is_made(facts, target, file, keys, f"{what} of other data or another network"):
         convert(facts, target, file, keys, size=multiple(mesh, config.eval.batch_size), make=make, what=what)
     if is_main():
