@@ -16,7 +16,7 @@ from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained.base import Checkpoint, Layout, Project
-from score_flow.pretrained.layouts import ncsnpp
+from score_flow.pretrained.layouts import edm_config, ncsnpp
 
 KINDS = {"ema": "params_ema", "raw": "params"}
 # The settings that say what the weights mean, with what they are if not given; None: what a config must say
@@ -69,33 +69,14 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
     size, of_network = theirs["data.image_size"], {key: ours for key, ours in network.items() if key in theirs}
     common = {f"network.{ours}": theirs[key] for key, ours in of_network.items()} | {
         "network.name": "ncsnpp",
-        "path.name": "ve",
-        "path.sigma_min": theirs["model.t_min"],
-        "path.sigma_max": theirs["model.t_max"],
-        "model.data_std": theirs["model.data_std"],
-        "model.input": "unit_variance",
-        "model.time": "log_sigma",
-        "model.time_scale": 0.25,
-        "model.time_shift": 0.0,
+        **edm_config.preconditioned((theirs["model.t_min"], theirs["model.t_max"]), theirs["model.data_std"]),
+        **edm_config.images((size, size, theirs["data.num_channels"]), num_classes=0),
         "model.ema_rate": (float(theirs["model.ema_rate"]),),
-        "data.image_shape": (size, size, theirs["data.num_channels"]),
-        "data.num_classes": 0,
-        "data.levels": 256,
-        "data.centered": True,
         "data.random_flip": theirs["data.random_flip"],
         "data.uniform_dequantization": theirs["data.uniform_dequantization"],
     }
-    return common | (_consistency() if LOSSES[theirs["training.loss"]] else _denoiser(theirs))
-
-
-def _denoiser(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model.prediction": "edm",
-        "sampling.name": "heun",
-        "sampling.n_steps": theirs["model.num_scales"],
-        "sampling.grid": "karras",
-        "sampling.t_min": 0.0,
-    }
+    of_kind = _consistency() if LOSSES[theirs["training.loss"]] else edm_config.denoiser(theirs["model.num_scales"])
+    return common | of_kind
 
 
 def _consistency() -> dict[str, Any]:

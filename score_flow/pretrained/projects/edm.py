@@ -17,6 +17,7 @@ from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.ncsnpp import NCSNpp
 from score_flow.pretrained import base
+from score_flow.pretrained.layouts import edm_config
 from score_flow.pretrained.projects import edm2
 
 RESIDUAL = {"norm_0": "norm0", "conv_0": "conv0", "embedding": "affine", "norm_1": "norm1", "conv_1": "conv1"}
@@ -57,7 +58,6 @@ ARGUMENTS = {
     "resample_filter": (1, 1),
 }
 ENCODERS = {"standard": "none", "residual": "residual"}
-LEVELS = (0.002, 80.0)  # between which EDM samples
 
 
 def read(tree: Any) -> base.Checkpoint | None:
@@ -196,24 +196,10 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": float(given["dropout"]),
     }  # fmt: skip
     return {f"network.{field}": value for field, value in network.items()} | {
-        "path.name": "ve",
-        "path.sigma_min": LEVELS[0],
-        "path.sigma_max": LEVELS[1],
-        "model.prediction": "edm",
-        "model.data_std": float(given["sigma_data"]),
-        "model.input": "unit_variance",
-        "model.time": "log_sigma",
-        "model.time_scale": 0.25,
-        "model.time_shift": 0.0,
+        **edm_config.preconditioned(edm_config.LEVELS, float(given["sigma_data"])),
+        **edm_config.denoiser(n_steps=18),
+        **edm_config.images((size, size, given["img_channels"]), classes),
         "model.class_conditional": classes > 0,
-        "data.image_shape": (size, size, given["img_channels"]),
-        "data.num_classes": classes,
-        "data.levels": 256,
-        "data.centered": True,
-        "sampling.name": "heun",
-        "sampling.n_steps": 18,
-        "sampling.grid": "karras",
-        "sampling.t_min": 0.0,
     }
 
 

@@ -16,6 +16,7 @@ from score_flow.errors import UserError, check_choice
 from score_flow.model import Model
 from score_flow.networks.edm2 import ATTENTION, EDM2, JOINED, LABEL, LARGEST, RESIDUAL
 from score_flow.pretrained import base
+from score_flow.pretrained.layouts import edm_config
 
 CLASS = "Precond"
 # The arguments of their network with what they are if not given; None: what a file must say
@@ -154,25 +155,11 @@ def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
         "network.attention_resolutions": tuple(given["attn_resolutions"]),
         "network.head_channels": given["channels_per_head"],
         "network.dropout": float(given["dropout"]),
-        "path.name": "ve",
-        "path.sigma_min": 0.002,
-        "path.sigma_max": 80.0,
-        "model.prediction": "edm",
-        "model.data_std": float(given["sigma_data"]),
-        "model.input": "unit_variance",
-        "model.time": "log_sigma",
-        "model.time_scale": 0.25,
-        "model.time_shift": 0.0,
+        **edm_config.preconditioned(edm_config.LEVELS, float(given["sigma_data"])),
+        **edm_config.denoiser(n_steps=32),
+        **edm_config.images((size, size, given["img_channels"]), classes),
         "model.class_conditional": classes > 0,
-        "data.image_shape": (size, size, given["img_channels"]),
-        "data.num_classes": classes,
-        "data.levels": 256,
-        "data.centered": True,
         "data.uniform_dequantization": False,
-        "sampling.name": "heun",
-        "sampling.n_steps": 32,
-        "sampling.grid": "karras",
-        "sampling.t_min": 0.0,
     }
 
 
