@@ -27,9 +27,8 @@ from score_flow.tree import static
 from score_flow.types import Batch, Condition, Images, Key, Params, Times
 
 Kind = Literal["meanflow", "improved", "shortcut", "consistency"]
-Average = Callable[[Images, Times, Times], Images]  # u(x_t, t, span) of one network
 Heads = tuple[Images, Images | None]  # u, and the velocity that a network's own head says, where it has one
-Both = Callable[[Images, Times, Times], Heads]
+Both = Callable[[Images, Times, Times], Heads]  # of (x_t, t, span), by one network
 Guidance = Float[Array, "b 3"] | None
 OFFSET = 0.01  # of the weight, as published
 
@@ -133,11 +132,7 @@ class FlowMap(OfNoisyImages):
         if guidance is not None:
             velocity = self._guided(velocity, own, asked, x, t, share, rest)
         point = Point(x, t, span, *(part if part is None else jax.lax.stop_gradient(part) for part in (velocity, own)))
-        both = asked(rest, guidance)
-        if self.kind == "improved":
-            errors = improved_with_head(both, point)
-        else:
-            errors = [ERRORS[self.kind](lambda *at: both(*at)[0], point)]
+        errors = ERRORS[self.kind](asked(rest, guidance), point)
         return sum(self._weighted(error) for error in errors if error is not None)
 
     def _weighted(self, error: Images) -> Float[Array, "b"]:
@@ -211,34 +206,29 @@ def along(direction: Images, both: Both, point: Point) -> Heads:
     return u + expand(point.span, u) * jax.lax.stop_gradient(rate) - point.velocity, head
 
 
-def meanflow(average: Average, point: Point) -> Images:
+def meanflow(both: Both, point: Point) -> Heads:
     """Along the velocity of the pair."""
-    return along(point.velocity, lambda *at: (average(*at), None), point)[0]
+    return along(point.velocity, both, point)[0], None
 
 
-def improved(average: Average, point: Point) -> Images:
-    """Along the network's own velocity."""
-    own = average(point.x, point.t, jnp.zeros_like(point.span))
-    return improved_with_head(lambda *at: (average(*at), None), point._replace(own=jax.lax.stop_gradient(own)))[0]
-
-
-def improved_with_head(both: Both, point: Point) -> Heads:
-    """(the error along the network's own velocity, that of its head)."""
+def improved(both: Both, point: Point) -> Heads:
+    """Along the network's own velocity, and that of its head."""
     error, head = along(point.own, both, point)
     return error, head if head is None else head - point.velocity
 
 
-def shortcut(average: Average, point: Point) -> Images:
+def shortcut(both: Both, point: Point) -> Heads:
     """u - (u(x_t, t, m) + u(x_m, m, s))/2 with m in the middle; u - v where s = t."""
     half = point.span / 2
-    first = average(point.x, point.t, half)
+    first, _ = both(point.x, point.t, half)
     middle = point.x - expand(half, point.x) * first
-    target = (first + average(middle, point.t - half, half)) / 2
+    target = (first + both(middle, point.t - half, half)[0]) / 2
     target = jnp.where(expand(point.span, target) > 0, target, point.velocity)
-    return average(*point[:3]) - jax.lax.stop_gradient(target)
+    return both(point.x, point.t, point.span)[0] - jax.lax.stop_gradient(target), None
 
 
-ERRORS: dict[str, Callable[[Average, Point], Images]] = {
+# (what a network says, where) -> the error of u, and that of a head for the velocity, where one is trained
+ERRORS: dict[str, Callable[[Both, Point], Heads]] = {
     "meanflow": meanflow, "improved": improved, "shortcut": shortcut, "consistency": meanflow,
 }  # fmt: skip
 
